@@ -1,0 +1,27 @@
+"""Reconstruction loss (section 3.3, equation 5) and the choice of the dates it looks at (section 3.1)."""
+import torch
+
+
+def token_error(prediction, target, is_used=None):
+    """Squared error of each token divided by its own dimension, the summand of equation 5.
+
+    prediction, target (N, C, W, W) for an image, (N, T, C) for a series; is_used (N, T) bool: the dates that count,
+    None for all. Returns (N,).
+    """
+    error = (prediction - target) ** 2
+    if is_used is None:
+        return error.flatten(1).mean(1)
+    error = error.mean(-1) * is_used                                          # N x T
+    return error.sum(1) / is_used.sum(1).clamp(min=1)
+
+
+def top_dates(attention, padded, share=0.25):
+    """The dates with the highest attention of each patch: the unsupervised cloud filter of section 3.1.
+
+    attention (B, P, T); padded (B, T) bool, True where there is no date; share: of the valid dates, rounded up, so that
+    a series of one date keeps it. Returns index (B, P, K) int64 and is_used (B, K) bool with K = ceil(share x T).
+    """
+    wanted = ((~padded).sum(1) * share).ceil()                                # B
+    most = max(1, int(-(-attention.shape[-1] * share // 1)))
+    index = attention.masked_fill(padded[:, None], -1).topk(most, dim=-1).indices
+    return index, torch.arange(most, device=padded.device) < wanted[:, None]

@@ -1,0 +1,86 @@
+"""Modality combiner (section 3.1, equations 1 and 2, figure 3c) with Euclidean relative positions (Wu et al., 2021).
+
+Dimensions: B tiles, M modalities, P patches, D embedding, H heads, K buckets of distances.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+RATIO = 1.9             # iRPE's default: distances of 1, 1.9 x 2 and 1.9 x 8 patches bound its piecewise index
+BUCKETS = int(2 * RATIO) + 1
+
+
+def distance_buckets(positions):
+    """The bucket of the distance of each pair of patches, iRPE's piecewise index function (Wu et al., 2021, eq. 18).
+
+    positions (P, 2; patches): row and column of each patch. Distances are rounded; up to RATIO each has a bucket of its
+    own, beyond they share buckets of growing width. Returns (P, P) int64 in 0..BUCKETS-1.
+    """
+    positions = positions.double()
+    distance = torch.cdist(positions, positions).round()
+    near, bound, far = RATIO, 2 * RATIO, 8 * RATIO
+    log = near + (distance.clamp(min=near) / near).log() / torch.tensor(far / near).log() * (bound - near)
+    return torch.where(distance <= near, distance, log.round().clamp(max=BUCKETS - 1)).long()
+
+
+class Attention(nn.Module):
+    """Multi-head attention with contextual relative positions on the keys: q_i . (k_j + r_bucket(i,j)).
+
+    The table r is shared by the heads. No bias on keys: softmax would cancel it.
+    """
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"the embedding size must be a multiple of the {heads} heads, not {dim}")
+        self.heads = heads
+        self.query, self.key_value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
+        self.relative = nn.Parameter(0.02 * torch.randn(BUCKETS, dim // heads))    # r
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x, context, buckets):
+        """x (B, N, D) attends to context (B, S, D); buckets (N, S) int64. Returns (B, N, D)."""
+        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # B x H x N x D/H
+        k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = (q @ self.relative.t()) / q.shape[-1] ** 0.5                               # B x H x N x K
+        bias = bias.gather(-1, buckets.expand(*bias.shape[:2], *buckets.shape))           # B x H x N x S
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm residual attention and MLP of ratio 2, self-attention if no context is given."""
+
+    def __init__(self, dim, heads, cross=False):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.norm_context = nn.LayerNorm(dim) if cross else None
+        self.attention = Attention(dim, heads)
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x, buckets, context=None):
+        normed = self.norm(x)
+        context = normed if context is None else self.norm_context(context)
+        x = x + self.attention(normed, context, buckets)
+        return x + self.mlp(x)
+
+
+class Combiner(nn.Module):
+    """C: all tokens of a tile to one vector a patch. 3.69 M parameters (the paper: 3.6 M)."""
+
+    def __init__(self, dim, depth, heads):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.cross = Block(dim, heads, cross=True)
+        self.token = nn.Parameter(0.02 * torch.randn(dim))    # f^comb
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, tokens, positions):
+        """tokens (B, M, P, D), positions (P, 2; patches): row and column. Returns f* (B, P, D)."""
+        modalities, patches = tokens.shape[1:3]
+        buckets = distance_buckets(positions).to(tokens.device)               # the same for all modalities of a patch
+        g = tokens.flatten(1, 2)                                              # B x MP x D
+        for block in self.blocks:
+            g = block(g, buckets.repeat(modalities, modalities))              # eq. 1
+        f = self.token.expand(len(g), patches, -1)                            # P copies, one at each patch
+        return self.norm(self.cross(f, buckets.repeat(1, modalities), g))     # eq. 2

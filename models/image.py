@@ -1,0 +1,84 @@
+"""Encoder and decoder of image patches (section 3.1, figure 3a).
+
+Dimensions: N patches, C bands, W patch side in pixels, D embedding.
+A strided convolution, then max-pools with residual blocks between them, collapse the patch to one pixel. The decoder
+walks the same sizes back and puts each value where the encoder's max-pool took it from ("index bypass", as in SegNet,
+Badrinarayanan et al. 2017): the token need not store the layout of the patch, only its radiometry.
+Sizes for W = 50: 24 -> 12 -> 6 -> 3 -> 1, for W = 40: 20 -> 10 -> 5 -> 2 -> 1.
+"""
+import torch.nn.functional as F
+from torch import nn
+
+
+def _stem_padding(patch):
+    """0 or 1, whichever gives the 4 x 4 convolution of stride 2 an even output: then the first pool drops no pixel."""
+    return 1 if (patch // 2) % 2 == 0 else 0
+
+
+def pooled_sizes(patch):
+    """The side (pixels) before each max-pool, down to the last one, which takes all that is left.
+
+    Errors: ValueError for a patch under 4 pixels. Returns e.g. [24, 12, 6, 3] for 50.
+    """
+    if patch < 4:
+        raise ValueError(f"an image patch needs at least 4 x 4 pixels, not {patch}")
+    sizes = [(patch + 2 * _stem_padding(patch) - 4) // 2 + 1]
+    while sizes[-1] > 3:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with GroupNorm(4) and a skip; (N, D, w, w) -> (N, D, w, w)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1), nn.GroupNorm(4, dim), nn.GELU(),
+            nn.Conv2d(dim, dim, 3, padding=1), nn.GroupNorm(4, dim))
+
+    def forward(self, x):
+        return F.gelu(x + self.body(x))
+
+
+class ImageEncoder(nn.Module):
+    """Image patches to tokens. 3.56 M parameters for 4 bands and D = 256 (the paper prints 3.6 M).
+
+    No norm follows the first convolution: over a single patch it would erase the brightness the token is to carry.
+    """
+
+    def __init__(self, bands, patch, dim):
+        super().__init__()
+        self.sizes = pooled_sizes(patch)
+        self.stem = nn.Conv2d(bands, dim, 4, stride=2, padding=_stem_padding(patch))
+        self.blocks = nn.ModuleList(ResidualBlock(dim) for _ in self.sizes[1:])
+
+    def forward(self, x):
+        """x (N, C, W, W): standardised patches. Returns tokens (N, D) and the indices of each max-pool for the decoder."""
+        x = F.gelu(self.stem(x))
+        indices = []
+        for block in self.blocks:
+            x, index = F.max_pool2d(x, 2, return_indices=True)
+            indices.append(index)
+            x = block(x)
+        x, index = F.max_pool2d(x, self.sizes[-1], return_indices=True)    # N x D x 1 x 1
+        indices.append(index)
+        return x.flatten(1), indices
+
+
+class ImageDecoder(nn.Module):
+    """Tokens and pooling indices to image patches. 1.79 M parameters for 4 bands and D = 256 (the paper: 1.8 M)."""
+
+    def __init__(self, bands, patch, dim):
+        super().__init__()
+        self.patch, self.sizes = patch, pooled_sizes(patch)
+        self.blocks = nn.ModuleList(nn.ConvTranspose2d(dim, dim, 3, padding=1) for _ in self.sizes[1:])
+        self.last = nn.ConvTranspose2d(dim, bands, 4, stride=2, padding=_stem_padding(patch))
+
+    def forward(self, token, indices):
+        """token (N, D), indices: those of ImageEncoder for the same N patches. Returns (N, C, W, W)."""
+        x = token[:, :, None, None]
+        x = F.max_unpool2d(x, indices[-1], self.sizes[-1], output_size=(self.sizes[-1],) * 2)
+        for block, index, size in zip(self.blocks, reversed(indices[:-1]), reversed(self.sizes[:-1])):
+            x = F.max_unpool2d(F.gelu(block(x)), index, 2, output_size=(size, size))
+        return self.last(x, output_size=(self.patch, self.patch))

@@ -1,0 +1,80 @@
+"""Encoder and decoder of time series (section 3.1, figure 3b): L-TAE (Garnot and Landrieu, 2020) and its inverse.
+
+Dimensions: B tiles, P patches, T dates, C bands, D embedding, H heads.
+"""
+import torch
+from torch import nn
+
+HEADS, KEY_DIM = 16, 8         # of L-TAE
+HIDDEN_PER_BAND = 0.8          # of the decoder, see SeriesDecoder
+
+
+def date_encoding(period, dim):
+    """Sinusoids of the day number, the positional encoding of L-TAE (base 1000).
+
+    period (days): the largest day number. dim: an even number of features. Returns (period + 1, dim).
+    """
+    day = torch.arange(period + 1, dtype=torch.float64)[:, None]
+    angle = day / 1000 ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()
+
+
+def mlp(*widths):
+    """Linear, LayerNorm, GELU for each step. LayerNorm, not BatchNorm: no padded date and no other tile takes part."""
+    layers = []
+    for inputs, outputs in zip(widths[:-1], widths[1:]):
+        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.GELU()]
+    return nn.Sequential(*layers)
+
+
+class SeriesEncoder(nn.Module):
+    """L-TAE: each head has one learned query, and its own share of the channels as values.
+
+    403 k parameters for 10 bands and 402 k for 2, as printed in section 3.4 (D = 256).
+    """
+
+    def __init__(self, bands, period, dim):
+        super().__init__()
+        if dim % (2 * HEADS):
+            raise ValueError(f"the embedding size must be a multiple of {2 * HEADS}, not {dim}")
+        self.embed = mlp(bands, dim // 8, dim // 2, dim)
+        self.key = nn.Linear(dim, HEADS * KEY_DIM, bias=False)    # a bias would shift all dates alike: no effect
+        self.query = nn.Parameter(torch.randn(HEADS, KEY_DIM))
+        self.out = nn.Sequential(mlp(dim, dim, 2 * dim, dim), nn.LayerNorm(dim))
+        self.register_buffer("dates", date_encoding(period, dim // HEADS).repeat(1, HEADS), persistent=False)
+
+    def forward(self, x, dates, padded):
+        """x (B, P, T, C): standardised series; dates (B, T): day numbers; padded (B, T): True where there is no date.
+
+        Returns tokens (B, P, D) and the attention of the dates averaged over heads, (B, P, T), 0 where padded.
+        An empty series (all padded) gives a finite token that the caller must not use.
+        """
+        x = self.embed(x) + self.dates[dates][:, None]                        # B x P x T x D
+        # <query_h, key_h(x)> with the key's matrix folded into the query: H scores, no T x H x KEY_DIM keys
+        query = torch.einsum("hk,hkd->dh", self.query, self.key.weight.view(HEADS, KEY_DIM, -1)) / KEY_DIM ** 0.5
+        scores = (x @ query).masked_fill(padded[:, None, :, None], torch.finfo(x.dtype).min)
+        attention = scores.softmax(dim=2).masked_fill(padded[:, None, :, None], 0)    # B x P x T x H
+        values = x.unflatten(-1, (HEADS, -1))                                 # B x P x T x H x D/H
+        token = torch.einsum("bpth,bpthc->bphc", attention, values).flatten(2)
+        return self.out(token), attention.mean(dim=-1)
+
+
+class SeriesDecoder(nn.Module):
+    """Repeats the token over dates, adds their encoding, maps to the bands with an MLP.
+
+    The paper's 96 k (10 bands) and 95 k (2 bands) parameters are mostly the fixed 367 x 256 table of date encodings;
+    they leave room for 8 and 4 hidden units. Not in the paper: that these units exist. Without them (one linear layer)
+    the decoded series would be a(patch) + b(date), the same curve for all patches up to a shift.
+    """
+
+    def __init__(self, bands, period, dim):
+        super().__init__()
+        hidden = max(4, round(HIDDEN_PER_BAND * bands))
+        self.hidden, self.last = nn.Linear(dim, hidden), nn.Linear(hidden, bands)
+        self.register_buffer("dates", date_encoding(period, dim), persistent=False)
+
+    def forward(self, token, dates):
+        """token (N, D), dates (N, T): day numbers to decode. Returns (N, T, C)."""
+        # hidden(token + encoding) = hidden(token) + W encoding: the sum over D is done once a token and once a day
+        by_day = self.dates @ self.hidden.weight.t()                          # period + 1 x hidden
+        return self.last(nn.functional.gelu(self.hidden(token)[:, None] + by_day[dates]))
