@@ -1,0 +1,59 @@
+"""Mean and standard deviation of each band over the training split, computed once and kept in datasets/stats/."""
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+FOLDER = Path(__file__).parent / "stats"
+
+
+class _Sums(torch.utils.data.Dataset):
+    """Number, sum and sum of squares of each band of one tile, all dates, (3, C) float64 for each modality."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        sums = {}
+        for key, (data, _) in self.dataset.read(i).items():
+            x = np.asarray(data, dtype=np.float64)                                # (T x) C x H x W
+            axes = tuple(a for a in range(x.ndim) if a != x.ndim - 3)
+            count = np.full(x.shape[-3], x.size // x.shape[-3])
+            sums[key] = np.stack([count, x.sum(axes), (x ** 2).sum(axes)])
+        return sums
+
+
+def training_statistics(dataset, workers=0):
+    """{key: {"mean": [C], "std": [C]}} of a dataset's training split, in the units of its batches.
+
+    Read from the file of this very list of tiles if there is one, else computed over every tile and written. Call it
+    on one process first. Errors: UserError for a modality without data or a constant band.
+    """
+    path = FOLDER / f"{dataset.release}-{dataset.name}-{dataset.data_hash[:8]}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if set(dataset.modalities) <= set(known):
+        return {key: known[key] for key in dataset.modalities}
+    loader = torch.utils.data.DataLoader(_Sums(dataset), batch_size=None, num_workers=workers)
+    total = None
+    for sums in tqdm(loader, desc=f"statistics of {dataset.name}", unit="tile"):
+        total = sums if total is None else {key: total[key] + sums[key] for key in sums}
+    for key, (count, first, second) in total.items():
+        mean = first / count
+        std = (second / count - mean ** 2).clip(0) ** 0.5
+        if not (np.isfinite(mean).all() and (std > 0).all()):
+            raise UserError(f"{dataset.root}: band without data or without variation in {key} of {dataset.name}: "
+                            f"mean {mean.tolist()}, std {std.tolist()}")
+        known[key] = {"mean": mean.tolist(), "std": std.tolist(), "tiles": len(dataset)}
+    FOLDER.mkdir(exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(known, indent=1))
+    os.replace(temporary, path)
+    return {key: known[key] for key in dataset.modalities}

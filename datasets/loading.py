@@ -1,0 +1,73 @@
+"""From tiles to batches: the order of the tiles, the pools they are processed in, padding.
+
+A step of the optimiser sees `batch` tiles in all, cut into pools of at most `pool` tiles. A pool is one forward pass on
+one process, and the contrastive loss looks for negatives inside it. Pool k of a step goes to process k modulo their
+number: one process with 384 tiles works through the same three pools as three processes with 128 tiles each.
+"""
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+
+class Pools(Sampler):
+    """The pools of one process; a batch sampler.
+
+    size: tiles in the dataset. pool, batch: tiles a pool, and a step over all processes. seed: shuffles, a new order
+    each epoch (set .epoch); None keeps the order. rank, world: this process and their number.
+    """
+
+    def __init__(self, size, pool, batch, seed=None, rank=0, world=1):
+        self.size, self.pool, self.batch = size, min(pool, batch), batch
+        self.seed, self.epoch, self.rank, self.world = seed, 0, rank, world
+
+    def steps(self):
+        """Yields for each step the tiles in it over all processes, and this process's pools: (number, indices)."""
+        order = np.arange(self.size)
+        if self.seed is not None:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        number = 0
+        for start in range(0, self.size, self.batch):
+            step = order[start:start + self.batch]
+            pools = [step[i:i + self.pool] for i in range(0, len(step), self.pool)]
+            yield len(step), [(number + k, pool.tolist()) for k, pool in enumerate(pools) if k % self.world == self.rank]
+            number += len(pools)
+
+    def __iter__(self):
+        for _, pools in self.steps():
+            for _, indices in pools:
+                # the epoch travels with the index, so that workers draw the epoch's dates
+                yield indices if self.seed is None else [(i, self.epoch) for i in indices]
+
+    def __len__(self):
+        return sum(len(pools) for _, pools in self.steps())
+
+
+def collate(items):
+    """List of tiles to a batch: series are padded with zeros to the longest one, at least one date.
+
+    Each tile: name, label (K,), image (C, H, W) or series (T, C, H, W) with <key>_dates (T,). Returns the dict of
+    models/omnisat.py with name (list) and label (B, K).
+    """
+    batch = {"name": [item["name"] for item in items]}
+    for key in items[0]:
+        values = [item[key] for item in items]
+        if key.endswith("_dates"):
+            continue                                                              # with their series
+        if f"{key}_dates" in items[0]:
+            longest = max(1, *(len(value) for value in values))
+            data = values[0].new_zeros(len(items), longest, *values[0].shape[1:])
+            dates = torch.zeros(len(items), longest, dtype=torch.int64)
+            padded = torch.ones(len(items), longest, dtype=torch.bool)
+            for i, (value, item) in enumerate(zip(values, items)):
+                data[i, :len(value)], dates[i, :len(value)] = value, item[f"{key}_dates"]
+                padded[i, :len(value)] = False
+            batch |= {key: data, f"{key}_dates": dates, f"{key}_padded": padded}
+        elif key != "name":
+            batch[key] = torch.stack(values)
+    return batch
+
+
+def make_loader(dataset, pools, workers):
+    """DataLoader over the pools, pinned where there is a GPU, its worker processes kept between epochs."""
+    return DataLoader(dataset, batch_sampler=pools, collate_fn=collate, num_workers=workers,
+                      pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)

@@ -1,0 +1,95 @@
+"""Score a fine-tuned checkpoint on the test split and add the row to a table.
+
+    python evaluate.py --checkpoint runs/treesatai-ts/NAME/finetuned.pt --data-root DIR --csv results/table2.csv
+
+Prints weighted, macro and micro F1 at sigmoid > 0.5 and mean average precision, in %. Each tile is scored once,
+whatever the number of processes (torchrun works too). finetune.py --csv does the same at its end.
+"""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from datasets import DATASETS
+from datasets.loading import Pools, make_loader
+from utils import checkpoint, distributed, metrics, options
+from utils.errors import run
+from utils.log import provenance
+from utils.results import write_row
+
+
+@torch.no_grad()
+def score(model, dataset, loader, pools, device, progress=None):
+    """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process."""
+    model.eval()
+    batches, mine = iter(loader), []
+    for step_size, step_pools in pools.steps():
+        for _, indices in step_pools:
+            batch = distributed.to_device(next(batches), device)
+            mine.append((indices, model(batch).float().cpu().numpy()))
+        if progress is not None:
+            progress.update(step_size)
+    logits = np.full(dataset.labels.shape, np.nan, np.float32)
+    for indices, values in (pair for process in distributed.gather(mine) for pair in process):
+        logits[indices] = values
+    if not np.isfinite(logits).all():
+        bad = dataset.names[int((~np.isfinite(logits)).any(1).argmax())]
+        raise FloatingPointError(f"the model gives a logit that is not finite for tile {bad}")
+    labels = dataset.labels.numpy()
+    loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), dataset.labels).item()
+    counts = metrics.count(logits, labels)
+    return metrics.f1_scores(counts) | {"map": metrics.mean_average_precision(logits, labels), "loss": loss,
+                                        "counts": counts, "n": len(labels)}
+
+
+def score_test(path, data_root, pool, workers, place, command, csv=None):
+    """Load a fine-tuned checkpoint, score its test split, write the row. Returns the scores.
+
+    place: (rank, world, device) of distributed.setup. command: (script, argv) for the row.
+    """
+    rank, world, device = place
+    saved = checkpoint.load(path, "finetuned")
+    model = checkpoint.rebuild(saved).to(device)
+    test = DATASETS[saved["dataset"]](data_root, "test", list(model.sensors), name=saved["dataset"],
+                                      max_cloud=saved["max_cloud"])
+    pools = Pools(len(test), pool, pool * world, None, rank, world)
+    with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
+        scores = score(model, test, make_loader(test, pools, workers), pools, device, progress)
+    if rank == 0 and csv:
+        source = provenance(*command, device)
+        row = {"table": Path(csv).stem, "dataset": saved["dataset"], "model": saved["config"]["model"],
+               "pretraining": saved["pretraining"], "ablation": "none",
+               "modality": options.modality_name(model.sensors, saved["dataset"]),
+               "label_percent": saved["label_percent"], "seed": saved["seed"],
+               **{name: f"{scores[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
+               "n_test": scores["n"], "params": sum(p.numel() for p in model.parameters()),
+               "pretrain_hours": f"{saved['pretrain_hours']:.4f}", "finetune_hours": f"{saved['hours']:.4f}",
+               "scale": options.scale(test.is_demo or saved["is_demo"], **saved["size"]), "status": "ok",
+               "split_hash": saved["split_hash"][:12], "checkpoint_hash": checkpoint.file_hash(path)[:12], **source}
+        write_row(csv, row, {"classes": list(test.classes)} | scores["counts"])
+    return scores
+
+
+def main(argv=None):
+    arguments = options.parser(__doc__)
+    arguments.add_argument("--checkpoint", required=True, metavar="FILE", help="finetuned.pt as finetune.py writes it")
+    arguments.add_argument("--data-root", required=True, metavar="DIR", help="folder of the raw files")
+    arguments.add_argument("--csv", metavar="FILE", help="table to add the row to; its name is the row's table")
+    options.add_loader_options(arguments)
+    args = arguments.parse_args(argv)
+    options.check_positive(args, "pool")
+
+    place = distributed.setup()
+    command = "evaluate.py", argv if argv is not None else sys.argv[1:]
+    scores = score_test(args.checkpoint, args.data_root, args.pool, args.workers, place, command, args.csv)
+    distributed.finish()
+    if place[0] == 0:
+        print(json.dumps({name: round(scores[name], 4) for name in ("f1_weighted", "f1_macro", "f1_micro", "map", "n")}))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,162 @@
+"""Fine-tune OmniSat for multi-label classification, from a pretrained checkpoint or from scratch (section 4.2).
+
+    python finetune.py --dataset treesatai-ts --data-root DIR --init runs/treesatai-ts/pretrain-seed0/pretrained.pt
+    python finetune.py --dataset treesatai-ts --data-root DIR --init none --modalities s2 --label-percent 10
+    torchrun --nproc_per_node=3 finetune.py ...
+
+All weights are trained. The checkpoint with the best validation F1 (macro) is kept in finetuned.pt and, with --csv,
+scored on the test split at the end.
+"""
+import math
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from datasets import DATASETS
+from datasets.band_statistics import training_statistics
+from datasets.loading import Pools, make_loader
+from evaluate import score, score_test
+from models import build_model
+from utils import checkpoint, distributed, options
+from utils.errors import UserError, run
+from utils.log import Log, provenance
+
+
+def train_epoch(model, loader, pools, device, optimizer, progress):
+    """One pass over the training tiles with binary cross-entropy. Returns its mean over the tiles of all processes."""
+    model.train()
+    batches, total, tiles = iter(loader), torch.zeros((), device=device), 0
+    for step_size, step_pools in pools.steps():
+        for _, indices in step_pools:
+            batch = distributed.to_device(next(batches), device)
+            loss = F.binary_cross_entropy_with_logits(model(batch), batch["label"])
+            (loss * len(indices) / step_size).backward()
+            total += loss.detach() * len(indices)
+        distributed.sum_gradients(model)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tiles += step_size
+        progress.update(step_size)
+    return (distributed.sum_over_processes(total) / tiles).item()
+
+
+def main(argv=None):
+    # ---- options
+    arguments = options.parser(__doc__)
+    arguments.add_argument("--init", required=True, metavar="FILE",
+                           help="pretrained.pt to start from, or none for random weights")
+    options.add_data_options(arguments)
+    arguments.add_argument("--label-percent", type=int, default=100, metavar="PERCENT",
+                           help="use a stratified subset of the training labels, drawn with the seed; validation and test "
+                                "stay whole")
+    options.add_model_options(arguments, None, None)
+    training = options.add_training_options(arguments, epochs=200)
+    training.add_argument("--lr", type=float, help="of Adam (default: 2e-5 from a checkpoint, the paper's; 2e-4 from "
+                                                   "scratch, the official code's)")
+    training.add_argument("--min-epochs", type=int, default=50, help="no early stop before; not in the paper: the official "
+                                                                    "code's")
+    training.add_argument("--patience", type=int, default=10, help="stop after so many epochs without a better validation F1")
+    arguments.add_argument("--csv", metavar="FILE", help="score the test split at the end and add the row to this table")
+    args = arguments.parse_args(argv)
+    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent")
+    if args.label_percent > 100:
+        raise UserError(f"--label-percent must be between 1 and 100, not {args.label_percent}")
+    modalities = options.chosen_modalities(args.modalities, args.dataset)
+
+    # ---- setup
+    rank, world, device = distributed.setup()
+    torch.manual_seed(args.seed)
+    start_point = None if args.init == "none" else checkpoint.load(args.init, "pretrained")
+    size = {"embed_dim": args.embed_dim or 256, "depth": args.depth or 6}
+    if start_point is not None:
+        size = {name: start_point["config"]["options"][name] for name in size}
+        for name, value in size.items():
+            if getattr(args, name) not in (None, value):
+                raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: {args.init} has {value}; leave the "
+                                "option out")
+    pretraining = "none" if start_point is None else "self"
+    rate = args.lr if args.lr is not None else 2e-4 if start_point is None else 2e-5
+    output = Path(args.output or f"runs/{args.dataset}/omnisat-{pretraining}-{options.modality_name(modalities, args.dataset)}"
+                                 f"-{args.label_percent}percent-seed{args.seed}")
+    target = output / "finetuned.pt"
+    output.mkdir(parents=True, exist_ok=True)
+
+    # ---- data
+    def dataset(split, **choice):
+        return DATASETS[args.dataset](args.data_root, split, modalities, name=args.dataset, seed=args.seed,
+                                      max_cloud=args.max_cloud, **choice)
+    train, val = distributed.first_alone(lambda: (dataset("train", label_percent=args.label_percent), dataset("val")))
+    train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world)
+    val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world)
+    train_loader, val_loader = (make_loader(data, pools, args.workers)
+                                for data, pools in ((train, train_pools), (val, val_pools)))
+
+    # ---- model, optimiser
+    config = {"model": "omnisat", "sensors": [asdict(sensor) for sensor in train.sensors],
+              "options": size | {"num_classes": len(train.classes)}}
+    model = build_model("omnisat", train.sensors, **config["options"])
+    if start_point is None:
+        # the statistics are those of the whole training split, as in pretraining: they need no label
+        model.set_statistics(distributed.first_alone(lambda: training_statistics(dataset("train", labelled=False),
+                                                                                 args.workers)))
+    else:
+        checkpoint.start_from(model, start_point, args.init)
+    model.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
+
+    # ---- log
+    command = "finetune.py", argv if argv is not None else sys.argv[1:]
+    source = provenance(*command, device)
+    log = Log(output, rank, source | {"options": vars(args), "world": world, "lr": rate,
+                                      "parameters": sum(p.numel() for p in model.parameters())})
+    if rank == 0:
+        print(f"fine-tuning on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
+              f"{', '.join(modalities)}, from {args.init}; lr {rate:g}; {world} process(es) on {source['device']}",
+              file=sys.stderr)
+
+    # ---- loop
+    best, best_epoch, start = -math.inf, 0, time.time()
+    for epoch in range(1, args.epochs + 1):
+        train_pools.epoch = epoch
+        with tqdm(total=len(train), desc=f"fine-tune {epoch}/{args.epochs}", unit="tile", leave=False,
+                  disable=rank > 0) as progress:
+            loss = train_epoch(model, train_loader, train_pools, device, optimizer, progress)
+        if not math.isfinite(loss):
+            raise UserError(f"{output}: the loss is {loss} in epoch {epoch}; finetuned.pt holds the best epoch before; try "
+                            "a lower --lr")
+        scores = score(model, val, val_loader, val_pools, device)
+        scheduler.step(scores["loss"])
+        log.epoch(epoch, {"loss": loss, "val_loss": scores["loss"], "val_f1_macro": scores["f1_macro"],
+                          "val_f1_weighted": scores["f1_weighted"], "val_map": scores["map"],
+                          "lr": scheduler.get_last_lr()[0], "hours": (time.time() - start) / 3600})
+        if scores["f1_macro"] > best:
+            best, best_epoch = scores["f1_macro"], epoch
+            if rank == 0:
+                checkpoint.save(target, {
+                    "kind": "finetuned", "config": config, "weights": model.state_dict(), "dataset": args.dataset,
+                    "size": size, "pretraining": pretraining, "label_percent": args.label_percent, "seed": args.seed,
+                    "max_cloud": args.max_cloud, "epoch": epoch, "val_f1_macro": best,
+                    "hours": (time.time() - start) / 3600, "pretrain_hours": start_point["hours"] if start_point else 0.0,
+                    "split_hash": train.split_hash, "is_demo": train.is_demo, "source": source})
+        if epoch >= args.min_epochs and epoch - best_epoch >= args.patience:
+            break
+    log.close()
+
+    # ---- test
+    if args.csv:
+        distributed.first_alone(lambda: None)                                 # finetuned.pt is written
+        scores = score_test(target, args.data_root, args.pool, args.workers, (rank, world, device), command, args.csv)
+        if rank == 0:
+            print(f"test: weighted F1 {scores['f1_weighted']:.1f}, macro F1 {scores['f1_macro']:.1f}, mAP {scores['map']:.1f} "
+                  f"on {scores['n']} tiles; best epoch {best_epoch}; row added to {args.csv}", file=sys.stderr)
+    distributed.finish()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,74 @@
+"""Checkpoints: written whole or not at all, loaded without running anything in them."""
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+
+from datasets.sensors import Sensor
+from models import build_model
+from utils.errors import UserError
+
+
+def save(path, checkpoint):
+    """Write a dict of tensors, numbers, strings, lists and dicts: to a temporary file first, then renamed."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path, kind):
+    """Read a checkpoint of a kind ("pretrained" or "finetuned"). Errors: UserError that says what is wrong with it."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
+    except Exception as error:    # damaged archives raise many kinds
+        raise UserError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("kind") != kind:
+        found = checkpoint.get("kind", "unknown") if isinstance(checkpoint, dict) else "unknown"
+        script = {"pretrained": "pretrain.py", "finetuned": "finetune.py"}[kind]
+        raise UserError(f"{path}: a checkpoint of kind {found!r}, expected {kind!r}, as {script} writes it")
+    return checkpoint
+
+
+def rebuild(checkpoint):
+    """The model of a checkpoint with its weights, its sensors as they were when it was trained."""
+    config = checkpoint["config"]
+    model = build_model(config["model"], [Sensor(**sensor) for sensor in config["sensors"]], **config["options"])
+    model.load_state_dict(checkpoint["weights"])
+    return model
+
+
+def start_from(model, checkpoint, path):
+    """Load into a model what a pretrained checkpoint has for it: all but the head, which is new.
+
+    Of the checkpoint, only the decoders and what belongs to modalities that the model lacks stay unused.
+    Errors: UserError if the checkpoint lacks a modality of the model or has other sizes.
+    """
+    trained = [sensor["key"] for sensor in checkpoint["config"]["sensors"]]
+    for key in model.sensors:
+        if key not in trained:
+            raise UserError(f"{path}: pretrained on {', '.join(trained)}, not on {key}")
+        sensor = next(Sensor(**s) for s in checkpoint["config"]["sensors"] if s["key"] == key)
+        if sensor != model.sensors[key]:
+            raise UserError(f"{path}: its {key} is {sensor}, here it is {model.sensors[key]}: pretrained on another dataset")
+    wanted = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    found = {name: checkpoint["weights"].get(name) for name in wanted}
+    for name, value in found.items():
+        if value is None or value.shape != wanted[name].shape:
+            raise UserError(f"{path}: {name} is {'missing' if value is None else tuple(value.shape)}, the model has "
+                            f"{tuple(wanted[name].shape)}; its options are {checkpoint['config']['options']}")
+    model.load_state_dict(found, strict=False)
+
+
+def file_hash(path):
+    """sha256 of a file (64 hex digits)."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

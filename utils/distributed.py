@@ -1,0 +1,71 @@
+"""One process and torchrun are one code path: without torchrun there is one process, of rank 0."""
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def setup():
+    """Join the processes that torchrun started (nccl on GPU, gloo on CPU). Returns (rank, world, device)."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return rank, world, device
+
+
+def finish():
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def first_alone(function):
+    """Run the function on rank 0 first, then on the others, which find what it wrote. Returns its value."""
+    if not dist.is_initialized():
+        return function()
+    value = function() if dist.get_rank() == 0 else None
+    dist.barrier()
+    value = value if dist.get_rank() == 0 else function()
+    return value
+
+
+def sum_gradients(model):
+    """Sum the gradients over all processes, as one vector. A parameter that had no part here counts as zero.
+
+    Each process has weighted its pools by their share of the whole batch, so the sum is the gradient of the mean over
+    the batch, however the pools are spread; torch's DistributedDataParallel would average over processes instead.
+    """
+    if not dist.is_initialized():
+        return
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for p, g in zip(parameters, flat.split([g.numel() for g in gradients])):
+        p.grad = g.view_as(p)
+
+
+def sum_over_processes(tensor):
+    """The sum of a tensor over all processes, in place, on each of them."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather(value):
+    """List of every process's value, in the order of the ranks, on each of them."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def to_device(batch, device):
+    """The tensors of a batch on the device; names stay a list."""
+    return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+            for key, value in batch.items()}

@@ -1,0 +1,15 @@
+"""Errors that are the input's fault: one line that names the culprit and says what to do, no trace."""
+import sys
+
+
+class UserError(Exception):
+    """A bad file, option or checkpoint; its text names it and says what to do."""
+
+
+def run(main):
+    """Run a script's main(); a UserError, also one from a loader's worker process, becomes one line and exit code 2."""
+    try:
+        return main()
+    except UserError as error:
+        text = str(error).split("UserError: ")[-1].strip()    # a worker's error comes wrapped in its trace
+        sys.exit(f"{sys.argv[0]}: error: {text}")

@@ -1,0 +1,30 @@
+"""Multi-label scores from counts, so that a saved count is worth a run."""
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+
+def count(logits, labels):
+    """Per-class counts at sigmoid > 0.5. logits, labels (N, K). Returns {"tp", "fp", "fn", "tn"}: lists of K ints."""
+    predicted, actual = np.asarray(logits) > 0, np.asarray(labels) > 0.5
+    cells = {"tp": predicted & actual, "fp": predicted & ~actual, "fn": ~predicted & actual, "tn": ~predicted & ~actual}
+    return {name: cell.sum(0).tolist() for name, cell in cells.items()}
+
+
+def f1_scores(counts):
+    """F1 in % from counts: macro (mean over all K classes), weighted (by the class's number of tiles), micro.
+
+    A class that is neither present nor predicted has F1 = 0, as in the official code's torchmetrics.
+    """
+    tp, fp, fn = (np.asarray(counts[name], dtype=float) for name in ("tp", "fp", "fn"))
+    f1 = 2 * tp / np.maximum(1, 2 * tp + fp + fn)
+    support = tp + fn
+    return {"f1_weighted": 100 * (f1 * support).sum() / max(1, support.sum()), "f1_macro": 100 * f1.mean(),
+            "f1_micro": 100 * 2 * tp.sum() / max(1, (2 * tp + fp + fn).sum())}
+
+
+def mean_average_precision(logits, labels):
+    """Mean over the classes with a positive tile of the average precision, in %; 0 if there is none."""
+    present = np.asarray(labels).sum(0) > 0
+    if not present.any():
+        return 0.0
+    return 100 * average_precision_score(np.asarray(labels)[:, present], np.asarray(logits)[:, present], average="macro")

@@ -1,0 +1,82 @@
+"""Command-line options that the scripts share."""
+import argparse
+
+from datasets import DATASETS, DEFAULT_MODALITIES
+from datasets.sensors import SENSORS
+from utils.errors import UserError
+
+
+def parser(doc):
+    """An ArgumentParser that shows the script's docstring as it is written, and each default."""
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+    return argparse.ArgumentParser(description=doc, formatter_class=Formatter)
+
+
+def add_data_options(options):
+    """Which tiles, seen by which sensors."""
+    group = options.add_argument_group("data")
+    group.add_argument("--dataset", required=True, choices=DATASETS, help="the dataset; its raw format is read as it is")
+    group.add_argument("--data-root", required=True, metavar="DIR", help="folder of the raw files, see README")
+    group.add_argument("--modalities", default="all", metavar="KEYS",
+                       help="all, or a comma-separated choice such as s2 or vhr,s1; all means those of the paper's tables "
+                            "(s1 is the ascending orbit, s1-des must be asked for)")
+    group.add_argument("--max-cloud", type=float, metavar="PERCENT",
+                       help="leave out Sentinel-2 dates with a higher mean cloud or snow probability; not in the paper, "
+                            "whose model finds them by itself")
+    add_loader_options(group)
+
+
+def add_loader_options(group):
+    group.add_argument("--workers", type=int, default=4,
+                       help="reading processes beside each training process; 0 reads in the training process itself")
+    group.add_argument("--pool", type=int, default=128, metavar="TILES",
+                       help="tiles in one forward pass of one process; negatives of the contrastive loss come from the "
+                            "same pool, so a smaller one saves memory but changes the loss")
+
+
+def add_training_options(options, epochs):
+    """How long and how fast."""
+    group = options.add_argument_group("training")
+    group.add_argument("--epochs", type=int, default=epochs, help="at most so many")
+    group.add_argument("--batch-size", type=int, default=384, metavar="TILES",
+                       help="tiles a step over all processes (the paper: 3 x 128); more than a pool a process are "
+                            "accumulated")
+    group.add_argument("--seed", type=int, default=0, help="of the weights, the order of the tiles, the dates, the masks "
+                                                           "and the label subset")
+    group.add_argument("--output", metavar="DIR", help="folder for checkpoint and logs (default: under runs/)")
+    return group
+
+
+def add_model_options(options, default_dim, default_depth):
+    group = options.add_argument_group("model")
+    group.add_argument("--embed-dim", type=int, default=default_dim, metavar="D", help="embedding size; the paper: 256")
+    group.add_argument("--depth", type=int, default=default_depth, help="self-attention blocks of the combiner; the paper: 6")
+
+
+def chosen_modalities(text, dataset):
+    """("vhr", "s2") from "vhr,s2" or "all". Errors: UserError that lists the dataset's modalities."""
+    if text == "all":
+        return DEFAULT_MODALITIES[dataset]
+    keys = tuple(dict.fromkeys(text.split(",")))
+    for key in keys:
+        if key not in SENSORS[dataset]:
+            raise UserError(f"unknown modality {key!r}: {dataset} has {', '.join(SENSORS[dataset])}")
+    return tuple(key for key in SENSORS[dataset] if key in keys)
+
+
+def modality_name(modalities, dataset):
+    """The word in tables: all, one key, or keys joined by +."""
+    return "all" if tuple(modalities) == tuple(DEFAULT_MODALITIES[dataset]) else "+".join(modalities)
+
+
+def check_positive(args, *names):
+    """Errors: UserError for a number that must be at least 1 and is not."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+
+
+def scale(is_demo, embed_dim, depth):
+    """"paper" for the paper's model on a release's data, else "demo"."""
+    return "paper" if not is_demo and (embed_dim, depth) == (256, 6) else "demo"

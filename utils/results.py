@@ -1,0 +1,56 @@
+"""The CSV files of results: one row a cell and seed, with where it came from; counts beside it."""
+import csv
+import fcntl
+import io
+import json
+import os
+from pathlib import Path
+
+KEYS = ("table", "dataset", "model", "pretraining", "ablation", "modality", "label_percent")    # as in cells.csv
+COLUMNS = KEYS + ("seed", "f1_weighted", "f1_macro", "f1_micro", "map", "n_test", "params", "pretrain_hours",
+                  "finetune_hours", "scale", "status", "commit", "dirty", "command", "split_hash", "checkpoint_hash",
+                  "torch", "device", "date")
+
+
+def read_rows(path):
+    """List of dicts of text, empty if there is no file."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def identity(row):
+    """What makes a row the row of a cell and seed: the key columns and the seed, as text."""
+    return tuple(str(row[name]) for name in KEYS) + (str(row["seed"]),)
+
+
+def write_row(path, row, counts):
+    """Add a row, in place of an earlier one of the same cell and seed; files are replaced whole, one writer at a time.
+
+    counts: {"classes", "tp", "fp", "fn", "tn"}, kept in <table>.counts.jsonl, so that a metric can be recomputed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".counts.jsonl")
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = [r for r in read_rows(path) if identity(r) != identity(row)] + [row]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        lines = [json.loads(line) for line in beside.read_text().splitlines()] if beside.exists() else []
+        lines = [line for line in lines if identity(line) != identity(row)]
+        lines.append({name: str(row[name]) for name in KEYS + ("seed",)} | counts)
+        _replace(beside, "".join(json.dumps(line) + "\n" for line in lines))
+        _replace(path, text.getvalue())
+
+
+def _replace(path, text):
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
