@@ -22,7 +22,7 @@ def provenance(script, argv, device):
     world = os.environ.get("WORLD_SIZE", "1")
     start = "python" if world == "1" else f"torchrun --nproc_per_node={world}"
     return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": "unknown" if changed is None else bool(changed),
-            "command": f"{start} {script} {shlex.join(argv)}", "torch": torch.__version__,
+            "command": f"{start} {script} {shlex.join(argv)}", "torch": str(torch.__version__),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
