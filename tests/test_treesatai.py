@@ -1,0 +1,281 @@
+"""The reader of TreeSatAI and TreeSatAI-TS, trap by trap, and on the real files against what is known of them."""
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import TILES, write_h5, write_tif
+
+from datasets.loading import collate
+from datasets.splits import FOLDER, fingerprint, saved_subset
+from datasets.treesatai import (CLASSES, LABELS_FILE, SPLIT_SEED, VAL_SHARE, TreeSatAI, choose_dates, find_files, read_h5,
+                                read_labels, read_list, read_vhr)
+from utils.errors import UserError
+
+ALL = ("vhr", "s2", "s1")
+
+
+# ---- the real files -------------------------------------------------------------------------------------------------
+
+def test_real_labels_have_the_published_counts(real):
+    labels = read_labels(real / "labels" / LABELS_FILE)
+    _, others = find_files(real)
+    train, test = (np.array([labels[tile] for tile in read_list(real, others, split)]) for split in ("train", "test"))
+    assert train.sum(0).tolist() == [1152, 2960, 3050, 3093, 5129, 9971, 2697, 4326, 9919, 10340, 456, 353, 4046, 10558, 215]
+    assert test.sum(0).tolist() == [124, 328, 329, 358, 567, 1142, 285, 491, 1101, 1160, 89, 38, 450, 1151, 27]
+    assert np.bincount(train.sum(1)).tolist() == [7, 26677, 14720, 3598, 322, 12, 1]
+    assert np.bincount(test.sum(1)).tolist() == [0, 2928, 1669, 415, 31, 1]
+    names = read_list(real, others, "train")
+    assert {name for name in names if not labels[name].any()} == {f"{stem}_NLF.tif" for stem in (
+        "Acer_pseudoplatanus_2_6638_BI", "Acer_pseudoplatanus_5_144434_BI", "Cleared_0_21199_WEFL", "Fagus_sylvatica_3_4520_BI",
+        "Fagus_sylvatica_5_6221_BI", "Fagus_sylvatica_6_7050_BI", "Picea_abies_3_6925_BI")}
+
+
+def test_committed_lists_are_what_the_real_labels_give(real, tmp_path, monkeypatch):
+    labels = read_labels(real / "labels" / LABELS_FILE)
+    _, others = find_files(real)
+    names = read_list(real, others, "train")
+    monkeypatch.setattr("datasets.splits.FOLDER", tmp_path)
+
+    def draw(what, names, share, seed):
+        return saved_subset("treesatai", what, names, np.array([labels[name] for name in names]), share, seed)
+    val = draw("val", names, VAL_SHARE, SPLIT_SEED)
+    rest = [name for name in names if name not in set(val)]
+    subsets = [draw("10percent", rest, 0.1, seed) for seed in (0, 1, 2)]
+    for path in tmp_path.iterdir():
+        assert path.read_text() == (FOLDER / path.name).read_text()
+    assert len(list(tmp_path.iterdir())) == 4 and (len(val), len(rest)) == (6773, 38564)
+    counts = np.array([labels[name] for name in rest]).sum(0)
+    for subset in subsets:
+        assert np.abs(np.array([labels[name] for name in subset]).sum(0) - 0.1 * counts).max() <= 0.5 + 1e-9
+    assert len({fingerprint(subset) for subset in subsets}) == 3
+
+
+def test_real_tile(real):
+    stem = "Abies_alba_1_1005_WEFL_NLF"
+    image = read_vhr(real / "aerial" / f"{stem}.tif")
+    assert image.shape == (4, 300, 300) and image.dtype == np.uint8
+    assert image.mean((1, 2)).round().tolist() == pytest.approx([137, 86, 82, 76], abs=1.5)    # NIR, G, B, R
+    series = read_h5(real / "sentinel-ts" / f"{stem}_2020.h5", ["s2", "s1", "s1-des"])
+    s2, days = series["s2"]
+    assert s2.shape == (146, 10, 6, 6) and s2.min() == 1 and s2.max() == 14664 and (s2 == s2.round()).all()
+    assert days[[0, 1, -1]].tolist() == [2, 5, 365] and (np.diff(days) > 0).all()    # 2 January .. 30 December 2020
+    # 20 m bands are replicated with a phase of one pixel, 10 m bands are not: this is the band order
+    same = [bool((s2[:, band, :, 0] == s2[:, band, :, 1]).all()) for band in range(10)]
+    assert same == [band in (3, 4, 5, 7, 8, 9) for band in range(10)]
+    clear = read_h5(real / "sentinel-ts" / f"{stem}_2020.h5", ["s2"], max_cloud=1)["s2"][0]
+    assert np.median(clear, (0, 2, 3)) == pytest.approx([400, 540, 440, 920, 2130, 2570, 2880, 2920, 1560, 840], rel=0.35)
+    assert series["s1"][0].shape == (60, 2, 6, 6) and series["s1-des"][0].shape == (61, 2, 6, 6)    # 86 with duplicates
+    for key in ("s1", "s1-des"):
+        vv, vh = series[key][0].mean((0, 2, 3))
+        assert -11.5 < vv < -8.5 and -17.5 < vh < -14.5 and series[key][0].min() >= -40    # dB
+
+
+# ---- layouts --------------------------------------------------------------------------------------------------------
+
+def test_split_labels_and_empty_tiles(release):
+    train = TreeSatAI(release, "train", ALL)
+    assert train.names == [TILES[0]]    # TILES[1] is in val, TILES[2] has no entry over 0.07
+    assert TreeSatAI(release, "train", ALL, labelled=False).names == [TILES[0], TILES[2]]
+    assert train.labels[0].nonzero().flatten().tolist() == [CLASSES.index("Abies")]    # exactly 0.07 does not count
+    val = TreeSatAI(release, "val", ALL)
+    assert val.labels[0].nonzero().flatten().tolist() == [CLASSES.index("Betula"), CLASSES.index("Fagus")]
+    assert TreeSatAI(release, "test", ALL).names == [TILES[0]]
+
+
+@pytest.mark.parametrize("move", [
+    ("split/train_filenames.lst", "train_filenames.lst"), (f"labels/{LABELS_FILE}", LABELS_FILE),
+    (f"sentinel-ts/{TILES[0][:-4]}_2021.h5", f"sentinel/{TILES[0][:-4]}.h5"), (f"aerial/{TILES[0]}", f"aerial/60m/{TILES[0]}"),
+    (f"aerial/{TILES[0]}", f"aerial_60m_abies_alba/{TILES[0]}"), (f"sentinel-ts/{TILES[1][:-4]}_2021.h5",
+                                                                  f"sentinel-ts/{TILES[1][:-4]}.h5")])
+def test_layouts(release, move):
+    source, target = (release / path for path in move)
+    target.parent.mkdir(exist_ok=True)
+    shutil.move(source, target)
+    assert len(TreeSatAI(release, "train", ALL)) == len(TreeSatAI(release, "val", ALL)) == 1
+    assert TreeSatAI(release, "train", ALL)[0]["s2"].shape == (4, 10, 6, 6)
+
+
+def test_single_date_layouts_and_bands(release):
+    for _ in range(2):    # below sentinel/ as on Hugging Face, then at the root as on Zenodo
+        tile = TreeSatAI(release, "train", ALL, name="treesatai")[0]
+        assert tile["s2"][0, :, 0, 0].tolist() == list(range(1, 11)) and tile["s2_dates"].tolist() == [120]
+        assert tile["s1"].shape == (1, 2, 6, 6) and tile["s1"][0, :, 0, 0].tolist() == [-9, -15]
+        if (release / "sentinel").exists():
+            shutil.move(release / "sentinel" / "s1", release / "s1")
+            shutil.move(release / "sentinel" / "s2", release / "s2")
+            shutil.rmtree(release / "sentinel")
+
+
+def test_drawn_lists_are_stratified_repeatable_and_guarded(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.splits.FOLDER", tmp_path / "drawn")
+    names = [f"t{i}.tif" for i in range(200)]
+    labels = np.random.default_rng(0).random((200, 3)) < [0.5, 0.2, 0.05]
+    subset = saved_subset("x", "val", names, labels, 0.15, 0)
+    assert subset == saved_subset("x", "val", names, labels, 0.15, 0) and subset == sorted(subset, key=names.index)
+    chosen = np.isin(names, subset)
+    assert np.abs(labels[chosen].sum(0) - 0.15 * labels.sum(0)).max() <= 1 and abs(chosen.sum() - 30) <= 3
+    path = next((tmp_path / "drawn").iterdir())
+    path.write_text(path.read_text().replace(subset[0], "t999.tif"))
+    with pytest.raises(UserError, match="hash"):
+        saved_subset("x", "val", names, labels, 0.15, 0)
+
+
+# ---- traps in the series --------------------------------------------------------------------------------------------
+
+def test_centre_crop(tmp_path):
+    image = np.zeros((304, 304, 4))
+    image[2, 2], image[301, 301], image[1], image[302] = 7, 8, 9, 9
+    crop = read_vhr(write_tif(tmp_path / "a.tif", value=image))
+    assert crop[0, 0, 0] == 7 and crop[0, -1, -1] == 8 and (crop != 9).all()
+
+
+def test_duplicate_acquisitions_are_taken_once(tmp_path):
+    data = np.arange(4 * 72, dtype=np.float32).reshape(4, 2, 6, 6) + 1
+    series, days = read_h5(write_h5(tmp_path / "a.h5", sen_1_asc_data=data, sen_1_asc_days=[5, 5, 9, 9]), ["s1"])["s1"]
+    assert days.tolist() == [5, 9] and np.allclose(series, 10 * np.log10(data[[0, 2]]))
+
+
+def test_unsorted_dates_are_sorted_with_their_data(tmp_path):
+    data = np.arange(1, 4, dtype=np.float32)[:, None, None, None] * np.ones((3, 2, 6, 6), np.float32)
+    series, days = read_h5(write_h5(tmp_path / "a.h5", sen_1_asc_data=data, sen_1_asc_days=[90, 7, 30]), ["s1"])["s1"]
+    assert days.tolist() == [7, 30, 90] and np.allclose(series[:, 0, 0, 0], 10 * np.log10([2, 3, 1]))
+
+
+def test_missing_values(tmp_path):
+    """A missing pixel becomes its date's and band's mean; a date without values goes together with its day."""
+    data = np.full((4, 2, 6, 6), 0.1, np.float32)
+    data[0, 1, 2, 3] = np.nan
+    data[0, 1, 0, 0] = 0.1 * 36                  # the mean of the other 35 pixels is 0.2
+    data[1, 0] = np.nan                          # one band missing: the date is of no use
+    data[2] = 0                                  # the products' nodata
+    data[3, 0, 0, 0] = np.inf
+    series, days = read_h5(write_h5(tmp_path / "a.h5", sen_1_asc_data=data, sen_1_asc_days=[1, 2, 3, 4]), ["s1"])["s1"]
+    assert days.tolist() == [1, 4] and np.isfinite(series).all()
+    assert series[0, 1, 2, 3] == pytest.approx(10 * np.log10(0.2), abs=1e-5)
+    assert series[1] == pytest.approx(-10, abs=1e-5)
+
+
+def test_decibel_has_a_floor(tmp_path):
+    data = np.full((3, 2, 6, 6), 0.1, np.float32)
+    data[0, 1, 0, 0], data[1, 1, 0, 0], data[2, 1, 0, 0] = 0, 1.6e-12, -0.5
+    series = read_h5(write_h5(tmp_path / "a.h5", sen_1_asc_data=data), ["s1"])["s1"][0]
+    assert (series[:, 1, 0, 0] == -40).all() and (series[:, 0] == pytest.approx(-10, abs=1e-5))
+
+
+@pytest.mark.parametrize("channels", [2, 10])
+def test_masks_of_2_or_10_channels(tmp_path, channels):
+    masks = np.zeros((4, channels, 6, 6), np.float32)
+    masks[0, 0], masks[2, 1] = 100, 80           # snow, cloud
+    masks[1, :2] = 1e-9                          # dust
+    path = write_h5(tmp_path / "a.h5", sen_2_masks=masks)
+    assert read_h5(path, ["s2"], max_cloud=50)["s2"][1].tolist() == [20, 40]
+    assert read_h5(path, ["s2"])["s2"][1].tolist() == [10, 20, 30, 40]
+
+
+def test_empty_series_is_legal(release):
+    write_h5(release / "sentinel-ts" / f"{TILES[0][:-4]}_2021.h5", sen_1_asc_data=np.zeros((0, 2, 6, 6), np.float32),
+             sen_1_asc_days=[])
+    write_tif(release / "sentinel" / "s1" / "60m" / TILES[0], (6, 6, 3), -9999, np.float32)
+    for name in ("treesatai-ts", "treesatai"):
+        tile = TreeSatAI(release, "train", ALL, name=name)[0]
+        assert tile["s1"].shape == (0, 2, 6, 6) and tile["s1_dates"].shape == (0,)
+        other = TreeSatAI(release, "val", ALL, name=name)[0]
+        batch = collate([tile, other])
+        assert batch["s1_padded"].all(1).tolist() == [True, False] and not batch["s2_padded"].all(1).any()
+        assert collate([tile])["s1"].shape == (1, 1, 2, 6, 6) and collate([tile])["s1_padded"].all()
+
+
+def test_dates_of_a_long_series(release):
+    days = np.arange(1, 366, 3)
+    data = np.repeat(days[:, None, None, None], 10, 1) * np.ones((1, 1, 6, 6), np.float32)
+    write_h5(release / "sentinel-ts" / f"{TILES[0][:-4]}_2021.h5", sen_2_data=data.astype(np.float32), sen_2_days=days,
+             sen_2_masks=np.zeros((len(days), 2, 6, 6), np.float32))
+    data = TreeSatAI(release, "train", ("s2",))
+    fixed, first, again, second = data[0], data[0, 1], data[0, 1], data[0, 2]
+    for tile in (fixed, first, second):
+        assert len(tile["s2"]) == 50 and (tile["s2"][:, 3, 2, 2] == tile["s2_dates"]).all() and (tile["s2_dates"].diff() > 0).all()
+    assert fixed["s2_dates"][[0, -1]].tolist() == [1, 364] and fixed["s2_dates"].diff().max() <= 9
+    assert torch.equal(first["s2_dates"], again["s2_dates"]) and not torch.equal(first["s2_dates"], second["s2_dates"])
+    assert choose_dates(50, 50) == slice(None)
+
+
+def test_padding(release):
+    """Padded dates are marked and zero; the others are in place."""
+    write_h5(release / "sentinel-ts" / f"{TILES[0][:-4]}_2021.h5", sen_1_asc_data=np.full((1, 2, 6, 6), 0.1, np.float32),
+             sen_1_asc_days=[77])
+    batch = collate([TreeSatAI(release, "train", ALL)[0], TreeSatAI(release, "val", ALL)[0]])
+    assert batch["s1"].shape == (2, 3, 2, 6, 6) and batch["s1_padded"].tolist() == [[False, True, True], [False] * 3]
+    assert batch["s1_dates"].tolist() == [[77, 0, 0], [5, 11, 17]] and (batch["s1"][0, 1:] == 0).all()
+    assert batch["vhr"].dtype == torch.uint8 and batch["name"] == TILES[:2] and batch["label"].shape == (2, 15)
+
+
+# ---- bad input: one clear error that names the culprit --------------------------------------------------------------
+
+def series_path(root, tile=0):
+    return root / "sentinel-ts" / f"{TILES[tile][:-4]}_2021.h5"
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def without(path, name):
+    with h5py.File(path, "r+") as file:
+        del file[name]
+
+
+def no_label(root):
+    path = root / "labels" / LABELS_FILE
+    labels = json.loads(path.read_text())
+    del labels[TILES[0]]
+    path.write_text(json.dumps(labels))
+
+
+@pytest.mark.parametrize("damage, culprit", [
+    (lambda root: series_path(root).unlink(), f"{TILES[0]}: no file of s2"),
+    (lambda root: (root / "aerial" / TILES[0]).unlink(), f"{TILES[0]}: no file of vhr"),
+    (lambda root: shutil.copy(series_path(root), series_path(root).with_name(f"{TILES[0][:-4]}_2020.h5")), "2 files of s2"),
+    (lambda root: cut_off(root / "aerial" / TILES[0]), f"{TILES[0]}: cannot be read as TIFF"),
+    (lambda root: (root / "aerial" / TILES[0]).write_bytes(b""), f"{TILES[0]}: cannot be read as TIFF"),
+    (lambda root: write_tif(root / "aerial" / TILES[0], (299, 304, 4)), "shape"),
+    (lambda root: write_tif(root / "aerial" / TILES[0], (304, 304, 3)), "4 bands"),
+    (lambda root: write_tif(root / "aerial" / TILES[0], dtype=np.uint16), "uint16"),
+    (lambda root: cut_off(series_path(root)), "2021.h5: cannot be read as HDF5"),
+    (lambda root: series_path(root).write_bytes(b"not hdf5"), "2021.h5: cannot be read as HDF5"),
+    (lambda root: without(series_path(root), "sen-2-data"), "2021.h5: no dataset sen-2-data"),
+    (lambda root: without(series_path(root), "sen-1-asc-products"), "2021.h5: no dataset sen-1-asc-products"),
+    (lambda root: write_h5(series_path(root), sen_2_data=np.ones((4, 9, 6, 6), np.float32)), "sen-2-data has shape"),
+    (lambda root: write_h5(series_path(root), sen_2_days=[1, 2, 3]), "3 products"),
+    (lambda root: write_h5(series_path(root), sen_2_data=np.array([b"a"] * 4)), "2021.h5"),
+    (no_label, f"{TILES[0]}: in the train list but not in"),
+    (lambda root: (root / "labels" / LABELS_FILE).write_text("{"), "not the label file"),
+    (lambda root: (root / "labels" / LABELS_FILE).write_text('{"a.tif": [["Oak", 0.5]]}'), "not the label file"),
+    (lambda root: (root / "labels" / LABELS_FILE).unlink(), f"no {LABELS_FILE}"),
+    (lambda root: (root / "split" / "train_filenames.lst").unlink(), "no train_filenames.lst"),
+    (lambda root: (root / "train_filenames.lst").write_text(TILES[0]), "differ: keep one"),
+    (lambda root: (root / "split" / "train_filenames.lst").write_text("Abies"), "'Abies' is no tile name"),
+])
+def test_bad_input(release, damage, culprit):
+    damage(release)
+    with pytest.raises(UserError) as error:
+        TreeSatAI(release, "train", ALL)[0]
+    assert culprit in str(error.value) and "\n" not in str(error.value).strip()
+
+
+def test_bad_date_in_a_product_name(release):
+    with h5py.File(series_path(release), "r+") as file:
+        file["sen-2-products"][1] = "S2A_MSIL2A_2021x102T102421_N0213"
+    with pytest.raises(UserError, match="no date at character 11 of product b'S2A_MSIL2A_2021x102"):
+        TreeSatAI(release, "train", ALL)[0]
+
+
+def test_zip_files_are_pointed_out(tmp_path):
+    (tmp_path / LABELS_FILE).write_text("{}")
+    (tmp_path / "split.zip").write_bytes(b"")
+    with pytest.raises(UserError, match="unpack .*split.zip first"):
+        TreeSatAI(tmp_path, "train", ALL)
+    with pytest.raises(UserError, match="no such folder"):
+        TreeSatAI(tmp_path / "nowhere", "train", ALL)
