@@ -74,13 +74,19 @@ def score_test(path, data_root, pool, workers, place, command, csv=None):
     return scores
 
 
-def main(argv=None):
+def command_line():
+    """The ArgumentParser."""
     arguments = options.parser(__doc__)
     arguments.add_argument("--checkpoint", required=True, metavar="FILE", help="finetuned.pt as finetune.py writes it")
     arguments.add_argument("--data-root", required=True, metavar="DIR", help="folder of the raw files")
     arguments.add_argument("--csv", metavar="FILE", help="table to add the row to; its name is the row's table")
     options.add_loader_options(arguments)
-    args = arguments.parse_args(argv)
+    return arguments
+
+
+def main(argv=None):
+    # ---- options
+    args = command_line().parse_args(argv)
     options.check_positive(args, "pool")
 
     place = distributed.setup()

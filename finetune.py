@@ -45,8 +45,8 @@ def train_epoch(model, loader, pools, device, optimizer, progress):
     return (distributed.sum_over_processes(total) / tiles).item()
 
 
-def main(argv=None):
-    # ---- options
+def command_line():
+    """The ArgumentParser."""
     arguments = options.parser(__doc__)
     arguments.add_argument("--init", required=True, metavar="FILE",
                            help="pretrained.pt to start from, or none for random weights")
@@ -62,7 +62,12 @@ def main(argv=None):
                                                                     "code's")
     training.add_argument("--patience", type=int, default=10, help="stop after so many epochs without a better validation F1")
     arguments.add_argument("--csv", metavar="FILE", help="score the test split at the end and add the row to this table")
-    args = arguments.parse_args(argv)
+    return arguments
+
+
+def main(argv=None):
+    # ---- options
+    args = command_line().parse_args(argv)
     options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent")
     if args.label_percent > 100:
         raise UserError(f"--label-percent must be between 1 and 100, not {args.label_percent}")
@@ -70,7 +75,6 @@ def main(argv=None):
 
     # ---- setup
     rank, world, device = distributed.setup()
-    torch.manual_seed(args.seed)
     start_point = None if args.init == "none" else checkpoint.load(args.init, "pretrained")
     size = {"embed_dim": args.embed_dim or 256, "depth": args.depth or 6}
     if start_point is not None:
@@ -99,6 +103,7 @@ def main(argv=None):
     # ---- model, optimiser
     config = {"model": "omnisat", "sensors": [asdict(sensor) for sensor in train.sensors],
               "options": size | {"num_classes": len(train.classes)}}
+    torch.manual_seed(args.seed)                                              # here, since loaders draw numbers too
     model = build_model("omnisat", train.sensors, **config["options"])
     if start_point is None:
         # the statistics are those of the whole training split, as in pretraining: they need no label

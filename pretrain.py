@@ -53,8 +53,8 @@ def run_epoch(model, loader, pools, device, seed, optimizer=None, progress=None)
     return dict(zip(("loss", "contrastive", "reconstruction"), means))
 
 
-def main(argv=None):
-    # ---- options
+def command_line():
+    """The ArgumentParser."""
     arguments = options.parser(__doc__)
     options.add_data_options(arguments)
     options.add_model_options(arguments, 256, 6)
@@ -63,13 +63,17 @@ def main(argv=None):
     training.add_argument("--patience", type=int, default=40,
                           help="stop after so many epochs without a lower validation loss; not in the paper: the official "
                                "code's")
-    args = arguments.parse_args(argv)
+    return arguments
+
+
+def main(argv=None):
+    # ---- options
+    args = command_line().parse_args(argv)
     options.check_positive(args, "epochs", "batch_size", "pool", "patience", "embed_dim")
     modalities = options.chosen_modalities(args.modalities, args.dataset)
 
     # ---- setup
     rank, world, device = distributed.setup()
-    torch.manual_seed(args.seed)
     output = Path(args.output or f"runs/{args.dataset}/pretrain-seed{args.seed}")
     target = output / "pretrained.pt"
     if target.exists() and checkpoint.load(target, "pretrained")["finished"]:
@@ -90,6 +94,7 @@ def main(argv=None):
     # ---- model, optimiser
     config = {"model": "omnisat", "sensors": [asdict(sensor) for sensor in train.sensors],
               "options": {"embed_dim": args.embed_dim, "depth": args.depth}}
+    torch.manual_seed(args.seed)                                              # here, since loaders draw numbers too
     model = build_model("omnisat", train.sensors, **config["options"])
     model.set_statistics(statistics)
     model.to(device)

@@ -1,8 +1,8 @@
 """Produce the cells of the paper's tables, a command a row. Called by run_tables.sh, which looks after the packages.
 
     bash run_tables.sh demo                          the whole path on simulated data, small models, two CPU cores
-    bash run_tables.sh table2 --data DIR             the paper's configuration on the release
-    bash run_tables.sh table2 --data DIR --dry-run   only print the commands, each of them can be run alone
+    bash run_tables.sh table2                        the paper's configuration on the release, in data/ or --data DIR
+    bash run_tables.sh table2 --dry-run              only print the commands, each of them can be run alone
 
 Rows go to results/TABLE.csv (demo: results/demo/), checkpoints and logs to runs/. What is there already is not run again.
 """
@@ -52,9 +52,10 @@ class Commands:
                                     if nproc > 1 else [])
 
     def root(self, dataset):
-        """The dataset's folder: DIR/treesatai if there is one, else DIR itself."""
+        """The dataset's folder: DIR/treesatai, or DIR itself if it has no such folder but files of TreeSatAI."""
         below = Path(self.data) / "treesatai"
-        return str(below if self.demo or below.is_dir() else self.data)
+        is_itself = not below.is_dir() and any((Path(self.data) / name).is_dir() for name in ("aerial", "sentinel-ts", "split"))
+        return str(self.data if is_itself else below)
 
     def generate(self):
         return self.python + ["-m", "datasets.demo", "--root", self.root("treesatai"), *DEMO_DATA]
@@ -118,7 +119,7 @@ def main(argv=None):
                                                              "e.g. 'treesatai-ts,omnisat,.*,s2,10$'")
     arguments.add_argument("--seeds", default="0", help="comma-separated; each has its own pretraining and label subset (default: 0)")
     arguments.add_argument("--nproc", type=int, default=1, help="processes, one a GPU (default: 1)")
-    arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README")
+    arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README (default: data)")
     arguments.add_argument("--demo", action="store_true", help="the table on generated data with small models")
     arguments.add_argument("--python", default=sys.executable, help=argparse.SUPPRESS)    # as run_tables.sh found it
     args = arguments.parse_args(argv)
@@ -141,9 +142,10 @@ def main(argv=None):
         return 0
     if demo and args.data:
         arguments.error("--data: the demo makes its own data in demo/; leave the option out")
-    if not demo and not args.data:
-        arguments.error("--data DIR is needed: the folder of the raw datasets (or --demo for generated data)")
-    commands = Commands(args.python, args.data or "demo", demo, args.nproc)
+    data = "demo" if demo else args.data or "data"
+    if not demo and not args.dry_run and not Path(data).is_dir():
+        arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data (see README)")
+    commands = Commands(args.python, data, demo, args.nproc)
     planned = list(jobs(cells, seeds, commands))
     if args.dry_run:
         print(*(shlex.join(command) for _, command, _ in planned), sep="\n")

@@ -45,7 +45,8 @@ def training_statistics(dataset, workers=0):
     total = None
     for sums in tqdm(loader, desc=f"statistics of {dataset.name}", unit="tile"):
         total = sums if total is None else {key: total[key] + sums[key] for key in sums}
-    for key, (count, first, second) in total.items():
+    for key, value in total.items():
+        count, first, second = value.numpy()
         mean = first / count
         std = (second / count - mean ** 2).clip(0) ** 0.5
         if not (np.isfinite(mean).all() and (std > 0).all()):

@@ -9,7 +9,8 @@ from utils.errors import UserError
 def parser(doc):
     """An ArgumentParser that shows the script's docstring as it is written, and each default."""
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
+        def _get_help_string(self, action):
+            return action.help if action.default is None else super()._get_help_string(action)
     return argparse.ArgumentParser(description=doc, formatter_class=Formatter)
 
 

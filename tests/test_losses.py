@@ -1,0 +1,244 @@
+"""The losses against loops over the paper's equations 3 and 5, in float64, values and gradients; hand-worked small cases."""
+import math
+
+import pytest
+import torch
+
+from datasets.sensors import Sensor
+from losses.contrastive import contrastive_loss
+from losses.reconstruction import token_error, top_dates
+from models.omnisat import OmniSat, random_mask
+
+TOY = [Sensor("vhr", "image", ("R", "G", "B"), 1, 10), Sensor("s2", "series", ("a", "b", "c"), 10, 1, 30),
+       Sensor("s1", "series", ("VV", "VH"), 5, 2, 30)]             # 2 x 2 patches
+
+# Figure 4, from its caption and section 3.2: rows and columns in the order tile, modality, patch; + positive match,
+# - negative match, o ignored. A row's positives: the same patch of the same tile in the other modalities.
+FIGURE_4 = """
+    oo+-+- ------
+    oo-+-+ ------
+    +-oo+- ------
+    -+oo-+ ------
+    +-+-oo ------
+    -+-+oo ------
+    ------ oo+-+-
+    ------ oo-+-+
+    ------ +-oo+-
+    ------ -+oo-+
+    ------ +-+-oo
+    ------ -+-+oo
+""".replace(" ", "").split()
+SHAPES = [(2, 3, 2), (3, 2, 4), (1, 4, 3), (4, 2, 1)]         # B, M, P
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def some_tokens(batch, modalities, patches, dim=5):
+    return torch.randn(batch, modalities, patches, dim, dtype=torch.float64, requires_grad=True)
+
+
+def equation_3(tokens, present, temperature, naive=False):
+    """Minus equation 3, token by token. A missing token takes no part; an anchor needs a positive."""
+    def match(a, b):
+        return torch.exp(torch.dot(a / a.norm(), b / b.norm()) / temperature)
+
+    batch, modalities, patches, _ = tokens.shape
+    there = [(i, m, p) for i in range(batch) for m in range(modalities) for p in range(patches) if present[i, m]]
+    terms = []
+    for i, m, p in there:
+        positives = [n for n in range(modalities) if n != m and present[i, n]]
+        if not positives:
+            continue
+        numerator = sum(match(tokens[i, m, p], tokens[i, n, p]) for n in positives)
+        denominator = 0
+        for j, n, q in there:
+            in_t = (j, n, q) == (i, m, p) if naive else (j == i and n == m)      # T(m, p): same tile and modality
+            if not in_t:
+                denominator = denominator + match(tokens[i, m, p], tokens[j, n, q])
+        terms.append(-torch.log(numerator / denominator))
+    return sum(terms) / len(terms)
+
+
+def assert_same(value, expected, inputs):
+    """Same values, same gradients to the inputs, and gradients that are not just zero."""
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)
+    gradients = torch.autograd.grad(value, inputs, retain_graph=True)
+    expected = torch.autograd.grad(expected, inputs)
+    torch.testing.assert_close(gradients, expected, rtol=1e-8, atol=1e-10)
+    assert all(g.abs().max() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("naive", [False, True])
+@pytest.mark.parametrize("temperature", [0.1, 0.7])
+def test_contrastive_is_equation_3(shape, naive, temperature):
+    """Section 3.2, equation 3, and table 5's variant, whose denominator leaves out the anchor only."""
+    tokens, present = some_tokens(*shape), torch.ones(shape[:2], dtype=torch.bool)
+    loss = contrastive_loss(tokens, present, temperature, naive)
+    assert_same(loss, equation_3(tokens, present, temperature, naive), tokens)
+
+
+def test_contrastive_default_temperature_is_a_tenth():
+    """Section 3.4: gamma = 0.1; T(m, p) is excluded by default."""
+    tokens, present = some_tokens(2, 3, 2), torch.ones(2, 3, dtype=torch.bool)
+    assert_same(contrastive_loss(tokens, present), equation_3(tokens, present, 0.1), tokens)
+
+
+def test_contrastive_matches_figure_4():
+    """Figure 4: the loss built from the printed matrix, two tiles, three modalities, two patches."""
+    tokens = some_tokens(2, 3, 2)
+    f = [token / token.norm() for token in tokens.flatten(0, 2)]
+    loss = 0
+    for a, row in enumerate(FIGURE_4):
+        weight = [torch.exp(f[a] @ f[b] / 0.1) for b in range(12)]
+        positive = sum(weight[b] for b in range(12) if row[b] == "+")
+        negative = sum(weight[b] for b in range(12) if row[b] == "-")
+        loss = loss - torch.log(positive / (positive + negative)) / 12
+    assert_same(contrastive_loss(tokens, torch.ones(2, 3, dtype=torch.bool)), loss, tokens)
+
+
+def test_contrastive_of_equal_tokens_counts_matches():
+    """Equation 3 by hand: all similarities are 1, so each row of figure 4 gives log((2 + 8) / 2), naively log(11 / 2)."""
+    tokens, present = torch.ones(2, 3, 2, 4, dtype=torch.float64), torch.ones(2, 3, dtype=torch.bool)
+    assert contrastive_loss(tokens, present).item() == pytest.approx(math.log(5))
+    assert contrastive_loss(tokens, present, naive=True).item() == pytest.approx(math.log(5.5))
+
+
+@pytest.mark.parametrize("naive", [False, True])
+def test_contrastive_leaves_missing_modalities_out(naive):
+    """Section 3.2 over the tokens that are there: a missing one is neither anchor, positive nor negative."""
+    present = torch.tensor([[True, True, True], [True, False, True], [False, True, False], [True, True, False]])
+    tokens = some_tokens(4, 3, 2)
+    loss = contrastive_loss(tokens, present, naive=naive)
+    assert_same(loss, equation_3(tokens, present, 0.1, naive), tokens)
+    gradient, = torch.autograd.grad(loss, tokens)
+    assert (gradient[~present] == 0).all()
+    assert (gradient[2, 1] != 0).any()                             # no anchor, yet a negative of the other tiles
+    changed = tokens.detach().clone()
+    changed[~present] = 100 * torch.randn_like(changed[~present])
+    assert contrastive_loss(changed, present, naive=naive) == loss
+
+
+@pytest.mark.parametrize("present", [[[True], [True]], [[True, False], [False, True]], [[False, False], [False, False]]])
+def test_contrastive_without_positives_is_zero(present):
+    """Equation 3 has no numerator with one modality a tile: loss 0, gradient 0."""
+    present = torch.tensor(present)
+    tokens = some_tokens(2, present.shape[1], 3)
+    loss = contrastive_loss(tokens, present)
+    loss.backward()
+    assert loss == 0 and (tokens.grad == 0).all()
+
+
+def test_contrastive_ignores_the_length_of_tokens():
+    """Cosine similarity: only the direction of a token counts (PAPER.md)."""
+    tokens, present = some_tokens(2, 3, 2).detach(), torch.ones(2, 3, dtype=torch.bool)
+    scaled = tokens * (10 * torch.rand(2, 3, 2, 1, dtype=torch.float64) + 0.1)
+    torch.testing.assert_close(contrastive_loss(scaled, present), contrastive_loss(tokens, present))
+    assert not torch.isclose(contrastive_loss(-tokens[:, :1].expand(-1, 3, -1, -1) + tokens, present),
+                             contrastive_loss(tokens, present))    # the direction does
+
+
+def test_contrastive_survives_float32_and_a_low_temperature():
+    """exp(1 / 0.001) overflows; the logarithms of equation 3 do not."""
+    tokens, present = some_tokens(2, 3, 2).float(), torch.ones(2, 3, dtype=torch.bool)
+    loss, wanted = (contrastive_loss(x, present, temperature=0.001) for x in (tokens, tokens.double()))
+    assert loss.isfinite() and loss.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_token_error_divides_by_the_dimension():
+    """Equation 5: 1 / dim(Omega) ||D(f) - x||^2; of a series, the dates that count only."""
+    image, target = torch.randn(2, 3, 2, 4, 4, dtype=torch.float64, requires_grad=True).unbind()
+    by_hand = torch.stack([sum((image[n, c, i, j] - target[n, c, i, j]) ** 2 for c in range(2) for i in range(4)
+                               for j in range(4)) / (2 * 4 * 4) for n in range(3)])
+    assert_same((token_error(image, target) * torch.arange(1, 4)).sum(), (by_hand * torch.arange(1, 4)).sum(), [image, target])
+    series = torch.tensor([[[1., 2.], [3., 0.]], [[1., 1.], [50., 60.]], [[70., 80.], [90., 10.]]])
+    is_used = torch.tensor([[True, True], [True, False], [False, False]])
+    error = token_error(series, torch.zeros_like(series), is_used)
+    assert error.tolist() == [(1 + 4 + 9 + 0) / 4, (1 + 1) / 2, 0]
+
+
+def toy_batch(batch=3, dates=9):
+    def series(bands, side, valid):
+        padded = torch.arange(dates) >= torch.tensor(valid)[:, None]
+        return torch.randn(batch, dates, bands, side, side, dtype=torch.float64), torch.randint(31, (batch, dates)), padded
+    out = {"vhr": torch.randn(batch, 3, 20, 20, dtype=torch.float64)}
+    for key, bands, side, valid in [("s2", 3, 2, [9, 4, 5]), ("s1", 2, 4, [1, 0, 8])]:
+        out[key], out[f"{key}_dates"], out[f"{key}_padded"] = series(bands, side, valid)
+    return out
+
+
+def equation_5(model, f, is_target, batch, context):
+    """Equation 5, token by token: patches cut by hand, one call of the decoder for each, top dates by sorting."""
+    terms, side = [], 2
+    for i, m, p in is_target.nonzero().tolist():
+        sensor, decoder = TOY[m], model.decoders[TOY[m].key]
+        row, column, w = p // side, p % side, sensor.patch
+        x = batch[sensor.key][i][..., row * w:(row + 1) * w, column * w:(column + 1) * w]
+        if sensor.kind == "image":
+            indices = [index[i * side ** 2 + p][None] for index in context[sensor.key][1]]
+            terms.append(((decoder(f[i, p][None], indices)[0] - x) ** 2).sum() / (3 * 10 * 10))
+        else:
+            attention = context[sensor.key][1][i, p].tolist()
+            valid = (~batch[f"{sensor.key}_padded"][i]).nonzero().flatten().tolist()
+            best = sorted(valid, key=lambda t: -attention[t])[:math.ceil(len(valid) / 4)]
+            square = 0
+            for t in best:
+                day = batch[f"{sensor.key}_dates"][i, t].view(1, 1)
+                square = square + ((decoder(f[i, p][None], day)[0, 0] - x[t].flatten()) ** 2).sum()
+            terms.append(square / (len(best) * x[0].numel()))
+    return sum(terms) / len(terms)
+
+
+def test_reconstruction_is_equation_5():
+    """Section 3.3, equation 5: mean over K of each token's own mean, with unequal numbers of tokens a modality."""
+    model, batch = OmniSat(TOY, embed_dim=32, depth=1).double(), toy_batch()
+    _, present, context = model.encode(batch)
+    is_target = torch.zeros(3, 3, 4, dtype=torch.bool)
+    for i, m, p in [(0, 0, 0), (0, 0, 3), (1, 0, 2), (2, 0, 1), (2, 0, 2), (0, 1, 1), (1, 1, 3), (2, 2, 0), (2, 2, 2), (0, 2, 1)]:
+        is_target[i, m, p] = True
+    f = torch.randn(3, 4, 32, dtype=torch.float64, requires_grad=True)
+    loss = model.reconstruct(f, is_target, batch, context)
+    assert_same(loss, equation_5(model, f, is_target, batch, context), [f, *model.decoders.parameters()])
+    is_used = is_target.any(1)
+    gradient, = torch.autograd.grad(loss, f)
+    assert (gradient[~is_used] == 0).all() and (gradient[is_used] != 0).any(-1).all()
+
+
+def test_pretrain_loss_is_equation_3_plus_equation_5():
+    """Section 3.3's last line, with equation 3 on the tokens before masking and K without the missing tokens."""
+    model, batch = OmniSat(TOY, embed_dim=32, depth=1).double(), toy_batch()
+    loss, terms = model.pretrain_loss(batch, torch.Generator().manual_seed(3))
+    tokens, present, context = model.encode(batch)
+    assert present.tolist() == [[True, True, True], [True, True, False], [True, True, True]]
+    is_masked = random_mask(present, 4, 0.75, torch.Generator().manual_seed(3))
+    f = model.combine(tokens, is_masked)
+    wanted = {"contrastive": equation_3(tokens, present, 0.1),
+              "reconstruction": equation_5(model, f, is_masked & present[..., None], batch, context)}
+    torch.testing.assert_close(terms, wanted)
+    assert_same(loss, sum(wanted.values()), list(model.parameters()))
+
+
+def test_top_dates_by_hand():
+    """Section 3.1: the top 25 % of the valid dates, rounded up; never a padded one; an empty series has none."""
+    attention = torch.tensor([[[1, 9, 2, 8, 3, 7, 4, 6], [8, 1, 7, 2, 6, 3, 5, 4]],        # 8 valid: 2
+                              [[1, 2, 5, 4, 3, 0, 0, 0], [5, 4, 3, 2, 1, 0, 0, 0]],        # 5 valid: ceil(1.25) = 2
+                              [[1, 2, 4, 3, 9, 9, 9, 9], [4, 3, 2, 1, 9, 9, 9, 9]],        # 4 valid: 1
+                              [[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]],        # 1 valid: itself, even with no attention
+                              [[1, 2, 3, 4, 5, 6, 7, 8], [0, 0, 0, 0, 0, 0, 0, 0]]]).float()
+    valid = [range(8), range(5), range(4), [3], []]
+    padded = torch.tensor([[t not in dates for t in range(8)] for dates in valid])
+    index, is_used = top_dates(attention, padded)
+    assert index.shape == (5, 2, 2) and is_used.shape == (5, 2)
+    chosen = [[set(index[i, p][is_used[i]].tolist()) for p in range(2)] for i in range(5)]
+    assert chosen == [[{1, 3}, {0, 2}], [{2, 3}, {0, 1}], [{2}, {0}], [{3}, {3}], [set(), set()]]
+
+
+def test_top_dates_of_one_date_and_of_another_share():
+    """Section 3.1: a single-date series is reconstructed whole; a share of 1 takes all valid dates."""
+    index, is_used = top_dates(torch.tensor([[[1.]], [[0.]]]), torch.tensor([[False], [True]]))
+    assert index.tolist() == [[[0]], [[0]]] and is_used.tolist() == [[True], [False]]
+    index, is_used = top_dates(torch.tensor([[[1., 3., 2.]]]), torch.tensor([[False, False, True]]), share=1)
+    assert index[0, 0][is_used[0]].tolist() == [1, 0]
