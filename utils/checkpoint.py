@@ -31,7 +31,8 @@ def load(path, kind):
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:    # damaged archives raise many kinds
-        raise UserError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}): cut off, or not written by "
+                        "these scripts") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("kind") != kind:
         found = checkpoint.get("kind", "unknown") if isinstance(checkpoint, dict) else "unknown"
         script = {"pretrained": "pretrain.py", "finetuned": "finetune.py"}[kind]

@@ -18,8 +18,9 @@ def f1_scores(counts):
     tp, fp, fn = (np.asarray(counts[name], dtype=float) for name in ("tp", "fp", "fn"))
     f1 = 2 * tp / np.maximum(1, 2 * tp + fp + fn)
     support = tp + fn
-    return {"f1_weighted": 100 * (f1 * support).sum() / max(1, support.sum()), "f1_macro": 100 * f1.mean(),
-            "f1_micro": 100 * 2 * tp.sum() / max(1, (2 * tp + fp + fn).sum())}
+    scores = {"f1_weighted": (f1 * support).sum() / max(1, support.sum()), "f1_macro": f1.mean(),
+              "f1_micro": 2 * tp.sum() / max(1, (2 * tp + fp + fn).sum())}
+    return {name: 100 * float(value) for name, value in scores.items()}
 
 
 def mean_average_precision(logits, labels):
@@ -27,4 +28,4 @@ def mean_average_precision(logits, labels):
     present = np.asarray(labels).sum(0) > 0
     if not present.any():
         return 0.0
-    return 100 * average_precision_score(np.asarray(labels)[:, present], np.asarray(logits)[:, present], average="macro")
+    return 100 * float(average_precision_score(np.asarray(labels)[:, present], np.asarray(logits)[:, present]))
