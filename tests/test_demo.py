@@ -10,6 +10,7 @@ import pytest
 import tifffile
 
 from datasets import demo
+from utils.errors import UserError
 
 logging.getLogger('tifffile').setLevel(logging.CRITICAL)       # '-9999' on uint8 makes it complain, as on the real files
 TRAIN, TEST, SEED = 44, 16, 10
@@ -42,7 +43,7 @@ def test_same_bytes_for_any_number_of_workers(root, tmp_path):
 
 
 def test_marker(tmp_path, capsys):
-    with pytest.raises(FileExistsError, match='no DEMO.json'):
+    with pytest.raises(UserError, match='no DEMO.json'):
         (tmp_path / 'mine').mkdir()
         (tmp_path / 'mine' / 'thesis.tex').write_text('')
         demo.write_treesatai(tmp_path / 'mine', 1, 1)
@@ -52,14 +53,14 @@ def test_marker(tmp_path, capsys):
     before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
     demo.main(['--root', str(root), '--train', '2', '--test', '1'])
     assert 'nothing to do' in capsys.readouterr().out and before == {p: p.stat().st_mtime_ns for p in root.rglob('*')}
-    with pytest.raises(FileExistsError, match='delete the folder'):
+    with pytest.raises(UserError, match='delete the folder'):
         demo.write_treesatai(root, 3, 1)
     want = digests(root)                                        # interrupted: the marker is not there yet
     (root / 'DEMO.json').rename(root / 'DEMO.json.unfinished')
     next((root / 'aerial').iterdir()).unlink()
     assert digests(demo.write_treesatai(root, 2, 1)) == want
     next((root / 'aerial').iterdir()).unlink()
-    with pytest.raises(FileExistsError, match='missing'):
+    with pytest.raises(UserError, match='missing'):
         demo.write_treesatai(root, 2, 1)
 
 

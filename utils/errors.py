@@ -1,5 +1,6 @@
 """Errors that are the input's fault: one line that names the culprit and says what to do, no trace."""
 import sys
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -7,9 +8,9 @@ class UserError(Exception):
 
 
 def run(main):
-    """Run a script's main(); a UserError, also one from a loader's worker process, becomes one line and exit code 2."""
+    """Run a script's main(); a UserError, also one from a loader's worker process, becomes one line and exit code 1."""
     try:
         return main()
     except UserError as error:
         text = str(error).split("UserError: ")[-1].strip()    # a worker's error comes wrapped in its trace
-        sys.exit(f"{sys.argv[0]}: error: {text}")
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {text}")
