@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from datasets.sensors import SENSORS, Sensor
-from models.combiner import Attention, Combiner, distance_buckets
+from models.combiner import Attention, Block, Combiner, distance_buckets
 from models.image import ImageDecoder, ImageEncoder, pooled_sizes
 from models.omnisat import OmniSat, patchify, random_mask
 from models.series import SeriesDecoder, SeriesEncoder
@@ -46,9 +46,8 @@ def toy(sensors, **options):
 def assert_same(values, expected, inputs):
     """Equal values, and equal gradients of one random projection of them to each input; none of them is only zero."""
     weights = [torch.randn_like(value) for value in values]
-    gradients = []
-    for outputs in (values, expected):
-        gradients.append(torch.autograd.grad(sum((w * x).sum() for w, x in zip(weights, outputs)), inputs, retain_graph=True))
+    sums = [sum((w * x).sum() for w, x in zip(weights, outputs)) for outputs in (values, expected)]
+    gradients = [torch.autograd.grad(total, inputs, retain_graph=True) for total in sums]
     torch.testing.assert_close(list(values), list(expected), rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)
     assert all(g.abs().max() > 0 for g in gradients[0])
@@ -61,7 +60,8 @@ def test_parameter_counts_are_the_papers():
     def count(module):
         return sum(p.numel() for p in module.parameters())
     encoder, decoder = model.encoders, model.decoders
-    assert count(encoder["vhr"]) == pytest.approx(3.55e6, rel=0.01) and count(decoder["vhr"]) == pytest.approx(1.78e6, rel=0.01)
+    assert count(encoder["vhr"]) == pytest.approx(3.55e6, rel=0.01)
+    assert count(decoder["vhr"]) == pytest.approx(1.78e6, rel=0.01)
     assert [round(count(encoder[key]) / 1000) for key in ("s2", "s1")] == [403, 402]
     assert [round((count(decoder[key]) + decoder[key].dates.numel()) / 1000) for key in ("s2", "s1")] == [96, 95]
     assert 3.6e6 <= count(model.combiner) < 3.7e6
@@ -76,7 +76,7 @@ def naive_encoding(day, dim):
 
 
 def naive_ltae(encoder, x, dates, padded):
-    """Section 3.1, L-TAE: head by head softmax of <q_h, k_h(t)> / sqrt(8) over valid dates; values: the head's channels."""
+    """Section 3.1, L-TAE: softmax of <q_h, k_h(t)> / sqrt(8) over valid dates; a head's values are its channels."""
     dim, heads, keys = encoder.out[1].normalized_shape[0], 16, 8
     share = dim // heads
     tokens, attention = [], torch.zeros(x.shape[:3], dtype=x.dtype)
@@ -122,6 +122,8 @@ def test_series_encoder_ignores_padding_and_order():
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(encoder(x[:, :, order], dates[:, order], padded), (token, attention[:, :, order]))
     assert not torch.allclose(encoder(x[:, :, order], dates, padded)[0], token, atol=1e-3)    # the dates do count
+    token, attention = encoder(x, dates, ~padded)                   # empty series
+    assert token.isfinite().all() and (attention == 0).all()
 
 
 def test_series_decoder_is_repeat_encode_mlp():
@@ -139,7 +141,8 @@ def test_series_decoder_is_repeat_encode_mlp():
 def test_attention_is_contextual_relative_attention():
     """Section 3.1 with Wu et al.: softmax_j of q_i . (k_j + r_bucket(i,j)) / sqrt(d), one table r for all heads."""
     heads, dim, size = 2, 8, 4
-    attention, x, context = Attention(dim, heads).double(), double(2, 3, dim).requires_grad_(), double(2, 5, dim).requires_grad_()
+    attention = Attention(dim, heads).double()
+    x, context = double(2, 3, dim).requires_grad_(), double(2, 5, dim).requires_grad_()
     nn.init.normal_(attention.relative)
     buckets, rows = torch.randint(4, (3, 5)), []
     w_key, w_value = attention.key_value.weight[:dim], attention.key_value.weight[dim:]
@@ -156,16 +159,26 @@ def test_attention_is_contextual_relative_attention():
     assert_same([attention(x, context, buckets)], [plain], [x, context, *attention.parameters()])
 
 
+def test_blocks_are_residual():
+    """Section 3.1, "residual self-attention blocks": x + attention(norm x), then y + MLP(y); the context has its own norm."""
+    x, context, buckets = double(2, 3, 8), double(2, 5, 8), torch.randint(4, (3, 5))
+    norm = nn.LayerNorm(8).double()
+    for block, inputs in ((Block(8, 2), (buckets[:, :3],)), (Block(8, 2, cross=True), (buckets, context))):
+        block.double()
+        y = x + block.attention(norm(x), norm(inputs[1]) if len(inputs) > 1 else norm(x), inputs[0])
+        assert_same([block(x, *inputs)], [y + block.mlp(y)], [*block.attention.parameters(), *block.mlp.parameters()])
+
+
 def test_distance_buckets_by_hand():
     """iRPE's piecewise index of the rounded distance d, for d > 1.9: round(1.9 + 1.9 ln(d / 1.9) / ln 8), 3 at most.
 
     d = 2: 1.95; 3: 2.32; 4: 2.58; 5: 2.78; 7: 3.09; 100: 5.52. sqrt 2, 5, 8, 13 round to 1, 2, 3, 4.
     """
-    positions = torch.tensor([[0, 0], [0, 1], [1, 1], [0, 2], [2, 1], [2, 2], [3, 0], [3, 2], [4, 0], [3, 4], [0, 7], [100, 0]])
-    buckets = distance_buckets(positions)
+    buckets = distance_buckets(torch.tensor([[0, 0], [0, 1], [1, 1], [0, 2], [2, 1], [2, 2], [3, 0],
+                                             [3, 2], [4, 0], [3, 4], [0, 7], [100, 0]]))
     assert buckets[0].tolist() == [0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3]
     assert torch.equal(buckets, buckets.t()) and (buckets.diag() == 0).all()
-    assert buckets[9, 10].item() == 3 and buckets[2, 5].item() == 1      # (3, 4) to (0, 7): 4.24; (1, 1) to (2, 2): 1.41
+    assert buckets[9, 10] == 3 and buckets[2, 5] == 1               # (3, 4) to (0, 7): 4.24; (1, 1) to (2, 2): 1.41
 
 
 def grid(side):
@@ -195,12 +208,14 @@ def test_combiner_sees_only_relative_positions():
 
 def test_combiner_is_equations_1_and_2():
     """Equations 1 and 2: a token sits where its patch is, whatever its modality; one copy of f^comb at each patch."""
-    combiner, tokens, where = sharp_combiner(), double(2, 3, 6, 32), torch.tensor([[0, 0], [0, 1], [0, 3], [2, 0], [2, 1], [9, 9]])
+    combiner, tokens = sharp_combiner(), double(2, 3, 6, 32)
+    where = torch.tensor([[0, 0], [0, 1], [0, 3], [2, 0], [2, 1], [9, 9]])
     bucket, pairs = distance_buckets(where), [(m, p) for m in range(3) for p in range(6)]
+    to_pairs = torch.tensor([[bucket[p, q] for _, q in pairs] for p in range(6)])
     g = torch.stack([tokens[:, m, p] for m, p in pairs], 1)
     for block in combiner.blocks:
-        g = block(g, torch.stack([torch.stack([bucket[p, q] for _, q in pairs]) for _, p in pairs]))
-    f = [combiner.cross(combiner.token.expand(2, 1, 32), torch.stack([bucket[p, q] for _, q in pairs])[None], g) for p in range(6)]
+        g = block(g, torch.stack([to_pairs[p] for _, p in pairs]))
+    f = [combiner.cross(combiner.token.expand(2, 1, 32), to_pairs[p:p + 1], g) for p in range(6)]
     f = combiner.norm(torch.cat(f, 1))
     assert_same([combiner(tokens, where)], [f], list(combiner.parameters()))
     torch.testing.assert_close(combiner(tokens[:, [2, 0, 1]], where), f)            # modalities have no order
@@ -235,7 +250,8 @@ def test_patchify_by_hand():
     x = torch.arange(16).view(1, 1, 4, 4)
     wanted = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert patchify(x, 2).shape == (1, 4, 1, 2, 2) and patchify(x, 2).flatten(2)[0].tolist() == wanted
-    series = torch.stack([torch.cat([x + 1000 * b + 100 * t + 20 * c for c in range(3)], 1) for b in range(2) for t in range(5)])
+    date = torch.cat([x + 20 * c for c in range(3)], 1)
+    series = torch.stack([date + 1000 * b + 100 * t for b in range(2) for t in range(5)])
     cut = patchify(series.view(2, 5, 3, 4, 4), 2)                   # B x P x T x C*2*2
     for b, p, t in [(0, 0, 0), (1, 3, 4), (0, 2, 1), (1, 1, 3)]:
         assert cut[b, p, t].tolist() == [1000 * b + 100 * t + 20 * c + v for c in range(3) for v in wanted[p]]
@@ -299,7 +315,7 @@ def test_any_mixture_of_sensors_pretrains_and_classifies(sensors):
 
 
 def test_logits_are_the_mean_of_f_and_one_layer():
-    """Design, section 2: mean of the P outputs f*, one linear layer; tokens of f* stand at the patches' grid positions."""
+    """Not in the paper: mean of the P outputs f*, one linear layer. Equation 4: f^mask replaces the masked."""
     model, batch = toy([VHR, S2], num_classes=5), make_batch([VHR, S2], side=3)
     tokens, present, _ = model.encode(batch)
     f = model.combiner(tokens, torch.tensor([[i, j] for i in range(3) for j in range(3)]))
@@ -358,16 +374,17 @@ def test_modality_missing_in_all_tiles_stays_finite(sensors):
 
 
 def test_inputs_are_standardised():
-    """Design, section 2: (x - mean) / std of each band, also of bytes; the statistics are set, and saved, by modality."""
-    model = toy([VHR, S1])
-    model.set_statistics({"s1": {"mean": [100., 20.], "std": [50., 10.]}, "vhr": {"mean": [1., 2., 3.], "std": [4., 5., 6.]}})
+    """Not in the paper: (x - mean) / std of each band, also of bytes; the statistics are set, and saved, by modality."""
+    model, mean, std = toy([VHR, S1]), torch.tensor([1., 2., 3.]), torch.tensor([4., 5., 6.])
+    model.set_statistics({"s1": {"mean": [100., 20.], "std": [50., 10.]},
+                          "vhr": {"mean": mean.tolist(), "std": std.tolist()}})
     x = torch.tensor([[[[0, 200]], [[20, 255]]]], dtype=torch.uint8)
     for shaped in (x, x[:, None]):                                  # images, series
         assert model.standardize["s1"](shaped).flatten().tolist() == [-2, 2, 0, 23.5]
     assert model.state_dict()["standardize.vhr.std"].tolist() == [4, 5, 6]
     batch = make_batch([VHR, S1])
     _, _, context = model.encode(batch)
-    torch.testing.assert_close(context["vhr"][0][0, 3, :, 9, 0], (batch["vhr"][0, :, 19, 10] - torch.tensor([1, 2, 3])) / torch.tensor([4, 5, 6]))
+    torch.testing.assert_close(context["vhr"][0][0, 3, :, 9, 0], (batch["vhr"][0, :, 19, 10] - mean) / std)
 
 
 def test_tiles_are_not_mixed():
