@@ -20,13 +20,13 @@ from utils.results import KEYS, identity, read_rows
 ROOT = Path(__file__).parent
 CELLS = ROOT / "results" / "paper" / "cells.csv"
 TABLES = ("table2",)
-# The demo's choices: a small model, short training, and rates that suit both. The paper's are the scripts' defaults.
-DEMO_DATA = ["--train", "240", "--test", "120"]
-DEMO_MODEL = ["--embed-dim", "32", "--depth", "2"]
-DEMO_COMMON = ["--workers", "0", "--batch-size", "16"]
-DEMO_PRETRAIN = ["--epochs", "20", "--lr", "1e-3"]
-DEMO_FINETUNE = {"10": ["--epochs", "40", "--min-epochs", "40"], "100": ["--epochs", "12", "--min-epochs", "12"]}
-DEMO_RATE = {"none": ["--lr", "1e-3"], "self": ["--lr", "1e-3"]}
+# The demo's choices: few tiles, a small model, minutes of training. The paper's are the scripts' defaults.
+DEMO_DATA = ["--train", "160", "--test", "100"]
+DEMO_MODEL = ["--embed-dim", "32", "--depth", "1"]
+DEMO_COMMON = ["--workers", "0", "--lr", "1e-3"]
+DEMO_PRETRAIN = ["--batch-size", "8", "--epochs", "15"]
+DEMO_FINETUNE = {"10": ["--batch-size", "4", "--epochs", "30", "--min-epochs", "30"],
+                 "100": ["--batch-size", "4", "--epochs", "10", "--min-epochs", "10"]}
 
 
 def paper_cells(table):
@@ -77,7 +77,7 @@ class Commands:
                                 "--label-percent", percent, "--csv", str(self.results / f"{cell['table']}.csv")]
         if self.demo:
             command += ["--output", str(self.runs / dataset / f"omnisat-{init}-{modality}-{percent}percent-seed{seed}"),
-                        *(DEMO_MODEL if init == "none" else []), *DEMO_COMMON, *DEMO_FINETUNE[percent], *DEMO_RATE[init]]
+                        *(DEMO_MODEL if init == "none" else []), *DEMO_COMMON, *DEMO_FINETUNE[percent]]
         return command
 
 

@@ -43,18 +43,18 @@ class Genus(NamedTuple):
 BROAD = (235, 500, 240, 970, 2900, 3700, 3900, 4050, 1750, 790)
 NEEDLE = (190, 330, 190, 610, 1800, 2200, 2350, 2480, 1000, 440)
 GENERA = {
-    'Abies': Genus(.08, ('Abies_alba',), (3.6, 4.2), (130, 290), NEEDLE, (-9.4, -15.2, .2), (6.8, 7, 1.1, .08), (196, 107, 94, 94)),
+    'Abies': Genus(.08, ('Abies_alba',), (3.6, 4.2), (130, 290), NEEDLE, (-9.4, -15.2, .2), (7.4, 7, 1.1, .08), (196, 107, 94, 94)),
     'Betula': Genus(.10, ('Betula_spec.',), (.2, 3.6), (120, 293), (245, 530, 255, 1010, 2800, 3500, 3700, 3850, 1800, 830),
-                    (-10.2, -16.2, .9), (4.2, 3, 2.4, .12), (236, 128, 103, 114)),
+                    (-10.4, -16.8, .9), (4.2, 3, 2.4, .12), (236, 128, 103, 114)),
     'Cleared': Genus(.10, ('Cleared',), (.4, 1.5), (110, 300), (290, 600, 340, 1050, 2600, 3200, 3350, 3500, 2000, 1000),
                      (-11.8, -18.2, .2), (1.2, .6, 2., .80), (190, 122, 106, 116)),
-    'Fagus': Genus(.17, ('Fagus_sylvatica',), (.2, 4.6), (115, 286), BROAD, (-9.9, -15.3, 1.0), (8.2, 5, 2.4, .03), (236, 126, 102, 110)),
+    'Fagus': Genus(.17, ('Fagus_sylvatica',), (.2, 4.6), (110, 280), BROAD, (-9.9, -15.3, 1.0), (8.2, 5, 2.4, .03), (236, 126, 102, 110)),
     'Larix': Genus(.11, ('Larix_decidua', 'Larix_kaempferi'), (.4, 3.9), (114, 305), NEEDLE, (-9.7, -15.3, .8), (4.0, 6, 1.1, .10),
                    (202, 113, 97, 100)),
-    'Picea': Genus(.15, ('Picea_abies',), (3.6, 4.2), (130, 290), NEEDLE, (-9.7, -15.8, .1), (3.7, 6, 1.1, .08), (196, 107, 94, 94)),
+    'Picea': Genus(.15, ('Picea_abies',), (3.6, 4.2), (130, 290), NEEDLE, (-9.7, -15.8, .1), (3.5, 6, 1.1, .08), (196, 107, 94, 94)),
     'Pinus': Genus(.16, ('Pinus_sylvestris', 'Pinus_nigra', 'Pinus_strobus'), (2.7, 3.4), (130, 290),
-                   (195, 345, 210, 630, 1780, 2150, 2300, 2430, 1050, 490), (-9.0, -13.8, .1), (4.1, 5, 1.3, .12), (198, 110, 96, 99)),
-    'Quercus': Genus(.17, ('Quercus_robur', 'Quercus_petraea', 'Quercus_rubra'), (.2, 4.4), (129, 303), BROAD, (-9.9, -15.4, 1.0),
+                   (195, 345, 210, 630, 1780, 2150, 2300, 2430, 1050, 490), (-8.7, -13.2, .1), (4.1, 5, 1.3, .12), (198, 110, 96, 99)),
+    'Quercus': Genus(.17, ('Quercus_robur', 'Quercus_petraea', 'Quercus_rubra'), (.2, 4.4), (133, 307), BROAD, (-9.9, -15.4, 1.0),
                      (7.8, 5, 2.4, .05), (234, 126, 102, 110)),
 }
 SOIL = np.array([300, 410, 470, 690, 1000, 1180, 1330, 1420, 1650, 1050.])  # bark, litter, soil
@@ -190,7 +190,7 @@ def aerial(rng, species, stands):
     lit = np.where(shadow, .12 * lit, lit).astype(np.float32)
     sky = np.float32([.52, .55, .68, .55])                                              # shadows are blue
     image = color * (sky + (1.25 - sky) * lit[..., None])
-    image *= np.exp(.15 * rng.standard_normal() + .035 * rng.standard_normal(4)).astype(np.float32)
+    image *= np.exp(.10 * rng.standard_normal() + .03 * rng.standard_normal(4)).astype(np.float32)
     for along in (0, 1):                                                                # the lens: [1 2 1] / 4 along y and x
         image = (np.roll(image, 1, along) + 2 * image + np.roll(image, -1, along)) / 4
     image += 1.5 * rng.standard_normal(image.shape, dtype=np.float32)
@@ -217,13 +217,13 @@ def reflectance(stands, shares, day):
 
 def stand_traits(rng, species):
     """Per stand, with the tile's own shift of the season and brightness; one more for the unlabelled ground."""
-    tile_shift, tile_light = 4. * rng.standard_normal(), np.exp(.12 * rng.standard_normal())
+    tile_shift, tile_light = 3. * rng.standard_normal(), np.exp(.08 * rng.standard_normal())
     traits = []
     for name in species + ['Cleared']:
-        tilt = np.exp(.08 * rng.standard_normal() * np.linspace(-1, 1, 10) + .05 * rng.standard_normal(10))
-        traits.append(dict(genus=GENERA[name.split('_')[0]], shift=tile_shift + 2.5 * rng.standard_normal(2),
+        tilt = np.exp(.06 * rng.standard_normal() * np.linspace(-1, 1, 10) + .04 * rng.standard_normal(10))
+        traits.append(dict(genus=GENERA[name.split('_')[0]], shift=tile_shift + 2. * rng.standard_normal(2),
                            vigour=np.exp(.2 * rng.standard_normal()), color=tile_light * tilt,
-                           soil=tile_light * np.exp(.15 * rng.standard_normal()), radar=.5 * rng.standard_normal(2)))
+                           soil=tile_light * np.exp(.15 * rng.standard_normal()), radar=.35 * rng.standard_normal(2)))
     return traits
 
 

@@ -37,7 +37,7 @@ class SeriesEncoder(nn.Module):
         super().__init__()
         if dim % (2 * HEADS):
             raise ValueError(f"the embedding size must be a multiple of {2 * HEADS}, not {dim}")
-        self.embed = mlp(bands, dim // 8, dim // 2, dim)
+        self.embed = mlp(bands, 32, 128, dim)
         self.key = nn.Linear(dim, HEADS * KEY_DIM, bias=False)    # a bias would shift all dates alike: no effect
         self.query = nn.Parameter(torch.randn(HEADS, KEY_DIM))
         self.out = nn.Sequential(mlp(dim, dim, 2 * dim, dim), nn.LayerNorm(dim))

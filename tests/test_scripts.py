@@ -191,7 +191,7 @@ def test_driver_runs_skips_and_reports(demo, tmp_path, monkeypatch, capfd):
     assert {row["modality"] for row in read_rows(tmp_path / "results" / "table2.csv")} == {"s1", "s2"}
     run_tables.main([*command, "--dry-run"])
     assert "finetune.py" not in capfd.readouterr().out
-    monkeypatch.setattr(run_tables, "DEMO_RATE", {"none": ["--lr", "nonsense"], "self": []})
+    monkeypatch.setattr(run_tables, "DEMO_COMMON", ["--lr", "nonsense"])
     assert run_tables.main(["demo", "--only", "treesatai-ts,omnisat,none,none,(s2,100|s1,10)$"]) == 1
     assert "1 of 2 jobs failed" in capfd.readouterr().err
 
