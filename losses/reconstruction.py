@@ -1,4 +1,6 @@
 """Reconstruction loss (section 3.3, equation 5) and the choice of the dates it looks at (section 3.1)."""
+import math
+
 import torch
 
 
@@ -21,7 +23,7 @@ def top_dates(attention, padded, share=0.25):
     attention (B, P, T); padded (B, T) bool, True where there is no date; share: of the valid dates, rounded up, so that
     a series of one date keeps it. Returns index (B, P, K) int64 and is_used (B, K) bool with K = ceil(share x T).
     """
-    wanted = ((~padded).sum(1) * share).ceil()                                # B
-    most = max(1, int(-(-attention.shape[-1] * share // 1)))
+    wanted = ((~padded).sum(1).double() * share - 1e-9).ceil()                # B; 0.3 x 50 is 15 dates, not 16
+    most = max(1, math.ceil(attention.shape[-1] * share - 1e-9))
     index = attention.masked_fill(padded[:, None], -1).topk(most, dim=-1).indices
     return index, torch.arange(most, device=padded.device) < wanted[:, None]

@@ -2,25 +2,27 @@
 
 Dimensions: B tiles, M modalities, P patches, D embedding, H heads, K buckets of distances.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-RATIO = 1.9             # iRPE's default: distances of 1, 1.9 x 2 and 1.9 x 8 patches bound its piecewise index
-BUCKETS = int(2 * RATIO) + 1
+RATIO = 1.9                       # iRPE's default, and with it its alpha, beta and gamma, in patches:
+ALPHA, BETA, GAMMA = RATIO, 2 * RATIO, 8 * RATIO
+BUCKETS = int(BETA) + 1           # 0..3
 
 
 def distance_buckets(positions):
     """The bucket of the distance of each pair of patches, iRPE's piecewise index function (Wu et al., 2021, eq. 18).
 
-    positions (P, 2; patches): row and column of each patch. Distances are rounded; up to RATIO each has a bucket of its
+    positions (P, 2; patches): row and column of each patch. Distances are rounded; up to ALPHA each has a bucket of its
     own, beyond they share buckets of growing width. Returns (P, P) int64 in 0..BUCKETS-1.
     """
     positions = positions.double()
     distance = torch.cdist(positions, positions).round()
-    near, bound, far = RATIO, 2 * RATIO, 8 * RATIO
-    log = near + (distance.clamp(min=near) / near).log() / torch.tensor(far / near).log() * (bound - near)
-    return torch.where(distance <= near, distance, log.round().clamp(max=BUCKETS - 1)).long()
+    index = ALPHA + (distance.clamp(min=ALPHA) / ALPHA).log() / math.log(GAMMA / ALPHA) * (BETA - ALPHA)
+    return torch.where(distance <= ALPHA, distance, index.round().clamp(max=BUCKETS - 1)).long()
 
 
 class Attention(nn.Module):

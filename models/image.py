@@ -11,17 +11,20 @@ from torch import nn
 
 
 def _stem_padding(patch):
-    """0 or 1, whichever gives the 4 x 4 convolution of stride 2 an even output: then the first pool drops no pixel."""
+    """0 or 1, whichever gives the 4 x 4 convolution of stride 2 an even output: then the first pool drops no pixel.
+
+    Later pools of an odd size drop a row and a column, which the convolutions before them have spread.
+    """
     return 1 if (patch // 2) % 2 == 0 else 0
 
 
 def pooled_sizes(patch):
     """The side (pixels) before each max-pool, down to the last one, which takes all that is left.
 
-    Errors: ValueError for a patch under 4 pixels. Returns e.g. [24, 12, 6, 3] for 50.
+    Errors: ValueError for a patch of under 4 or an odd number of pixels. Returns e.g. [24, 12, 6, 3] for 50.
     """
-    if patch < 4:
-        raise ValueError(f"an image patch needs at least 4 x 4 pixels, not {patch}")
+    if patch < 4 or patch % 2:
+        raise ValueError(f"the side of an image patch must be an even number of at least 4 pixels, not {patch}")
     sizes = [(patch + 2 * _stem_padding(patch) - 4) // 2 + 1]
     while sizes[-1] > 3:
         sizes.append(sizes[-1] // 2)
@@ -71,7 +74,7 @@ class ImageDecoder(nn.Module):
 
     def __init__(self, bands, patch, dim):
         super().__init__()
-        self.patch, self.sizes = patch, pooled_sizes(patch)
+        self.sizes = pooled_sizes(patch)
         self.blocks = nn.ModuleList(nn.ConvTranspose2d(dim, dim, 3, padding=1) for _ in self.sizes[1:])
         self.last = nn.ConvTranspose2d(dim, bands, 4, stride=2, padding=_stem_padding(patch))
 
@@ -81,4 +84,4 @@ class ImageDecoder(nn.Module):
         x = F.max_unpool2d(x, indices[-1], self.sizes[-1], output_size=(self.sizes[-1],) * 2)
         for block, index, size in zip(self.blocks, reversed(indices[:-1]), reversed(self.sizes[:-1])):
             x = F.max_unpool2d(F.gelu(block(x)), index, 2, output_size=(size, size))
-        return self.last(x, output_size=(self.patch, self.patch))
+        return self.last(x)

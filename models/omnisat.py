@@ -2,7 +2,7 @@
 
 Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K classes.
 A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where
-there is no date). Values come as they are in the file (dB for radar): the model standardises them.
+there is no date; its values are finite). Values come as they are in the file (dB for radar): the model standardises them.
 """
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ def patchify(x, patch):
 
 
 def random_mask(present, patches, share, generator=None):
-    """K of equation 4: exactly `share` of each tile's tokens, uniformly; the tokens of a missing modality besides.
+    """K of equation 4: `share` of each tile's tokens, rounded, uniformly; the tokens of a missing modality besides.
 
     present (B, M) bool. Returns (B, M, P) bool, True where the token is masked.
     """
@@ -102,25 +102,33 @@ class OmniSat(nn.Module):
                 token, attention = self.encoders[key](x, batch[f"{key}_dates"], padded)
                 present_m = ~padded.all(1)
                 context[key] = x, attention
-            if tokens and token.shape[1] != tokens[0].shape[1]:
-                raise ValueError(f"{key} has {token.shape[1]} patches, {next(iter(self.sensors))} has "
-                                 f"{tokens[0].shape[1]}: the modalities must share one grid")
             tokens.append(token)
             present.append(present_m)
         return torch.stack(tokens, 1), torch.stack(present, 1), context
 
-    def combine(self, tokens, is_masked):
-        """Equations 1, 2 and 4. tokens (B, M, P, D), is_masked (B, M, P) bool. Returns f* (B, P, D)."""
-        side = round(tokens.shape[2] ** 0.5)                                  # tiles are square
-        grid = torch.arange(side)
-        positions = torch.cartesian_prod(grid, grid)                          # row and column of each patch
+    def positions(self, batch):
+        """Row and column of each patch, (P, 2). Errors: ValueError if the modalities do not share one grid of patches."""
+        grids = {}
+        for key, sensor in self.sensors.items():
+            height, width = batch[key].shape[-2:]
+            if height % sensor.patch or width % sensor.patch:
+                raise ValueError(f"{key}: {height} x {width} pixels cannot be cut into patches of {sensor.patch}")
+            grids[key] = height // sensor.patch, width // sensor.patch
+        if len(set(grids.values())) > 1:
+            raise ValueError("the modalities must share one grid of patches, here it is "
+                             + ", ".join(f"{rows} x {columns} for {key}" for key, (rows, columns) in grids.items()))
+        return torch.cartesian_prod(*(torch.arange(n) for n in grids[key]))
+
+    def combine(self, tokens, is_masked, positions):
+        """Equations 1, 2 and 4. tokens (B, M, P, D), is_masked (B, M, P) bool, positions (P, 2). Returns f* (B, P, D)."""
         tokens = torch.where(is_masked[..., None], self.mask_token, tokens)
         return self.combiner(tokens, positions)
 
     def forward(self, batch):
         """Logits (B, K): mean of f* over the patches, one linear layer."""
+        positions = self.positions(batch)
         tokens, present, _ = self.encode(batch)
-        f = self.combine(tokens, ~present[:, :, None].expand(tokens.shape[:3]))
+        f = self.combine(tokens, ~present[:, :, None].expand(tokens.shape[:3]), positions)
         return self.head(f.mean(1))
 
     def pretrain_loss(self, batch, generator=None):
@@ -128,9 +136,10 @@ class OmniSat(nn.Module):
 
         Returns the loss and its terms, {"contrastive", "reconstruction"}, all scalars.
         """
+        positions = self.positions(batch)
         tokens, present, context = self.encode(batch)
         is_masked = random_mask(present, tokens.shape[2], MASK_SHARE, generator)
-        f = self.combine(tokens, is_masked)
+        f = self.combine(tokens, is_masked, positions)
         terms = {"contrastive": contrastive_loss(tokens, present),
                  "reconstruction": self.reconstruct(f, is_masked & present[:, :, None], batch, context)}
         return terms["contrastive"] + terms["reconstruction"], terms

@@ -215,7 +215,7 @@ def test_pretrain_loss_is_equation_3_plus_equation_5():
     tokens, present, context = model.encode(batch)
     assert present.tolist() == [[True, True, True], [True, True, False], [True, True, True]]
     is_masked = random_mask(present, 4, 0.75, torch.Generator().manual_seed(3))
-    f = model.combine(tokens, is_masked)
+    f = model.combine(tokens, is_masked, model.positions(batch))
     wanted = {"contrastive": equation_3(tokens, present, 0.1),
               "reconstruction": equation_5(model, f, is_masked & present[..., None], batch, context)}
     torch.testing.assert_close(terms, wanted)

@@ -282,7 +282,7 @@ def test_image_decoder_puts_the_maximum_back_where_it_was():
     torch.testing.assert_close(decoder(2 * token, indices), 2 * wanted)
 
 
-@pytest.mark.parametrize("patch", [4, 10, 16, 25, 40, 50])
+@pytest.mark.parametrize("patch", [4, 10, 16, 22, 40, 50])
 def test_image_sizes_and_reach(patch):
     """Section 3.1: any patch side collapses to one token and comes back; every pixel counts, in and out."""
     encoder, decoder = ImageEncoder(2, patch, 8), ImageDecoder(2, patch, 8)
@@ -324,14 +324,24 @@ def test_logits_are_the_mean_of_f_and_one_layer():
     is_masked = torch.rand(3, 2, 9) < 0.5                           # equation 4
     replaced = tokens.clone()
     replaced[is_masked] = model.mask_token.detach()
-    torch.testing.assert_close(model.combine(tokens, is_masked), model.combiner(replaced, grid(3)))
+    torch.testing.assert_close(model.combine(tokens, is_masked, grid(3)), model.combiner(replaced, grid(3)))
 
 
 def test_modalities_on_different_grids():
-    """Section 3.1: all modalities share the patches; the error names the one that does not fit."""
-    batch = make_batch([VHR, S2, S1]) | {"s1": torch.randn(3, 6, 2, 6, 6)}
-    with pytest.raises(ValueError, match="s1 has 9 patches, vhr has 4"):
-        toy([VHR, S2, S1]).pretrain_loss(batch)
+    """Section 3.1: all modalities share the patches, in rows and columns; the error names them, or the one that does not fit."""
+    model, batch = toy([S2, S1]), make_batch([S2, S1], side=4)
+    for shape in ((3, 3), (2, 8)):                                  # 2 x 8 patches are as many as 4 x 4
+        with pytest.raises(ValueError, match=f"one grid of patches, here it is 4 x 4 for s2, {shape[0]} x {shape[1]} for s1"):
+            model.pretrain_loss(batch | {"s1": torch.randn(3, 6, 2, *(n * S1.patch for n in shape))})
+    with pytest.raises(ValueError, match="vhr: 50 x 51 pixels"):
+        toy([VHR])(make_batch([VHR]) | {"vhr": torch.zeros(3, 4, 50, 51)})
+
+
+@pytest.mark.parametrize("patch", [2, 25])
+def test_image_patches_that_would_lose_pixels_are_refused(patch):
+    """Section 3.1: an odd side would leave pixels unseen."""
+    with pytest.raises(ValueError, match=f"not {patch}"):
+        ImageEncoder(4, patch, 8)
 
 
 def test_empty_series_counts_as_masked():
