@@ -15,23 +15,25 @@ from pathlib import Path
 from utils.results import KEYS, read_rows
 
 RESULTS = Path(__file__).parent / "results"
+CELLS = RESULTS / "paper" / "cells.csv"
 METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
 COLUMN = {"f1_as_printed": "f1_weighted"}    # the values of table 5 are weighted F1, see PAPER.md
 MODALITIES = ("all", "s1", "s2", "vhr")
 
 
-def collect(folder, table):
-    """Per cell of the paper that we have a run of: {key: {"paper", "metric", "ours": {seed: F1}}}."""
+def collect(folder, table, scale):
+    """Per cell of the paper that we have a run of at this scale: {key: {"paper", "metric", "ours": {seed: F1}}}."""
     runs = {}
     for row in read_rows(folder / f"{table}.csv"):
-        runs.setdefault(tuple(row[name] for name in KEYS), {})[row["seed"]] = row
+        if row["status"] == "ok" and row["scale"] == scale:
+            runs.setdefault(tuple(row[name] for name in KEYS), {})[row["seed"]] = row
     cells = {}
-    for cell in read_rows(RESULTS / "paper" / "cells.csv"):
+    for cell in read_rows(CELLS):
         key = tuple(cell[name] for name in KEYS)
         if key in runs:
             column = COLUMN.get(cell["metric"], cell["metric"])
             cells[key] = {"paper": float(cell["f1"]), "metric": cell["metric"], "printed_name": cell["printed_name"],
-                          "ours": {seed: float(row[column]) for seed, row in runs[key].items() if row["status"] == "ok"}}
+                          "ours": {seed: float(row[column]) for seed, row in runs[key].items()}}
     return cells
 
 
@@ -62,15 +64,16 @@ def table_lines(cells):
 
 def claims(cells):
     """Lines for the paper's two claims: (claim, where, paper's difference, ours paired by seed)."""
-    lines = []
+    lines, paper = [], [tuple(cell[name] for name in KEYS) for cell in read_rows(CELLS)]
     for key, cell in cells.items():
         table, dataset, model, pretraining, ablation, modality, percent = key
         scratch = cells.get((table, dataset, model, "none", ablation, modality, percent))
         if pretraining == "self" and ablation == "none" and scratch:
             lines.append(("pretrained - scratch", f"{dataset}, {modality}, {percent} %", cell["paper"] - scratch["paper"],
                           [cell["ours"][s] - scratch["ours"][s] for s in cell["ours"].keys() & scratch["ours"].keys()]))
-        single = [c for m in MODALITIES[1:] if (c := cells.get(key[:5] + (m, percent)))]
-        if modality == "all" and single:
+        printed = {k[5] for k in paper if k[:5] == key[:5] and k[6] == percent} - {"all"}
+        single = [cells.get(key[:5] + (m, percent)) for m in printed]
+        if modality == "all" and single and all(single):
             best = max(c["paper"] for c in single)
             ours = [value - max(c["ours"][s] for c in single) for s, value in cell["ours"].items()
                     if all(s in c["ours"] for c in single)]
@@ -94,15 +97,18 @@ def as_markdown(header, lines):
 def main(argv=None):
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--demo", action="store_true", help="the demo's results instead of the paper-scale ones")
+    arguments.add_argument("--results", metavar="DIR", help="folder of the tables (default: results, or results/demo with --demo)")
     args = arguments.parse_args(argv)
-    folder = RESULTS / "demo" if args.demo else RESULTS
+    folder = Path(args.results or (RESULTS / "demo" if args.demo else RESULTS))
     tables = sorted(path.stem for path in folder.glob("table?.csv"))
     if not tables:
         sys.exit(f"compare.py: error: no tables in {folder}; run_tables.sh writes them")
 
     text, markdown, lines = [], [], []
     for table in tables:
-        cells = collect(folder, table)
+        cells = collect(folder, table, "demo" if args.demo else "paper")
+        if not cells:
+            continue
         metric = METRICS[next(iter(cells.values()))["metric"]]
         title = f"{table}: {metric} on test, %" + (
             ". DEMO: simulated tiles, small models; not comparable with the paper's" if args.demo else "")
@@ -114,6 +120,8 @@ def main(argv=None):
             ours = list(cell["ours"].values())
             lines.append([*key, METRICS[cell["metric"]], cell["paper"], f"{statistics.mean(ours):.2f}" if ours else "",
                           f"{statistics.stdev(ours):.2f}" if len(ours) > 1 else "", len(ours), "demo" if args.demo else "paper"])
+    if not text:
+        sys.exit(f"compare.py: error: {folder} has no row yet of a cell that the paper prints")
     print("\n\n".join(text))
     (folder / "compare.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
     with open(folder / "compare.csv", "w", newline="", encoding="utf-8") as file:

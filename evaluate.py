@@ -6,7 +6,6 @@ Prints weighted, macro and micro F1 at sigmoid > 0.5 and mean average precision,
 whatever the number of processes (torchrun works too). finetune.py --csv does the same at its end.
 """
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,7 @@ from tqdm import tqdm
 from datasets import DATASETS
 from datasets.loading import Pools, make_loader
 from utils import checkpoint, distributed, metrics, options
-from utils.errors import run
-from utils.log import provenance
+from utils.errors import UserError, run
 from utils.results import write_row
 
 
@@ -38,7 +36,7 @@ def score(model, dataset, loader, pools, device, progress=None):
         logits[indices] = values
     if not np.isfinite(logits).all():
         bad = dataset.names[int((~np.isfinite(logits)).any(1).argmax())]
-        raise FloatingPointError(f"the model gives a logit that is not finite for tile {bad}")
+        raise UserError(f"{bad}: the model gives a logit that is not finite; was it trained with too high an --lr?")
     labels = dataset.labels.numpy()
     loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), dataset.labels).item()
     counts = metrics.count(logits, labels)
@@ -46,10 +44,10 @@ def score(model, dataset, loader, pools, device, progress=None):
                                         "counts": counts, "n": len(labels)}
 
 
-def score_test(path, data_root, pool, workers, place, command, csv=None):
+def score_test(path, data_root, pool, workers, place, csv=None):
     """Load a fine-tuned checkpoint, score its test split, write the row. Returns the scores.
 
-    place: (rank, world, device) of distributed.setup. command: (script, argv) for the row.
+    place: (rank, world, device) of distributed.setup. Command, commit and date of the row are those of the training.
     """
     rank, world, device = place
     saved = checkpoint.load(path, "finetuned")
@@ -60,7 +58,6 @@ def score_test(path, data_root, pool, workers, place, command, csv=None):
     with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
         scores = score(model, test, make_loader(test, pools, workers), pools, device, progress)
     if rank == 0 and csv:
-        source = provenance(*command, device)
         row = {"table": Path(csv).stem, "dataset": saved["dataset"], "model": saved["config"]["model"],
                "pretraining": saved["pretraining"], "ablation": "none",
                "modality": options.modality_name(model.sensors, saved["dataset"]),
@@ -68,8 +65,8 @@ def score_test(path, data_root, pool, workers, place, command, csv=None):
                **{name: f"{scores[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
                "n_test": scores["n"], "params": sum(p.numel() for p in model.parameters()),
                "pretrain_hours": f"{saved['pretrain_hours']:.4f}", "finetune_hours": f"{saved['hours']:.4f}",
-               "scale": options.scale(test.is_demo or saved["is_demo"], **saved["size"]), "status": "ok",
-               "split_hash": saved["split_hash"][:12], "checkpoint_hash": checkpoint.file_hash(path)[:12], **source}
+               "scale": "demo" if test.is_demo else saved["scale"], "status": "ok",
+               "split_hash": saved["split_hash"][:12], "checkpoint_hash": checkpoint.file_hash(path)[:12], **saved["source"]}
         write_row(csv, row, {"classes": list(test.classes)} | scores["counts"])
     return scores
 
@@ -90,8 +87,7 @@ def main(argv=None):
     options.check_positive(args, "pool")
 
     place = distributed.setup()
-    command = "evaluate.py", argv if argv is not None else sys.argv[1:]
-    scores = score_test(args.checkpoint, args.data_root, args.pool, args.workers, place, command, args.csv)
+    scores = score_test(args.checkpoint, args.data_root, args.pool, args.workers, place, args.csv)
     distributed.finish()
     if place[0] == 0:
         print(json.dumps({name: round(scores[name], 4) for name in ("f1_weighted", "f1_macro", "f1_micro", "map", "n")}))

@@ -25,6 +25,7 @@ from models import build_model
 from utils import checkpoint, distributed, options
 from utils.errors import UserError, run
 from utils.log import Log, provenance
+from utils.results import read_rows
 
 
 def train_epoch(model, loader, pools, device, optimizer, progress):
@@ -42,6 +43,7 @@ def train_epoch(model, loader, pools, device, optimizer, progress):
         optimizer.zero_grad(set_to_none=True)
         tiles += step_size
         progress.update(step_size)
+    distributed.share_statistics(model)
     return (distributed.sum_over_processes(total) / tiles).item()
 
 
@@ -67,8 +69,12 @@ def command_line():
 
 def main(argv=None):
     # ---- options
-    args = command_line().parse_args(argv)
+    arguments = command_line()
+    args = arguments.parse_args(argv)
     options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent")
+    options.check_model(args)
+    if args.csv:
+        read_rows(args.csv)                                                   # another kind of table is told now, not at the end
     if args.label_percent > 100:
         raise UserError(f"--label-percent must be between 1 and 100, not {args.label_percent}")
     modalities = options.chosen_modalities(args.modalities, args.dataset)
@@ -76,8 +82,12 @@ def main(argv=None):
     # ---- setup
     rank, world, device = distributed.setup()
     start_point = None if args.init == "none" else checkpoint.load(args.init, "pretrained")
-    size = {"embed_dim": args.embed_dim or 256, "depth": args.depth or 6}
+    size = {"embed_dim": 256 if args.embed_dim is None else args.embed_dim, "depth": 6 if args.depth is None else args.depth}
     if start_point is not None:
+        if not start_point["finished"]:
+            raise UserError(f"{args.init}: its pretraining stopped in epoch {start_point['epoch']}; run it to its end first")
+        if start_point["dataset"] != args.dataset:
+            raise UserError(f"{args.init}: pretrained on {start_point['dataset']}, not on {args.dataset}")
         size = {name: start_point["config"]["options"][name] for name in size}
         for name, value in size.items():
             if getattr(args, name) not in (None, value):
@@ -115,15 +125,21 @@ def main(argv=None):
     optimizer = torch.optim.Adam(model.parameters(), rate)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
+    is_demo = train.is_demo or (start_point is not None and start_point["is_demo"])
+    is_paper = (options.is_default(args, arguments) and size == {"embed_dim": 256, "depth": 6}
+                and (start_point is None or start_point["is_paper"]))
+    scale = "demo" if is_demo else "paper" if is_paper else "custom"
+
     # ---- log
-    command = "finetune.py", argv if argv is not None else sys.argv[1:]
-    source = provenance(*command, device)
+    source = provenance("finetune.py", argv if argv is not None else sys.argv[1:], device)
     log = Log(output, rank, source | {"options": vars(args), "world": world, "lr": rate,
                                       "parameters": sum(p.numel() for p in model.parameters())})
     if rank == 0:
         print(f"fine-tuning on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
               f"{', '.join(modalities)}, from {args.init}; lr {rate:g}; {world} process(es) on {source['device']}",
               file=sys.stderr)
+        if train_pools.idle():
+            print(train_pools.idle(), file=sys.stderr)
 
     # ---- loop
     best, best_epoch, start = -math.inf, 0, time.time()
@@ -133,30 +149,33 @@ def main(argv=None):
                   disable=rank > 0) as progress:
             loss = train_epoch(model, train_loader, train_pools, device, optimizer, progress)
         if not math.isfinite(loss):
-            raise UserError(f"{output}: the loss is {loss} in epoch {epoch}; finetuned.pt holds the best epoch before; try "
-                            "a lower --lr")
+            raise UserError(f"{output}: the loss is {loss} in epoch {epoch}; the best epoch before is {best_epoch or 'none'}; "
+                            "try a lower --lr")
         scores = score(model, val, val_loader, val_pools, device)
+        rate = optimizer.param_groups[0]["lr"]
         scheduler.step(scores["loss"])
         log.epoch(epoch, {"loss": loss, "val_loss": scores["loss"], "val_f1_macro": scores["f1_macro"],
                           "val_f1_weighted": scores["f1_weighted"], "val_map": scores["map"],
-                          "lr": scheduler.get_last_lr()[0], "hours": (time.time() - start) / 3600})
+                          "lr": rate, "hours": (time.time() - start) / 3600})
         if scores["f1_macro"] > best:
             best, best_epoch = scores["f1_macro"], epoch
             if rank == 0:
                 checkpoint.save(target, {
                     "kind": "finetuned", "config": config, "weights": model.state_dict(), "dataset": args.dataset,
-                    "size": size, "pretraining": pretraining, "label_percent": args.label_percent, "seed": args.seed,
+                    "pretraining": pretraining, "label_percent": args.label_percent, "seed": args.seed,
                     "max_cloud": args.max_cloud, "epoch": epoch, "val_f1_macro": best,
                     "hours": (time.time() - start) / 3600, "pretrain_hours": start_point["hours"] if start_point else 0.0,
-                    "split_hash": train.split_hash, "is_demo": train.is_demo, "source": source})
+                    "split_hash": train.split_hash, "source": source, "scale": scale})
         if epoch >= args.min_epochs and epoch - best_epoch >= args.patience:
             break
     log.close()
+    if rank == 0:                                                             # the hours are those of the whole run
+        checkpoint.save(target, checkpoint.load(target, "finetuned") | {"hours": (time.time() - start) / 3600})
 
     # ---- test
     if args.csv:
-        distributed.first_alone(lambda: None)                                 # finetuned.pt is written
-        scores = score_test(target, args.data_root, args.pool, args.workers, (rank, world, device), command, args.csv)
+        distributed.first_alone(lambda: None)                                 # rank 0 has written finetuned.pt
+        scores = score_test(target, args.data_root, args.pool, args.workers, (rank, world, device), args.csv)
         if rank == 0:
             print(f"test: weighted F1 {scores['f1_weighted']:.1f}, macro F1 {scores['f1_macro']:.1f}, mAP {scores['map']:.1f} "
                   f"on {scores['n']} tiles; best epoch {best_epoch}; row added to {args.csv}", file=sys.stderr)

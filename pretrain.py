@@ -48,6 +48,8 @@ def run_epoch(model, loader, pools, device, seed, optimizer=None, progress=None)
             tiles += step_size
             if progress is not None:
                 progress.update(step_size)
+    if optimizer is not None:
+        distributed.share_statistics(model)
     sums = torch.zeros(3, device=device) + sums                               # a process may have had no pool at all
     means = (distributed.sum_over_processes(sums) / tiles).tolist()
     return dict(zip(("loss", "contrastive", "reconstruction"), means))
@@ -68,8 +70,10 @@ def command_line():
 
 def main(argv=None):
     # ---- options
-    args = command_line().parse_args(argv)
-    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "embed_dim")
+    arguments = command_line()
+    args = arguments.parse_args(argv)
+    options.check_positive(args, "epochs", "batch_size", "pool", "patience")
+    options.check_model(args)
     modalities = options.chosen_modalities(args.modalities, args.dataset)
 
     # ---- setup
@@ -109,6 +113,8 @@ def main(argv=None):
         print(f"pretraining on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
               f"{', '.join(modalities)}; {size / 1e6:.2f} M parameters; {args.batch_size} tiles a step in pools of "
               f"{train_pools.pool}; {world} process(es) on {source['device']}", file=sys.stderr)
+        if train_pools.idle():
+            print(train_pools.idle(), file=sys.stderr)
 
     # ---- loop
     best, best_epoch, start = math.inf, 0, time.time()
@@ -132,7 +138,8 @@ def main(argv=None):
             checkpoint.save(target, {
                 "kind": "pretrained", "finished": finished, "config": config, "weights": model.state_dict(),
                 "dataset": args.dataset, "epoch": epoch, "val_loss": val_losses["loss"], "hours": hours,
-                "seed": args.seed, "split_hash": train.split_hash, "is_demo": train.is_demo, "source": source})
+                "seed": args.seed, "split_hash": train.split_hash, "is_demo": train.is_demo, "source": source,
+                "is_paper": options.is_default(args, arguments) and config["options"] == {"embed_dim": 256, "depth": 6}})
         if finished:
             break
     log.close()

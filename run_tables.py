@@ -8,6 +8,7 @@ Rows go to results/TABLE.csv (demo: results/demo/), checkpoints and logs to runs
 """
 import argparse
 import csv
+import functools
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ import signal
 import sys
 from pathlib import Path
 
+from utils.errors import run
 from utils.results import KEYS, identity, read_rows
 
 ROOT = Path(__file__).parent
@@ -83,13 +85,14 @@ class Commands:
 
 def jobs(cells, seeds, commands):
     """Yields (name, command, needs): the name of the job, its command, the name of the job it needs or None."""
-    done = {identity(row) for table in TABLES for row in read_rows(commands.results / f"{table}.csv")}
+    scale = "demo" if commands.demo else "paper"
+    done = {identity(row) for table in TABLES for row in read_rows(commands.results / f"{table}.csv") if row["status"] == "ok"}
     if commands.demo:
         yield "data", commands.generate(), None
     planned = set()
     for seed in seeds:
         for cell in cells:
-            if tuple(cell[name] for name in KEYS) + (seed,) in done:
+            if tuple(cell[name] for name in KEYS) + (seed, scale) in done:
                 continue
             needs = "data" if commands.demo else None
             if cell["pretraining"] == "self":
@@ -101,6 +104,7 @@ def jobs(cells, seeds, commands):
             yield f"{key(cell)}, seed {seed}", commands.finetune(cell, seed), needs
 
 
+@functools.cache
 def is_finished(path):
     """Whether a pretraining ran to its end."""
     if not path.exists():
@@ -119,7 +123,7 @@ def main(argv=None):
                                                              "e.g. 'treesatai-ts,omnisat,.*,s2,10$'")
     arguments.add_argument("--seeds", default="0", help="comma-separated; each has its own pretraining and label subset (default: 0)")
     arguments.add_argument("--nproc", type=int, default=1, help="processes, one a GPU (default: 1)")
-    arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README (default: data)")
+    arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README; relative to the repository (default: data)")
     arguments.add_argument("--demo", action="store_true", help="the table on generated data with small models")
     arguments.add_argument("--python", default=sys.executable, help=argparse.SUPPRESS)    # as run_tables.sh found it
     args = arguments.parse_args(argv)
@@ -136,7 +140,8 @@ def main(argv=None):
     if args.nproc < 1:
         arguments.error("--nproc must be at least 1")
 
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)                             # `| head` is no error
+    if args.list or args.dry_run:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)                         # `| head` is no error
     if args.list:
         print(",".join(KEYS), *map(key, cells), sep="\n")
         return 0
@@ -162,12 +167,12 @@ def main(argv=None):
                 failed[name] = f"exit code {code}: {shlex.join(command)}"
         if name in failed:
             print(f"FAILED {name}: {failed[name]}", file=sys.stderr)
-    subprocess.run([args.python, "compare.py", *(["--demo"] if demo else [])], cwd=ROOT)
+    compared = subprocess.run([args.python, "compare.py", "--results", str(commands.results), *(["--demo"] if demo else [])], cwd=ROOT).returncode
     if failed:
         print(f"\n{len(failed)} of {len(planned)} jobs failed; the same command runs them again:", file=sys.stderr)
         print(*(f"  {name}: {why}" for name, why in failed.items()), sep="\n", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or compared else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

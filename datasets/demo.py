@@ -24,7 +24,7 @@ from datasets.forest import (BORDER, PIXEL, UNLABELLED, aerial, backscatter, dig
                              reflectance, s1_series, s2_series, speckle, spoil_s1, stand_map, stand_traits, stream)
 from utils.errors import UserError, run
 
-VERSION = 1
+VERSION = 2
 FOLDERS = ('aerial', 'sentinel-ts', 'sentinel/s1/60m', 'sentinel/s1/200m', 'sentinel/s2/60m', 'sentinel/s2/200m')
 V1_ORDER = [0, 1, 2, 6, 3, 4, 5, 7, 8, 9]  # of the single-date files: B02 B03 B04 B08 B05 ... B12 (B01 B09)
 
@@ -139,7 +139,7 @@ def write_treesatai(root, train=320, test=160, seed=0, workers=None):
     unfinished.write_text(json.dumps(wanted))                                            # an interrupted run is redone
 
     jobs = [(root, seed, i) for i in range(train + test)]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
     bar = dict(total=len(jobs), desc='demo TreeSatAI-TS', unit='tile')
     if workers <= 1:
         entries = list(tqdm(map(write_tile, jobs), **bar))

@@ -20,6 +20,14 @@ class Pools(Sampler):
         self.size, self.pool, self.batch = size, min(pool, batch), batch
         self.seed, self.epoch, self.rank, self.world = seed, 0, rank, world
 
+    def idle(self):
+        """A warning if there are more processes than pools in a step, else None."""
+        pools = -(-self.batch // self.pool)
+        if pools < self.world:
+            return (f"warning: a step of {self.batch} tiles has {pools} pool(s) of {self.pool}, so {self.world - pools} of "
+                    f"{self.world} processes have nothing to do; see --pool and --batch-size")
+        return None
+
     def steps(self):
         """Yields for each step the tiles in it over all processes, and this process's pools: (number, indices)."""
         order = np.arange(self.size)

@@ -102,15 +102,17 @@ def read_labels(path):
 
 # ---- one tile -------------------------------------------------------------------------------------------------------
 
-def read_tif(path, shape):
-    """An image file as it is, (H, W, C). shape: least height and width, and the number of bands."""
+def read_tif(path, shape, is_exact=False):
+    """An image file as it is, (H, W, C). shape: least (or exact) height and width, and the number of bands."""
     try:
         with tifffile.TiffFile(path) as tif:
             image = tif.pages[0].asarray()
     except Exception as error:    # tifffile raises many kinds for damaged files, OSError and struct.error among them
         raise UserError(f"{path}: cannot be read as TIFF ({error}); download it again") from error
-    if image.ndim != 3 or image.shape[0] < shape[0] or image.shape[1] < shape[1] or image.shape[2] != shape[2]:
-        raise UserError(f"{path}: shape {image.shape}, expected at least {shape[0]} x {shape[1]} pixels and {shape[2]} bands")
+    if (image.ndim != 3 or image.shape[2] != shape[2] or image.shape[0] < shape[0] or image.shape[1] < shape[1]
+            or is_exact and image.shape != shape):
+        raise UserError(f"{path}: shape {image.shape}, expected {'' if is_exact else 'at least '}{shape[0]} x {shape[1]} "
+                        f"pixels and {shape[2]} bands")
     return image
 
 
@@ -126,13 +128,14 @@ def read_vhr(path):
 def read_single(path, key, bands):
     """One Sentinel date of the single-date release as a series: data (T, C, 6, 6) float32, days (T,); T = 0 if nodata.
 
-    S2 in digital numbers, S1 in dB, both as in the file.
+    S2 in digital numbers, S1 in dB with the floor of the series. Values beyond 60 dB are no backscatter: missing.
     """
     names, nodata = SINGLE[key]
-    image = read_tif(path, (GRID, GRID, len(names)))[:GRID, :GRID].astype(np.float32)
-    image[image == nodata] = np.nan
+    image = read_tif(path, (GRID, GRID, len(names)), is_exact=True).astype(np.float32)
+    image[(image == nodata) | ((np.abs(image) > 60) if key == "s1" else False)] = np.nan
     data = image.transpose(2, 0, 1)[None, [names.index(band) for band in bands]]
-    return clean(data, np.array([SINGLE_DATE]))
+    data, days = clean(data, np.array([SINGLE_DATE]))
+    return (np.maximum(data, 10 * np.log10(np.float32(FLOOR))) if key == "s1" else data), days
 
 
 def read_h5(path, keys, max_cloud=None):
@@ -148,6 +151,8 @@ def read_h5(path, keys, max_cloud=None):
             prefix, start, bands = SERIES[key]
             data = _read_dataset(file, path, f"{prefix}-data", np.float32)
             products = _read_dataset(file, path, f"{prefix}-products")
+            if data.size == 0 and products.size == 0:                             # however an empty series is stored
+                data = np.zeros((0, bands, GRID, GRID), np.float32)
             if data.ndim != 4 or data.shape[1:] != (bands, GRID, GRID) or products.shape != data.shape[:1]:
                 raise UserError(f"{path}: {prefix}-data has shape {data.shape} and {len(products)} products, expected "
                                 f"T x {bands} x {GRID} x {GRID} and T")
@@ -198,7 +203,7 @@ def days_of_year(products, start, path):
 def clean(data, days, is_cloudy=False):
     """What makes a series usable: data (T, C, H, W) and days (T,) in, the same with fewer dates out, in time order.
 
-    A date without a single value in some band (all NaN, or all 0, the products' nodata) goes, and its day with it; so do
+    A date goes, and its day with it, if a band has no value at all (NaN) or all bands are 0, the products' nodata; so do
     cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first stays: they are slices of one pass
     with the same pixels. Single missing pixels become the mean of their band on that date.
     """
@@ -244,12 +249,16 @@ class TreeSatAI(torch.utils.data.Dataset):
         self.sensors = [SENSORS[name][key] for key in modalities]
         self.max_dates, self.max_cloud = max_dates, max_cloud
         tiles, others = find_files(root)
-        marker = Path(root) / "DEMO.json"
-        self.is_demo = marker.exists()
+        marker = others.get("DEMO.json")
+        self.is_demo = marker is not None
         self.release = "treesatai-demo" if self.is_demo else "treesatai"
         if LABELS_FILE not in others:
             raise UserError(f"{root}: no {LABELS_FILE} found, at the root or below")
+        if len(others[LABELS_FILE]) > 1:
+            raise UserError(f"{len(others[LABELS_FILE])} label files, {' and '.join(others[LABELS_FILE])}: keep one")
         labels = read_labels(others[LABELS_FILE][0])
+        if max_cloud is not None and name == "treesatai":
+            raise UserError("--max-cloud: the single-date release of TreeSatAI has no cloud masks; leave the option out")
 
         self.names = self._split(others, split, labels, label_percent)
         if labelled:
@@ -257,22 +266,24 @@ class TreeSatAI(torch.utils.data.Dataset):
         self.labels = torch.from_numpy(np.array([labels[tile] for tile in self.names], np.float32))
         if not self.names:
             raise UserError(f"{root}: no tile in {split} at {label_percent} % of the labels")
-        kinds = {"vhr": "vhr", **dict.fromkeys(SERIES, "ts")} if name == "treesatai-ts" else dict.fromkeys(SENSORS[name])
-        self.paths = {key: self._paths(tiles[kinds[key] or key], key) for key in self.modalities}
+        kinds = {key: "ts" if name == "treesatai-ts" and key in SERIES else key for key in self.modalities}
+        self.paths = {key: self._paths(tiles[kind], key) for key, kind in kinds.items()}
         self.split_hash = fingerprint(self.names)
         # what the statistics depend on: the tiles, and for generated data what it was generated from
-        self.data_hash = fingerprint([*self.names, str(max_cloud), marker.read_text() if self.is_demo else ""])
+        self.data_hash = fingerprint([*self.names, str(max_cloud), Path(marker[0]).read_text() if self.is_demo else ""])
 
     def _split(self, others, split, labels, label_percent):
         """The names of the split; draws the validation tiles from train if the release has no list of them."""
-        names = read_list(self.root, others, split if split == "test" else "train")
-        for tile in names:
-            if tile not in labels:
-                raise UserError(f"{tile}: in the {split} list but not in {others[LABELS_FILE][0]}")
-        if split == "test":
+        def listed(name):
+            names = read_list(self.root, others, name)
+            for tile in names or ():
+                if tile not in labels:
+                    raise UserError(f"{tile}: in the {name} list but not in {others[LABELS_FILE][0]}")
             return names
+        if split == "test":
+            return listed("test")
+        names, val = listed("train"), listed("val")
         matrix = np.array([labels[tile] for tile in names])
-        val = read_list(self.root, others, "val")
         if val is None:
             val = saved_subset(self.release, "val", names, matrix, VAL_SHARE, SPLIT_SEED)
         if split == "val":

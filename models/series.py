@@ -19,11 +19,11 @@ def date_encoding(period, dim):
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()
 
 
-def mlp(*widths):
-    """Linear, LayerNorm, GELU for each step. LayerNorm, not BatchNorm: no padded date and no other tile takes part."""
+def mlp(*widths, norm):
+    """Linear, norm, ReLU for each step. norm: nn.BatchNorm1d (which would cancel a bias before it) or nn.LayerNorm."""
     layers = []
     for inputs, outputs in zip(widths[:-1], widths[1:]):
-        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.GELU()]
+        layers += [nn.Linear(inputs, outputs, bias=norm is nn.LayerNorm), norm(outputs), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
@@ -37,10 +37,12 @@ class SeriesEncoder(nn.Module):
         super().__init__()
         if dim % (2 * HEADS):
             raise ValueError(f"the embedding size must be a multiple of {2 * HEADS}, not {dim}")
-        self.embed = mlp(bands, 32, 128, dim)
+        # batch norm, as L-TAE: clouds spread the bands so far that a norm of each date alone learns several times slower
+        self.embed = mlp(bands, 32, 128, dim, norm=nn.BatchNorm1d)
+        self.norm = nn.LayerNorm(dim)
         self.key = nn.Linear(dim, HEADS * KEY_DIM, bias=False)    # a bias would shift all dates alike: no effect
         self.query = nn.Parameter(torch.randn(HEADS, KEY_DIM))
-        self.out = nn.Sequential(mlp(dim, dim, 2 * dim, dim), nn.LayerNorm(dim))
+        self.out = nn.Sequential(mlp(dim, dim, 2 * dim, dim, norm=nn.LayerNorm), nn.LayerNorm(dim))
         self.register_buffer("dates", date_encoding(period, dim // HEADS).repeat(1, HEADS), persistent=False)
 
     def forward(self, x, dates, padded):
@@ -49,7 +51,12 @@ class SeriesEncoder(nn.Module):
         Returns tokens (B, P, D) and the attention of the dates averaged over heads, (B, P, T), 0 where padded.
         An empty series (all padded) gives a finite token that the caller must not use.
         """
-        x = self.embed(x) + self.dates[dates][:, None]                        # B x P x T x D
+        # only dates that exist are embedded: padding has no part in the statistics of the batch norm
+        valid = x.transpose(1, 2)[~padded]                                    # N x P x C, N dates of the whole batch
+        x = x.new_zeros(*padded.shape, x.shape[1], self.dates.shape[1])       # B x T x P x D
+        if len(valid):
+            x[~padded] = self.embed(valid.flatten(0, 1)).unflatten(0, valid.shape[:2]).to(x.dtype)
+        x = self.norm(x.transpose(1, 2) + self.dates[dates][:, None])         # B x P x T x D
         # <query_h, key_h(x)> with the key's matrix folded into the query: H scores, no T x H x KEY_DIM keys
         query = torch.einsum("hk,hkd->dh", self.query, self.key.weight.view(HEADS, KEY_DIM, -1)) / KEY_DIM ** 0.5
         scores = (x @ query).masked_fill(padded[:, None, :, None], torch.finfo(x.dtype).min)

@@ -49,7 +49,7 @@ def test_marker(tmp_path, capsys):
         demo.write_treesatai(tmp_path / 'mine', 1, 1)
     root = tmp_path / 'demo'
     demo.main(['--root', str(root), '--train', '2', '--test', '1'])
-    assert json.loads((root / 'DEMO.json').read_text()) == dict(demo=True, dataset='treesatai', train=2, test=1, seed=0, version=1)
+    assert json.loads((root / 'DEMO.json').read_text()) == dict(demo=True, dataset='treesatai', train=2, test=1, seed=0, version=demo.VERSION)
     before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
     demo.main(['--root', str(root), '--train', '2', '--test', '1'])
     assert 'nothing to do' in capsys.readouterr().out and before == {p: p.stat().st_mtime_ns for p in root.rglob('*')}

@@ -80,7 +80,8 @@ def test_pretraining_is_repeatable_and_the_same_on_two_processes(demo, pretraine
                        (pretrained, tmp_path / "one" / "pretrained.pt", tmp_path / "two" / "pretrained.pt"))
     for name in first:
         assert torch.equal(first[name], one[name]), name
-        assert torch.allclose(one[name], two[name], atol=2e-4), name
+        if "running" not in name and "tracked" not in name:    # rank 0 has seen its own pools only
+            assert torch.allclose(one[name], two[name], atol=2e-4), name
 
 
 def test_finetuning_starts_from_the_checkpoint(demo, pretrained):
@@ -198,12 +199,13 @@ def test_driver_runs_skips_and_reports(demo, tmp_path, monkeypatch, capfd):
 
 def test_compare_shows_mean_and_spread(tmp_path, monkeypatch, capsys):
     base = dict.fromkeys(COLUMNS, "") | {"table": "table2", "dataset": "treesatai-ts", "model": "omnisat", "ablation": "none",
-                                         "label_percent": "100", "status": "ok"}
+                                         "label_percent": "100", "status": "ok", "scale": "demo"}
     rows = [base | {"pretraining": init, "modality": modality, "seed": seed, "f1_weighted": value}
-            for init, modality, values in (("self", "all", (80, 84)), ("self", "s2", (70, 75)), ("none", "all", (77, 79)))
+            for init, modality, values in (("self", "all", (80, 84)), ("self", "s2", (70, 75)),
+                                             ("self", "s1", (9, 9)), ("self", "vhr", (60, 76)), ("none", "all", (77, 79)))
             for seed, value in enumerate(values)]
+    rows.append(base | {"pretraining": "self", "modality": "all", "seed": 7, "f1_weighted": 99.9, "scale": "custom"})
     (tmp_path / "demo").mkdir()
-    (tmp_path / "paper").symlink_to(ROOT / "results" / "paper")
     with open(tmp_path / "demo" / "table2.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -212,9 +214,11 @@ def test_compare_shows_mean_and_spread(tmp_path, monkeypatch, capsys):
     compare.main(["--demo"])
     out = capsys.readouterr().out
     assert "DEMO" in out and "82.0 ±2.8" in out and "74.2" in out
-    # pretrained - scratch: seeds (80 - 77, 84 - 79) = (3, 5); all - best single: (80 - 70, 84 - 75) = (10, 9)
+    # pretrained - scratch: seeds (80 - 77, 84 - 79) = (3, 5); all - best single: (80 - 70, 84 - 76) = (10, 8)
     assert re.search(r"pretrained - scratch +treesatai-ts, all, 100 % +\+0\.9 +\+4\.0 ±1\.4 +2", out)
-    assert re.search(r"all - best single modality +treesatai-ts, pretrained, 100 % +\+\S+ +\+9\.5 ±0\.7 +2", out)
+    assert re.search(r"all - best single modality +treesatai-ts, pretrained, 100 % +\+\S+ +\+9\.0 ±1\.4 +2", out)
+    assert "from scratch" not in out    # its single modalities have not all been run
+    assert "all 100%" in out and "99.9" not in out    # a row of another scale is not shown
     with open(tmp_path / "demo" / "compare.csv", newline="") as file:
         cell = next(row for row in csv.DictReader(file) if (row["pretraining"], row["modality"]) == ("self", "all"))
     assert (cell["paper"], cell["ours_mean"], cell["ours_std"], cell["n"], cell["scale"]) == ("74.2", "82.00", "2.83", "2", "demo")

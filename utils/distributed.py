@@ -1,8 +1,11 @@
 """One process and torchrun are one code path: without torchrun there is one process, of rank 0."""
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from utils.errors import UserError
 
 
 def setup():
@@ -13,7 +16,8 @@ def setup():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # others wait for rank 0 while it reads all tiles for the statistics
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     return rank, world, device
 
 
@@ -24,13 +28,29 @@ def finish():
 
 
 def first_alone(function):
-    """Run the function on rank 0 first, then on the others, which find what it wrote. Returns its value."""
+    """Run the function on rank 0 first, then on the others, which find what it wrote. Returns its value.
+
+    A UserError on rank 0 is raised on all, and told once.
+    """
     if not dist.is_initialized():
         return function()
-    value = function() if dist.get_rank() == 0 else None
-    dist.barrier()
-    value = value if dist.get_rank() == 0 else function()
-    return value
+    value, failure = None, None
+    if dist.get_rank() == 0:
+        try:
+            value = function()
+        except UserError as error:
+            failure = str(error)
+    failure = gather(failure)[0]
+    if failure is not None:
+        raise UserError(failure, is_told=dist.get_rank() > 0)
+    return value if dist.get_rank() == 0 else function()
+
+
+def share_statistics(model):
+    """Give all processes the running statistics of rank 0's batch norms, as DistributedDataParallel does."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def sum_gradients(model):

@@ -4,7 +4,11 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A bad file, option or checkpoint; its text names it and says what to do."""
+    """A bad file, option or checkpoint; its text names it and says what to do. is_told: another process prints it."""
+
+    def __init__(self, text, is_told=False):
+        super().__init__(text)
+        self.is_told = is_told
 
 
 def run(main):
@@ -13,4 +17,4 @@ def run(main):
         return main()
     except UserError as error:
         text = str(error).split("UserError: ")[-1].strip()    # a worker's error comes wrapped in its trace
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {text}")
+        sys.exit(1 if error.is_told else f"{Path(sys.argv[0]).name}: error: {text}")

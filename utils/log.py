@@ -18,7 +18,7 @@ def provenance(script, argv, device):
     def git(*arguments):
         run = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         return run.stdout.strip() if run.returncode == 0 else None
-    changed = git("status", "--porcelain")
+    changed = git("status", "--porcelain", "--untracked-files=no")
     world = os.environ.get("WORLD_SIZE", "1")
     start = "python" if world == "1" else f"torchrun --nproc_per_node={world}"
     return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": "unknown" if changed is None else bool(changed),

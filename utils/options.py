@@ -33,7 +33,7 @@ def add_loader_options(group):
                        help="reading processes beside each training process; 0 reads in the training process itself")
     group.add_argument("--pool", type=int, default=128, metavar="TILES",
                        help="tiles in one forward pass of one process; negatives of the contrastive loss come from the "
-                            "same pool, so a smaller one saves memory but changes the loss")
+                            "same pool, so a smaller one saves memory but changes that loss; evaluation does not depend on it")
 
 
 def add_training_options(options, epochs):
@@ -78,6 +78,15 @@ def check_positive(args, *names):
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
 
 
-def scale(is_demo, embed_dim, depth):
-    """"paper" for the paper's model on a release's data, else "demo"."""
-    return "paper" if not is_demo and (embed_dim, depth) == (256, 6) else "demo"
+def check_model(args):
+    """Errors: UserError for a model that cannot be built; sizes that were left out (None) pass."""
+    if args.embed_dim is not None and (args.embed_dim < 32 or args.embed_dim % 32):
+        raise UserError(f"--embed-dim must be a multiple of 32, not {args.embed_dim}")
+    if args.depth is not None and args.depth < 0:
+        raise UserError(f"--depth must not be negative, but it is {args.depth}")
+
+
+def is_default(args, arguments):
+    """Whether a run has the paper's recipe: nothing that changes its numbers differs from the option's default."""
+    names = ("epochs", "batch_size", "pool", "lr", "patience", "min_epochs", "max_cloud")
+    return all(getattr(args, name) == arguments.get_default(name) for name in names if hasattr(args, name))

@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from utils.errors import UserError
+
 KEYS = ("table", "dataset", "model", "pretraining", "ablation", "modality", "label_percent")    # as in cells.csv
 COLUMNS = KEYS + ("seed", "f1_weighted", "f1_macro", "f1_micro", "map", "n_test", "params", "pretrain_hours",
                   "finetune_hours", "scale", "status", "commit", "dirty", "command", "split_hash", "checkpoint_hash",
@@ -13,16 +15,19 @@ COLUMNS = KEYS + ("seed", "f1_weighted", "f1_macro", "f1_micro", "map", "n_test"
 
 
 def read_rows(path):
-    """List of dicts of text, empty if there is no file."""
+    """List of dicts of text, empty if there is no file. Errors: UserError if it is another kind of table."""
     if not Path(path).exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        rows = csv.DictReader(file)
+        if not set(KEYS) <= set(rows.fieldnames or ()):
+            raise UserError(f"{path}: not a table of results, its columns are {rows.fieldnames}; name another file")
+        return list(rows)
 
 
 def identity(row):
-    """What makes a row the row of a cell and seed: the key columns and the seed, as text."""
-    return tuple(str(row[name]) for name in KEYS) + (str(row["seed"]),)
+    """What makes a row the row of a cell, seed and scale: the key columns and these two, as text."""
+    return tuple(str(row[name]) for name in KEYS + ("seed", "scale"))
 
 
 def write_row(path, row, counts):
@@ -42,7 +47,7 @@ def write_row(path, row, counts):
         writer.writerows(rows)
         lines = [json.loads(line) for line in beside.read_text().splitlines()] if beside.exists() else []
         lines = [line for line in lines if identity(line) != identity(row)]
-        lines.append({name: str(row[name]) for name in KEYS + ("seed",)} | counts)
+        lines.append(dict(zip(KEYS + ("seed", "scale"), identity(row))) | counts)
         _replace(beside, "".join(json.dumps(line) + "\n" for line in lines))
         _replace(path, text.getvalue())
 
