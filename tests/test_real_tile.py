@@ -1,11 +1,18 @@
 """The real tile through every stage, at the paper's full size."""
+import json
+
 import torch
 import torch.nn.functional as F
 
+import evaluate
+import finetune
+import pretrain
 from datasets.loading import collate
 from datasets.sensors import SENSORS
 from datasets.treesatai import choose_dates, read_h5, read_vhr
+from datasets.treesatai import LABELS_FILE
 from models.omnisat import OmniSat
+from utils.results import read_rows
 
 STEM = "Abies_alba_1_1005_WEFL_NLF"
 
@@ -68,3 +75,29 @@ def test_fine_tuning_steps_and_evaluation(real):
         assert losses[-1] < losses[0]
         with torch.no_grad():
             assert model.eval()(batch).shape == (2, 15)
+
+
+def test_the_scripts_take_the_real_files(real, tmp_path, monkeypatch, capsys):
+    """A root with the real tile, and again under a second name for validation, through the scripts in the paper's sizes."""
+    monkeypatch.setattr("datasets.band_statistics.FOLDER", tmp_path / "stats")
+    root, second = tmp_path / "root", "Abies_alba_1_1006_WEFL_NLF"
+    root.mkdir()
+    labels = json.loads((real / "labels" / LABELS_FILE).read_text())
+    (root / LABELS_FILE).write_text(json.dumps({f"{STEM}.tif": labels[f"{STEM}.tif"], f"{second}.tif": labels[f"{STEM}.tif"]}))
+    for folder, ending in (("aerial", ".tif"), ("sentinel-ts", "_2020.h5")):
+        (root / folder).mkdir()
+        for name in (STEM, second):
+            (root / folder / f"{name}{ending}").symlink_to(real / folder / f"{STEM}{ending}")
+    for split, names in {"train": (STEM, second), "val": (second,), "test": (STEM,)}.items():
+        (root / f"{split}_filenames.lst").write_text("".join(f"{name}.tif\r\n" for name in names))
+    common = ["--dataset", "treesatai-ts", "--data-root", str(root), "--workers", "0"]
+    pretrain.main([*common, "--epochs", "3", "--output", str(tmp_path / "pretrain")])
+    lines = [json.loads(line) for line in (tmp_path / "pretrain" / "log.jsonl").read_text().splitlines()[1:]]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    finetune.main([*common, "--epochs", "2", "--output", str(tmp_path / "finetune"), "--csv", str(tmp_path / "table2.csv"),
+                   "--init", str(tmp_path / "pretrain" / "pretrained.pt")])
+    capsys.readouterr()
+    evaluate.main(["--checkpoint", str(tmp_path / "finetune" / "finetuned.pt"), "--data-root", str(root), "--workers", "0"])
+    (row,) = read_rows(tmp_path / "table2.csv")
+    assert row["scale"] == "custom" and row["n_test"] == "1"    # not the paper's number of epochs
+    assert json.loads(capsys.readouterr().out)["n"] == 1

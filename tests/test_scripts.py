@@ -123,7 +123,16 @@ def test_single_date_one_modality_from_scratch_with_few_labels(demo, tmp_path):
                    "50", "--output", str(tmp_path), "--csv", str(tmp_path / "table2.csv"), *SMALL, *MODEL])
     (row,) = read_rows(tmp_path / "table2.csv")
     assert [row[name] for name in KEYS] == ["table2", "treesatai", "omnisat", "none", "none", "s2", "50"]
-    assert float(row["pretrain_hours"]) == 0
+    assert float(row["pretrain_hours"]) == 0 and row["command"].startswith("python finetune.py --dataset treesatai ")
+
+
+def test_fine_tuning_on_two_processes_writes_one_row(demo, tmp_path):
+    run = torchrun(2, "finetune.py", "--dataset", "treesatai-ts", "--data-root", str(demo), "--init", "none", "--modalities", "s2",
+                   "--max-cloud", "90", "--output", str(tmp_path), "--csv", str(tmp_path / "table2.csv"), *SMALL, *MODEL)
+    assert run.returncode == 0, run.stderr
+    (row,) = read_rows(tmp_path / "table2.csv")
+    assert row["n_test"] == "10" and row["command"].startswith("torchrun --nproc_per_node=2 finetune.py")
+    assert checkpoint.load(tmp_path / "finetuned.pt", "finetuned")["max_cloud"] == 90
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------------
@@ -232,6 +241,9 @@ def test_errors_are_one_line_that_names_the_culprit(demo, pretrained, finetuned,
                    *SMALL, *MODEL])
     cut = tmp_path / "cut.pt"
     cut.write_bytes(pretrained.read_bytes()[:-1000])
+    stopped, foreign = tmp_path / "stopped.pt", tmp_path / "foreign.csv"
+    checkpoint.save(stopped, checkpoint.load(pretrained, "pretrained") | {"finished": False})
+    foreign.write_text("a,b\n1,2\n")
     common = ["--dataset", "treesatai-ts", "--data-root", str(demo), "--output", str(tmp_path / "out"), *SMALL]
     for script, arguments, culprit in (
             (finetune, [*common, "--init", "none", "--modalities", "s2,s3"], "unknown modality 's3': treesatai-ts has vhr, s2, s1"),
@@ -241,6 +253,12 @@ def test_errors_are_one_line_that_names_the_culprit(demo, pretrained, finetuned,
             (finetune, [*common, "--init", str(tmp_path / "no.pt")], "no.pt: no such checkpoint"),
             (finetune, [*common, "--init", str(pretrained), "--embed-dim", "64"], "--embed-dim 64"),
             (finetune, [*common, "--init", "none", "--label-percent", "0"], "--label-percent must be"),
+            (finetune, [*common, "--init", "none", "--embed-dim", "48"], "--embed-dim must be a multiple of 32"),
+            (finetune, [*common, "--init", "none", "--csv", str(foreign)], "not a table of results"),
+            (finetune, [*common, "--init", str(stopped)], "stopped in epoch 2"),
+            (finetune, ["--dataset", "treesatai", *common[2:], "--init", str(pretrained), "--modalities", "vhr"],
+             "pretrained on treesatai-ts, not on treesatai"),
+            (finetune, ["--dataset", "treesatai", *common[2:], "--init", "none", "--max-cloud", "5"], "no cloud masks"),
             (evaluate, ["--checkpoint", str(pretrained), "--data-root", str(demo)], "expected 'finetuned'"),
             (pretrain, [*common[:-8], "--output", str(pretrained.parent)], "is finished"),
             (pretrain, ["--dataset", "treesatai-ts", "--data-root", str(tmp_path)], "no train_filenames.lst|no TreeSatBA")):

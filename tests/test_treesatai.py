@@ -165,6 +165,24 @@ def test_decibel_has_a_floor(tmp_path):
     assert (series[:, 1, 0, 0] == -40).all() and (series[:, 0] == pytest.approx(-10, abs=1e-5))
 
 
+def test_single_date_outliers_and_floor(release):
+    image = np.full((6, 6, 3), -10.0)
+    image[0, 0, 0], image[0, 1, 0], image[0, 2, 0], image[0, 3, 0] = -9999, 4000, -300, -55
+    write_tif(release / "sentinel" / "s1" / "60m" / TILES[0], (6, 6, 3), image, np.float32)
+    vv = TreeSatAI(release, "train", ("s1",), name="treesatai")[0]["s1"][0, 0]
+    assert vv[0, 3] == pytest.approx(-40) and (vv[1:] == -10).all()
+    assert vv[0, :3].numpy() == pytest.approx((32 * -10 - 55) / 33, abs=1e-4)    # missing: the mean of the others
+    write_tif(release / "sentinel" / "s1" / "60m" / TILES[0], (20, 20, 3), 0, np.float32)
+    with pytest.raises(UserError, match="expected 6 x 6"):
+        TreeSatAI(release, "train", ("s1",), name="treesatai")[0]
+
+
+def test_demo_data_is_known_by_its_marker_anywhere(release):
+    (release / "labels" / "DEMO.json").write_text("{}")
+    data = TreeSatAI(release, "train", ALL)
+    assert data.is_demo and data.release == "treesatai-demo"
+
+
 @pytest.mark.parametrize("channels", [2, 10])
 def test_masks_of_2_or_10_channels(tmp_path, channels):
     masks = np.zeros((4, channels, 6, 6), np.float32)
@@ -183,6 +201,9 @@ def test_empty_series_is_legal(release):
         tile = TreeSatAI(release, "train", ALL, name=name)[0]
         assert tile["s1"].shape == (0, 2, 6, 6) and tile["s1_dates"].shape == (0,)
         other = TreeSatAI(release, "val", ALL, name=name)[0]
+        if name == "treesatai-ts":    # also when it is stored without its other dimensions
+            write_h5(release / "sentinel-ts" / f"{TILES[0][:-4]}_2021.h5", sen_1_asc_data=np.zeros(0, np.float32), sen_1_asc_days=[])
+            assert TreeSatAI(release, "train", ALL)[0]["s1"].shape == (0, 2, 6, 6)
         batch = collate([tile, other])
         assert batch["s1_padded"].all(1).tolist() == [True, False] and not batch["s2_padded"].all(1).any()
         assert collate([tile])["s1"].shape == (1, 1, 2, 6, 6) and collate([tile])["s1_padded"].all()
@@ -251,6 +272,8 @@ def no_label(root):
     (lambda root: write_h5(series_path(root), sen_2_days=[1, 2, 3]), "3 products"),
     (lambda root: write_h5(series_path(root), sen_2_data=np.array([b"a"] * 4)), "2021.h5"),
     (no_label, f"{TILES[0]}: in the train list but not in"),
+    (lambda root: (root / "split" / "val_filenames.lst").write_text("other.tif"), "other.tif: in the val list but not in"),
+    (lambda root: shutil.copy(root / "labels" / LABELS_FILE, root), "2 label files"),
     (lambda root: (root / "labels" / LABELS_FILE).write_text("{"), "not the label file"),
     (lambda root: (root / "labels" / LABELS_FILE).write_text('{"a.tif": [["Oak", 0.5]]}'), "not the label file"),
     (lambda root: (root / "labels" / LABELS_FILE).unlink(), f"no {LABELS_FILE}"),
