@@ -37,12 +37,12 @@ def collect(folder, table, scale):
     return cells
 
 
-def spread(values):
-    """"61.1 ±2.0", without a spread for a single value, a dash for none."""
+def spread(values, form=".1f"):
+    """"61.1 ±2.0", without a spread for a single value, a dash for none. form: of the mean."""
     values = list(values)
     if not values:
         return "-"
-    return f"{statistics.mean(values):.1f}" + (f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{statistics.mean(values):{form}}" + (f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def table_lines(cells):
@@ -79,8 +79,8 @@ def claims(cells):
                     if all(s in c["ours"] for c in single)]
             start = {"self": "pretrained", "none": "from scratch"}[pretraining]
             lines.append(("all - best single modality", f"{dataset}, {start}, {percent} %", cell["paper"] - best, ours))
-    return [[claim, where, f"{paper:+.1f}", f"{statistics.mean(ours):+.1f}" + (f" ±{statistics.stdev(ours):.1f}"
-             if len(ours) > 1 else ""), str(len(ours))] for claim, where, paper, ours in sorted(lines, key=lambda x: x[0]) if ours]
+    return [[claim, where, f"{paper:+.1f}", spread(ours, "+.1f"), str(len(ours))]
+            for claim, where, paper, ours in sorted(lines, key=lambda x: x[0]) if ours]
 
 
 def as_text(header, lines):

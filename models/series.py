@@ -37,7 +37,7 @@ class SeriesEncoder(nn.Module):
         super().__init__()
         if dim % (2 * HEADS):
             raise ValueError(f"the embedding size must be a multiple of {2 * HEADS}, not {dim}")
-        # batch norm, as L-TAE: clouds spread the bands so far that a norm of each date alone learns several times slower
+        # batch norm, as L-TAE; a norm of each date alone learned more slowly on the demo's Sentinel-2, see PAPER.md
         self.embed = mlp(bands, 32, 128, dim, norm=nn.BatchNorm1d)
         self.norm = nn.LayerNorm(dim)
         self.key = nn.Linear(dim, HEADS * KEY_DIM, bias=False)    # a bias would shift all dates alike: no effect
