@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from datasets import DATASETS
+from datasets import open_dataset
 from datasets.loading import Pools, make_loader
 from utils import checkpoint, distributed, metrics, options
 from utils.errors import UserError, run
@@ -52,8 +52,8 @@ def score_test(path, data_root, pool, workers, place, csv=None):
     rank, world, device = place
     saved = checkpoint.load(path, "finetuned")
     model = checkpoint.rebuild(saved).to(device)
-    test = DATASETS[saved["dataset"]](data_root, "test", list(model.sensors), name=saved["dataset"],
-                                      max_cloud=saved["max_cloud"])
+    test = open_dataset(saved["dataset"], data_root, "test", list(model.sensors), max_cloud=saved["max_cloud"],
+                        parts=saved["parts"])
     pools = Pools(len(test), pool, pool * world, None, rank, world)
     with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
         scores = score(model, test, make_loader(test, pools, workers), pools, device, progress)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from datasets import DATASETS
+from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from evaluate import score, score_test
@@ -71,7 +71,7 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = arguments.parse_args(argv)
-    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent")
+    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent", "parts")
     options.check_model(args)
     if args.csv:
         read_rows(args.csv)                                                   # another kind of table is told now, not at the end
@@ -102,8 +102,8 @@ def main(argv=None):
 
     # ---- data
     def dataset(split, **choice):
-        return DATASETS[args.dataset](args.data_root, split, modalities, name=args.dataset, seed=args.seed,
-                                      max_cloud=args.max_cloud, **choice)
+        return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, max_cloud=args.max_cloud,
+                            parts=args.parts, **choice)
     train, val = distributed.first_alone(lambda: (dataset("train", label_percent=args.label_percent), dataset("val")))
     train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world)
     val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world)
@@ -163,7 +163,7 @@ def main(argv=None):
                 checkpoint.save(target, {
                     "kind": "finetuned", "config": config, "weights": model.state_dict(), "dataset": args.dataset,
                     "pretraining": pretraining, "label_percent": args.label_percent, "seed": args.seed,
-                    "max_cloud": args.max_cloud, "epoch": epoch, "val_f1_macro": best,
+                    "max_cloud": args.max_cloud, "parts": args.parts, "epoch": epoch, "val_f1_macro": best,
                     "hours": (time.time() - start) / 3600, "pretrain_hours": start_point["hours"] if start_point else 0.0,
                     "split_hash": train.split_hash, "source": source, "scale": scale})
         if epoch >= args.min_epochs and epoch - best_epoch >= args.patience:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from datasets import DATASETS
+from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from models import build_model
@@ -72,7 +72,7 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = arguments.parse_args(argv)
-    options.check_positive(args, "epochs", "batch_size", "pool", "patience")
+    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "parts")
     options.check_model(args)
     modalities = options.chosen_modalities(args.modalities, args.dataset)
 
@@ -86,8 +86,8 @@ def main(argv=None):
 
     # ---- data
     def dataset(split):
-        return DATASETS[args.dataset](args.data_root, split, modalities, name=args.dataset, seed=args.seed,
-                                      labelled=False, max_cloud=args.max_cloud)
+        return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, labelled=False,
+                            max_cloud=args.max_cloud, parts=args.parts)
     train, val = distributed.first_alone(lambda: (dataset("train"), dataset("val")))
     statistics = distributed.first_alone(lambda: training_statistics(train, args.workers))
     train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world)

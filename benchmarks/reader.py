@@ -14,7 +14,8 @@ from statistics import median
 import h5py
 import tifffile
 
-from datasets.treesatai import find_files, read_h5, read_vhr
+from datasets.tiles import clean
+from datasets.treesatai import decibel, find_files, read_h5, read_vhr
 
 
 def plain(tif, h5):
@@ -30,7 +31,8 @@ def plain(tif, h5):
 def ours(tif, h5):
     """Cropped, cleaned, in dB, with days of the year."""
     read_vhr(tif)
-    read_h5(h5, ("s2", "s1"))
+    series = {key: clean(*value)[0] for key, value in read_h5(h5, ("s2", "s1")).items()}
+    decibel(series["s1"])
 
 
 def main():

@@ -1,5 +1,21 @@
-"""Readers of the raw datasets, one file each; DATASETS finds them by the name used in arguments and CSV."""
+"""Readers of the raw datasets, one file each, by the name used in arguments and CSV."""
+from datasets.flair import Flair
+from datasets.folders import Folders
+from datasets.pastis import Pastis
+from datasets.sensors import SENSORS
 from datasets.treesatai import TreeSatAI
 
-DATASETS = {"treesatai-ts": TreeSatAI, "treesatai": TreeSatAI}
-DEFAULT_MODALITIES = {"treesatai-ts": ("vhr", "s2", "s1"), "treesatai": ("vhr", "s2", "s1")}    # what "all" means
+READERS = {"treesatai-ts": TreeSatAI, "treesatai": TreeSatAI, "pastis-hd": Pastis, "flair": Flair}
+
+
+def open_dataset(name, root, split, modalities, **options):
+    """A split of a dataset. name: of a table of datasets.sensors; a table without a reader is a dataset of one's own.
+
+    The other arguments are those of datasets.tiles.Tiles.
+    """
+    return READERS.get(name, Folders)(root, split, modalities, name, **options)
+
+
+def default_modalities(name):
+    """What "all" means for a dataset."""
+    return tuple(key for key, sensor in SENSORS[name].items() if sensor.in_all)

@@ -1,8 +1,9 @@
 """The one table of sensors: what each dataset's modalities look like on the ground and in the file.
 
-A new sensor is a new entry here; models and losses read everything from it and name no sensor.
+A new sensor is a new entry here, a dataset of one's own a new table: readers, models and losses take everything from it
+and name no sensor. README shows how.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional, Tuple
 
 
@@ -14,8 +15,13 @@ class Sensor:
     kind: "image" (C x H x W, one date) or "series" (T x C x H x W).
     bands: band names in the order of the tensor's channels.
     resolution (m): side of a pixel on the ground.
-    patch (pixels): side of a patch; resolution x patch is the patch on the ground (10 m in TreeSatAI).
+    patch (pixels): side of a patch; resolution x patch is the patch on the ground and the same for all sensors.
     period (days): for a series, the largest day number its dates may hold; None for an image.
+    origin: for a series, the date that is day 0, such as "2018-09-01"; None counts the days of the year, 1..366.
+    files: where a tile's file lies below the dataset's folder, such as "thermal/{tile}.npz"; None where the dataset's
+        reader knows. Images: .tif or .npy (C, H, W). Series: .npz with data (T, C, H, W) and dates (T,) as YYYYMMDD.
+    nodata: the value of pixels that were not seen, besides NaN.
+    in_all: whether "all" modalities means this one too.
     """
     key: str
     kind: str
@@ -23,6 +29,10 @@ class Sensor:
     resolution: float
     patch: int
     period: Optional[int] = None
+    origin: Optional[str] = None
+    files: Optional[str] = field(default=None, compare=False)    # these say how to read, not what is learned:
+    nodata: Optional[float] = field(default=None, compare=False)    # a checkpoint fits whatever they are
+    in_all: bool = field(default=True, compare=False)
 
     def __post_init__(self):
         if self.kind not in ("image", "series"):
@@ -35,18 +45,33 @@ def _table(*sensors):
     return {sensor.key: sensor for sensor in sensors}
 
 
-# Day numbers in TreeSatAI are days of the year, 1..366. Its grid is 6 x 6 patches of 10 m (section 3.4).
-# S2 bands stand in the order of the files: it differs between the series and the single-date release.
+S2 = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+
 SENSORS = {
+    # 6 x 6 patches of 10 m (section 3.4); days of the year; radar in dB, s1 ascending, s1-des descending orbit
     "treesatai-ts": _table(
         Sensor("vhr", "image", ("NIR", "G", "B", "R"), 0.2, 50),
-        Sensor("s2", "series", ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"), 10, 1, 366),
-        Sensor("s1", "series", ("VV", "VH"), 10, 1, 366),        # ascending orbit, in dB
-        Sensor("s1-des", "series", ("VV", "VH"), 10, 1, 366),    # descending orbit, in dB
+        Sensor("s2", "series", S2, 10, 1, 366),
+        Sensor("s1", "series", ("VV", "VH"), 10, 1, 366),
+        Sensor("s1-des", "series", ("VV", "VH"), 10, 1, 366, in_all=False),
     ),
-    "treesatai": _table(
+    "treesatai": _table(                # the order of the bands in these files is another
         Sensor("vhr", "image", ("NIR", "G", "B", "R"), 0.2, 50),
         Sensor("s2", "series", ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12"), 10, 1, 366),
         Sensor("s1", "series", ("VV", "VH"), 10, 1, 366),
+    ),
+    # 32 x 32 patches of 40 m (section 3.4); days since September 2018, up to the end of 2019
+    "pastis-hd": _table(
+        Sensor("vhr", "image", ("R", "G", "B"), 1, 40,
+               files="DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019/SPOT6_RVB_1M00_2019_{tile}.tif"),
+        Sensor("s2", "series", S2, 10, 4, 486, "2018-09-01", files="DATA_S2/S2_{tile}.npy", nodata=-10000),
+        Sensor("s1", "series", ("VV", "VH", "VV-VH"), 10, 4, 486, "2018-09-01", files="DATA_S1A/S1A_{tile}.npy"),
+        Sensor("s1-des", "series", ("VV", "VH", "VV-VH"), 10, 4, 486, "2018-09-01", files="DATA_S1D/S1D_{tile}.npy",
+               in_all=False),
+    ),
+    # 10 x 10 patches of 10 m (section 3.4); days of the year; elevation above ground in steps of 0.2 m
+    "flair": _table(
+        Sensor("vhr", "image", ("R", "G", "B", "NIR", "elevation"), 0.2, 50),
+        Sensor("s2", "series", S2, 10, 1, 366),
     ),
 }

@@ -1,7 +1,7 @@
 """Which tile is for training, validation, test, and which labels the 10 % and 20 % runs may see.
 
 Lists are kept as text files in datasets/splits/, named after the list they were drawn from and headed by their hash, so
-that everybody trains on the same tiles. Those of the Zenodo release of TreeSatAI are committed; for any other list
+that everybody trains on the same tiles; so are labels that had to be collected from one mask a tile. Those of the Zenodo release of TreeSatAI are committed; for any other list
 (the Hugging Face release, the demo) the file is drawn with the same seed and written at the first run.
 """
 import hashlib
@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from utils.errors import UserError
 
@@ -49,13 +51,59 @@ def saved_subset(release, what, names, labels, share, seed):
     path = FOLDER / f"{release}-{fingerprint(names)[:8]}-{what}-seed{seed}.txt"
     if not path.exists():
         subset = [names[i] for i in stratified_subset(labels, share, seed)]
-        FOLDER.mkdir(exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(f"# {len(subset)} of {len(names)} tiles, stratified, seed {seed}, "
-                             f"sha256 {fingerprint(subset)}\n" + "".join(f"{name}\n" for name in subset))
-        os.replace(temporary, path)
-    header, *subset = path.read_text().splitlines()
-    if not header.endswith(fingerprint(subset)) or not set(subset) <= set(names):
-        raise UserError(f"{path}: its names do not have the hash in its first line; restore it with git, or delete it "
+        _write(path, f"{len(subset)} of {len(names)} tiles, stratified, seed {seed}", subset)
+    subset = _read(path)
+    if not set(subset) <= set(names):
+        raise UserError(f"{path}: holds tiles that are not in the list it was drawn from; restore it with git, or delete it "
                         "to draw it again")
     return subset
+
+
+def saved_labels(release, names, origin, read, classes):
+    """Which classes are present in each tile, from a file of this list of tiles if there is one, else read and written.
+
+    origin: text that tells generated data apart, "" otherwise. read(i): the classes present in tile i, (K,) bool; called
+    on all cores. classes: K names. Returns (N, K) bool.
+    """
+    path = FOLDER / f"{release}-{fingerprint([*names, origin])[:8]}-labels.txt"
+    if not path.exists():
+        workers = min(16, os.cpu_count() or 1) if len(names) > 500 else 0         # few tiles are not worth a start
+        loader = DataLoader(_Calls(len(names), read), batch_size=None, num_workers=workers)
+        present = tqdm(loader, desc=f"labels of {release}", unit="tile", total=len(names), leave=False)
+        lines = [" ".join([name, *(str(int(k)) for k in np.flatnonzero(row))]) for name, row in zip(names, present)]
+        _write(path, f"numbers of the classes present in {len(names)} tiles, of {', '.join(classes)}", lines)
+    labels, row = np.zeros((len(names), len(classes)), bool), {name: i for i, name in enumerate(names)}
+    for line in _read(path):
+        name, *present = line.split()
+        labels[row[name], [int(k) for k in present]] = True
+    return labels
+
+
+class _Calls(Dataset):
+    """A function of 0..size-1, for a DataLoader to call on many processes."""
+
+    def __init__(self, size, function):
+        self.size, self.function = size, function
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, i):
+        return self.function(i)
+
+
+def _write(path, title, lines):
+    """A text file headed by its title and hash, written whole."""
+    FOLDER.mkdir(exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(f"# {title}, sha256 {fingerprint(lines)}\n" + "".join(f"{line}\n" for line in lines))
+    os.replace(temporary, path)
+
+
+def _read(path):
+    """Its lines. Errors: UserError if they do not have the hash."""
+    header, *lines = path.read_text().splitlines() or [""]
+    if not header.endswith(fingerprint(lines)):
+        raise UserError(f"{path}: its lines do not have the hash in the first one; restore it with git, or delete it "
+                        "to make it again")
+    return lines

@@ -9,18 +9,16 @@ Files are found by name anywhere under the root, so any of these layouts will do
 where <tile>.tif is the tile's name in the lists and <stem> the same without its last ".tif" (names hold other dots).
 """
 import json
-import logging
 import os
 import re
 from pathlib import Path
 
 import h5py
 import numpy as np
-import tifffile
-import torch
 
 from datasets.sensors import SENSORS
-from datasets.splits import fingerprint, saved_subset
+from datasets.splits import saved_subset
+from datasets.tiles import Tiles, read_tif
 from utils.errors import UserError
 
 CLASSES = ("Abies", "Acer", "Alnus", "Betula", "Cleared", "Fagus", "Fraxinus", "Larix", "Picea", "Pinus", "Populus",
@@ -38,15 +36,11 @@ SERIES = {"s2": ("sen-2", 11, 10), "s1": ("sen-1-asc", 17, 2), "s1-des": ("sen-1
 SINGLE = {"s2": (("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09"), 0),
           "s1": (("VV", "VH", "VV/VH"), -9999)}
 
-logging.getLogger("tifffile").setLevel(logging.ERROR)    # the GDAL_NODATA tag "-9999" of the uint8 images: harmless
-
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 def find_files(root):
     """Walk the root once. Returns {kind: {tile stem: [paths]}} for kind vhr, ts, s1, s2, and {file name: [paths]}."""
-    if not os.path.isdir(root):
-        raise UserError(f"{root}: no such folder; --data-root is the folder that holds aerial/, sentinel-ts/, split/ ...")
     tiles, others = {"vhr": {}, "ts": {}, "s1": {}, "s2": {}}, {}
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(f for f in folders if f != "200m" and not f.startswith("."))
@@ -102,47 +96,34 @@ def read_labels(path):
 
 # ---- one tile -------------------------------------------------------------------------------------------------------
 
-def read_tif(path, shape, is_exact=False):
-    """An image file as it is, (H, W, C). shape: least (or exact) height and width, and the number of bands."""
-    try:
-        with tifffile.TiffFile(path) as tif:
-            image = tif.pages[0].asarray()
-    except Exception as error:    # tifffile raises many kinds for damaged files, OSError and struct.error among them
-        raise UserError(f"{path}: cannot be read as TIFF ({error}); download it again") from error
-    if (image.ndim != 3 or image.shape[2] != shape[2] or image.shape[0] < shape[0] or image.shape[1] < shape[1]
-            or is_exact and image.shape != shape):
-        raise UserError(f"{path}: shape {image.shape}, expected {'' if is_exact else 'at least '}{shape[0]} x {shape[1]} "
-                        f"pixels and {shape[2]} bands")
-    return image
-
-
 def read_vhr(path):
     """The centre 300 x 300 pixels (60 m, the Sentinel grid) of an aerial image: (4, 300, 300) uint8, NIR G B R."""
-    image = read_tif(path, (SIZE, SIZE, 4))
-    if image.dtype != np.uint8:
-        raise UserError(f"{path}: type {image.dtype}, expected uint8")
-    top, left = (image.shape[0] - SIZE) // 2, (image.shape[1] - SIZE) // 2
-    return image[top:top + SIZE, left:left + SIZE].transpose(2, 0, 1)
+    image = read_tif(path, 4)
+    height, width = image.shape[1:]
+    if image.dtype != np.uint8 or height < SIZE or width < SIZE:
+        raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected at least {SIZE} x {SIZE} pixels of uint8")
+    top, left = (height - SIZE) // 2, (width - SIZE) // 2
+    return image[:, top:top + SIZE, left:left + SIZE]
 
 
 def read_single(path, key, bands):
-    """One Sentinel date of the single-date release as a series: data (T, C, 6, 6) float32, days (T,); T = 0 if nodata.
+    """One Sentinel date of the single-date release as a series: data (1, C, 6, 6) float32, NaN where missing, day (1,).
 
-    S2 in digital numbers, S1 in dB with the floor of the series. Values beyond 60 dB are no backscatter: missing.
+    S2 in digital numbers, S1 in dB. Values beyond 60 dB are no backscatter: missing.
     """
     names, nodata = SINGLE[key]
-    image = read_tif(path, (GRID, GRID, len(names)), is_exact=True).astype(np.float32)
+    image = read_tif(path, len(names))
+    if image.shape[1:] != (GRID, GRID):
+        raise UserError(f"{path}: shape {image.shape}, expected {GRID} x {GRID} pixels of {len(names)} bands")
+    image = image.astype(np.float32)
     image[(image == nodata) | ((np.abs(image) > 60) if key == "s1" else False)] = np.nan
-    data = image.transpose(2, 0, 1)[None, [names.index(band) for band in bands]]
-    data, days = clean(data, np.array([SINGLE_DATE]))
-    return (np.maximum(data, 10 * np.log10(np.float32(FLOOR))) if key == "s1" else data), days
+    return image[None, [names.index(band) for band in bands]], np.array([SINGLE_DATE])
 
 
-def read_h5(path, keys, max_cloud=None):
-    """The series of one tile: {key: (data (T, C, 6, 6) float32, days of the year (T,) int64)}.
+def read_h5(path, keys):
+    """The series of one tile: {key: (data (T, C, 6, 6) float32, days of the year (T,) int64)}, as they are in the file.
 
-    S2 in digital numbers, S1 in dB with a floor. max_cloud (%): leave out S2 dates whose mean probability of cloud or
-    snow is higher; None keeps all. T = 0 is legal. Errors: UserError naming the file and the dataset.
+    S2 in digital numbers, S1 in linear power. T = 0 is legal. Errors: UserError naming the file and the dataset.
     """
     series = {}
     try:
@@ -156,14 +137,21 @@ def read_h5(path, keys, max_cloud=None):
             if data.ndim != 4 or data.shape[1:] != (bands, GRID, GRID) or products.shape != data.shape[:1]:
                 raise UserError(f"{path}: {prefix}-data has shape {data.shape} and {len(products)} products, expected "
                                 f"T x {bands} x {GRID} x {GRID} and T")
-            data, days = clean(data, days_of_year(products, start, path), key == "s2" and max_cloud is not None and
-                               _cloud(file, path, len(data)) > max_cloud)
-            if key != "s2":
-                data = 10 * np.log10(np.maximum(data, FLOOR))
-            series[key] = data, days
+            series[key] = data, days_of_year(products, start, path)
     except (OSError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as HDF5 ({error}); download it again") from error
     return series
+
+
+def read_cloud(path):
+    """Mean over the pixels of the larger probability of snow and cloud, %, (T,)."""
+    try:
+        masks = _read_dataset(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY), path, "sen-2-masks", np.float32)
+    except (OSError, RuntimeError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as HDF5 ({error}); download it again") from error
+    if masks.ndim != 4 or masks.shape[1] < 2:                                     # T x 2 or 10 x 6 x 6: further ones are empty
+        raise UserError(f"{path}: sen-2-masks has shape {masks.shape}, expected T x 2 or more x {GRID} x {GRID}")
+    return masks[:, :2].max(1).mean((1, 2))
 
 
 def _read_dataset(file, path, name, dtype=None):
@@ -175,14 +163,6 @@ def _read_dataset(file, path, name, dtype=None):
     array = np.empty(dataset.shape, dtype or dataset.dtype)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
     return array
-
-
-def _cloud(file, path, dates):
-    """Mean over the pixels of the larger probability of snow (channel 0) and cloud (channel 1), %, (T,)."""
-    masks = _read_dataset(file, path, "sen-2-masks", np.float32)    # T x 2 or 10 x 6 x 6: further channels are empty
-    if masks.ndim != 4 or len(masks) != dates or masks.shape[1] < 2:
-        raise UserError(f"{path}: sen-2-masks has shape {masks.shape}, expected {dates} x 2 or more x {GRID} x {GRID}")
-    return masks[:, :2].max(1).mean((1, 2))
 
 
 def days_of_year(products, start, path):
@@ -200,132 +180,85 @@ def days_of_year(products, start, path):
     return before + day + (is_leap & (month > 2))
 
 
-def clean(data, days, is_cloudy=False):
-    """What makes a series usable: data (T, C, H, W) and days (T,) in, the same with fewer dates out, in time order.
-
-    A date goes, and its day with it, if a band has no value at all (NaN) or all bands are 0, the products' nodata; so do
-    cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first stays: they are slices of one pass
-    with the same pixels. Single missing pixels become the mean of their band on that date.
-    """
-    total = data.sum((1, 2, 3))                                                   # one pass finds what is wrong
-    is_bad = is_cloudy | (total == 0)
-    if not np.isfinite(total).all():
-        data = np.where(np.isfinite(data), data, np.nan)
-        is_missing = np.isnan(data)
-        is_bad |= is_missing.all((2, 3)).any(1)
-        mean = np.nansum(data, (2, 3), keepdims=True) / np.maximum(1, (~is_missing).sum((2, 3), keepdims=True))
-        data = np.where(is_missing, mean, data)
-    kept = np.flatnonzero(~is_bad)
-    kept = kept[np.unique(days[kept], return_index=True)[1]]
-    if np.array_equal(kept, np.arange(len(days))):                                # nothing to leave out: no copy
-        return data, days
-    return data[kept], days[kept]
-
-
-def choose_dates(dates, most, rng=None):
-    """Which dates of a longer series are used: `most` at random in time order, or evenly spread ones without an rng."""
-    if dates <= most:
-        return slice(None)
-    if rng is None:
-        return np.linspace(0, dates - 1, most).round().astype(int)
-    return np.sort(rng.choice(dates, most, replace=False))
+def decibel(power):
+    """10 log10 of linear power, not under the floor of -40 dB."""
+    return 10 * np.log10(np.maximum(power, FLOOR))
 
 
 # ---- the dataset ----------------------------------------------------------------------------------------------------
 
-class TreeSatAI(torch.utils.data.Dataset):
-    """Tiles of one split.
+class TreeSatAI(Tiles):
+    """TreeSatAI-TS (name "treesatai-ts") or the single-date TreeSatAI (name "treesatai"); see datasets.tiles.Tiles."""
+    classes, folder, grid = CLASSES, "treesatai", (GRID, GRID)
+    drops_unlabelled = True    # 7 tiles of train
 
-    root: the raw files. name: "treesatai-ts" or "treesatai" (single date). split: train, val or test. modalities: keys
-    of datasets.sensors. label_percent: of the training tiles, a stratified subset that follows the seed. labelled: leave
-    out tiles without any label (7 of train); pretraining keeps them. max_dates: of a series. max_cloud: see read_h5.
-    dataset[i] takes evenly spread dates of a long series, dataset[i, epoch] random ones, the same for the same seed.
-    """
-    classes = CLASSES
-
-    def __init__(self, root, split, modalities, name="treesatai-ts", label_percent=100, seed=0, labelled=True,
-                 max_dates=50, max_cloud=None):
-        self.root, self.name, self.modalities, self.seed = str(root), name, tuple(modalities), seed
-        self.sensors = [SENSORS[name][key] for key in modalities]
-        self.max_dates, self.max_cloud = max_dates, max_cloud
-        tiles, others = find_files(root)
-        marker = others.get("DEMO.json")
-        self.is_demo = marker is not None
-        self.release = "treesatai-demo" if self.is_demo else "treesatai"
-        if LABELS_FILE not in others:
-            raise UserError(f"{root}: no {LABELS_FILE} found, at the root or below")
-        if len(others[LABELS_FILE]) > 1:
-            raise UserError(f"{len(others[LABELS_FILE])} label files, {' and '.join(others[LABELS_FILE])}: keep one")
-        labels = read_labels(others[LABELS_FILE][0])
-        if max_cloud is not None and name == "treesatai":
+    def find(self):
+        self.index, self.others = find_files(self.root)
+        if LABELS_FILE not in self.others:
+            raise UserError(f"{self.root}: no {LABELS_FILE} found, at the root or below")
+        if len(self.others[LABELS_FILE]) > 1:
+            raise UserError(f"{len(self.others[LABELS_FILE])} label files, {' and '.join(self.others[LABELS_FILE])}: keep one")
+        if self.max_cloud is not None and self.name == "treesatai":
             raise UserError("--max-cloud: the single-date release of TreeSatAI has no cloud masks; leave the option out")
+        return self.others.get("DEMO.json", [None])[0]
 
-        self.names = self._split(others, split, labels, label_percent)
-        if labelled:
-            self.names = [tile for tile in self.names if labels[tile].any()]
-        self.labels = torch.from_numpy(np.array([labels[tile] for tile in self.names], np.float32))
-        if not self.names:
-            raise UserError(f"{root}: no tile in {split} at {label_percent} % of the labels")
-        kinds = {key: "ts" if name == "treesatai-ts" and key in SERIES else key for key in self.modalities}
-        self.paths = {key: self._paths(tiles[kind], key) for key, kind in kinds.items()}
-        self.split_hash = fingerprint(self.names)
-        # what the statistics depend on: the tiles, and for generated data what it was generated from
-        self.data_hash = fingerprint([*self.names, str(max_cloud), Path(marker[0]).read_text() if self.is_demo else ""])
+    def listed(self, split):
+        """The names of the split and their labels; draws the validation tiles from train if the release has no list."""
+        labels = read_labels(self.others[LABELS_FILE][0])
 
-    def _split(self, others, split, labels, label_percent):
-        """The names of the split; draws the validation tiles from train if the release has no list of them."""
-        def listed(name):
-            names = read_list(self.root, others, name)
+        def read(name):
+            names = read_list(self.root, self.others, name)
             for tile in names or ():
                 if tile not in labels:
-                    raise UserError(f"{tile}: in the {name} list but not in {others[LABELS_FILE][0]}")
+                    raise UserError(f"{tile}: in the {name} list but not in {self.others[LABELS_FILE][0]}")
             return names
-        if split == "test":
-            return listed("test")
-        names, val = listed("train"), listed("val")
-        matrix = np.array([labels[tile] for tile in names])
-        if val is None:
-            val = saved_subset(self.release, "val", names, matrix, VAL_SHARE, SPLIT_SEED)
-        if split == "val":
-            return val
-        held_out = set(val)
-        names = [tile for tile in names if tile not in held_out]
-        if label_percent < 100:
-            matrix = np.array([labels[tile] for tile in names])
-            names = saved_subset(self.release, f"{label_percent}percent", names, matrix, label_percent / 100, self.seed)
-        return names
 
-    def _paths(self, found, key):
+        def matrix(names):
+            return np.array([labels[tile] for tile in names]).reshape(-1, len(CLASSES))
+        if split == "test":
+            names = read("test")
+        else:
+            names, val = read("train"), read("val")
+            if val is None:
+                val = saved_subset(self.release, "val", names, matrix(names), VAL_SHARE, SPLIT_SEED)
+            held_out = set(val)
+            names = val if split == "val" else [tile for tile in names if tile not in held_out]
+        return names, matrix(names)
+
+    def tile(self, i):
+        return self.names[i][:-len(".tif")]
+
+    def paths_of(self, sensor):
         """One file a tile. Errors: UserError naming the tile without a file, or the two files of one tile."""
-        paths = [found.get(tile[:-4], []) for tile in self.names]
-        missing = [tile for tile, path in zip(self.names, paths) if not path]
-        if missing:
-            kind = "sentinel-ts/<stem>_<year>.h5" if self.name == "treesatai-ts" and key != "vhr" else f"tif of {key}"
-            raise UserError(f"{missing[0]}: no file of {key} ({kind}) under {self.root}; {len(missing)} of "
-                            f"{len(paths)} tiles lack theirs")
+        if sensor.files:
+            return super().paths_of(sensor)
+        is_h5 = self.name == "treesatai-ts" and sensor.key in SERIES
+        found = self.index["ts" if is_h5 else sensor.key]
+        paths = [found.get(self.tile(i), []) for i in range(len(self.names))]
+        self.complain(sensor.key, [i for i, path in enumerate(paths) if not path],
+                      "sentinel-ts/<stem>_<year>.h5" if is_h5 else f"tif of {sensor.key}")
         for tile, path in zip(self.names, paths):
             if len(path) > 1:
-                raise UserError(f"{tile}: {len(path)} files of {key}, {' and '.join(path)}: keep one")
+                raise UserError(f"{tile}: {len(path)} files of {sensor.key}, {' and '.join(path)}: keep one")
         return [path[0] for path in paths]
 
-    def __len__(self):
-        return len(self.names)
-
-    def read(self, i):
-        """One tile, all dates: {key: (image (C, H, W), None) or (series (T, C, H, W), days (T,))}."""
-        paths = {key: self.paths[key][i] for key in self.modalities}
-        tile = {"vhr": (read_vhr(paths.pop("vhr")), None)} if "vhr" in paths else {}
+    def raw(self, i, keys):
+        """Series of TreeSatAI-TS lie in one file, which is opened once."""
+        table = SENSORS[self.name]
+        own = [key for key in keys if table[key].files is None]
+        series = [key for key in own if key != "vhr"]
+        tile = {"vhr": (read_vhr(self.paths["vhr"][i]), None)} if "vhr" in own else {}
         if self.name == "treesatai":
-            return tile | {key: read_single(path, key, SENSORS[self.name][key].bands) for key, path in paths.items()}
-        return tile | (read_h5(next(iter(paths.values())), paths, self.max_cloud) if paths else {})    # one file for all
+            tile |= {key: read_single(self.paths[key][i], key, table[key].bands) for key in series}
+        elif series:
+            tile |= read_h5(self.paths[series[0]][i], series)
+        return tile | super().raw(i, [key for key in keys if key not in own])
 
-    def __getitem__(self, index):
-        i, epoch = index if isinstance(index, tuple) else (index, None)
-        rng = None if epoch is None else np.random.default_rng((self.seed, epoch, i))
-        item = {"name": self.names[i], "label": self.labels[i]}
-        for key, (data, days) in self.read(i).items():
-            if days is not None:
-                chosen = choose_dates(len(days), self.max_dates, rng)
-                data, item[f"{key}_dates"] = data[chosen], torch.from_numpy(days[chosen])
-            item[key] = torch.from_numpy(data)
-        return item
+    def cloud(self, i):
+        return read_cloud(self.paths["s2"][i])
+
+    def finish(self, key, data):
+        """Radar in dB with a floor; the single dates are in dB already."""
+        if key not in ("s1", "s1-des"):
+            return data
+        return decibel(data) if self.name == "treesatai-ts" else np.maximum(data, decibel(FLOOR))

@@ -9,8 +9,8 @@ import finetune
 import pretrain
 from datasets.loading import collate
 from datasets.sensors import SENSORS
-from datasets.treesatai import choose_dates, read_h5, read_vhr
-from datasets.treesatai import LABELS_FILE
+from datasets.tiles import choose_dates, clean
+from datasets.treesatai import LABELS_FILE, decibel, read_h5, read_vhr
 from models.omnisat import OmniSat
 from utils.results import read_rows
 
@@ -24,8 +24,9 @@ def real_batch(real, keys):
     for turn in (0, 2):
         tile = {"name": STEM, "label": F.one_hot(torch.tensor(0), 15).float()}
         for key in keys:
-            data, days = (image, None) if key == "vhr" else series[key]
+            data, days = (image, None) if key == "vhr" else clean(*series[key])
             if days is not None:
+                data = decibel(data) if key == "s1" else data
                 chosen = choose_dates(len(days), 50)
                 data, tile[f"{key}_dates"] = data[chosen], torch.from_numpy(days[chosen])
             tile[key] = torch.rot90(torch.from_numpy(data), turn, (-2, -1))

@@ -10,11 +10,27 @@ from conftest import TILES, write_h5, write_tif
 
 from datasets.loading import collate
 from datasets.splits import FOLDER, fingerprint, saved_subset
-from datasets.treesatai import (CLASSES, LABELS_FILE, SPLIT_SEED, VAL_SHARE, TreeSatAI, choose_dates, find_files, read_h5,
-                                read_labels, read_list, read_vhr)
+from datasets.tiles import choose_dates, clean
+from datasets.treesatai import (CLASSES, LABELS_FILE, SPLIT_SEED, VAL_SHARE, decibel, find_files, read_cloud, read_labels, read_list,
+                                read_vhr)
+from datasets.treesatai import TreeSatAI as Reader
+from datasets.treesatai import read_h5 as raw_h5
 from utils.errors import UserError
 
 ALL = ("vhr", "s2", "s1")
+
+
+def TreeSatAI(root, split, modalities, name="treesatai-ts", **options):
+    return Reader(root, split, modalities, name, **options)
+
+
+def read_h5(path, keys, max_cloud=None):
+    """What the reader makes of a file: {key: (data, days)}."""
+    series = {}
+    for key, (data, days) in raw_h5(path, keys).items():
+        data, days = clean(data, days, key == "s2" and max_cloud is not None and read_cloud(path) > max_cloud)
+        series[key] = data if key == "s2" else decibel(data), days
+    return series
 
 
 # ---- the real files -------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Command-line options that the scripts share."""
 import argparse
 
-from datasets import DATASETS, DEFAULT_MODALITIES
+from datasets import default_modalities
 from datasets.sensors import SENSORS
 from utils.errors import UserError
 
@@ -17,11 +17,14 @@ def parser(doc):
 def add_data_options(options):
     """Which tiles, seen by which sensors."""
     group = options.add_argument_group("data")
-    group.add_argument("--dataset", required=True, choices=DATASETS, help="the dataset; its raw format is read as it is")
+    group.add_argument("--dataset", required=True, choices=SENSORS, help="the dataset; its raw format is read as it is")
     group.add_argument("--data-root", required=True, metavar="DIR", help="folder of the raw files, see README")
     group.add_argument("--modalities", default="all", metavar="KEYS",
                        help="all, or a comma-separated choice such as s2 or vhr,s1; all means those of the paper's tables "
                             "(s1 is the ascending orbit, s1-des must be asked for)")
+    group.add_argument("--parts", type=int, default=1, metavar="N",
+                       help="cut each tile of PASTIS-HD into N x N tiles with labels of their own, where memory is short; not in "
+                            "the paper")
     group.add_argument("--max-cloud", type=float, metavar="PERCENT",
                        help="leave out Sentinel-2 dates with a higher mean cloud or snow probability; not in the paper, "
                             "whose model finds them by itself")
@@ -58,7 +61,7 @@ def add_model_options(options, default_dim, default_depth):
 def chosen_modalities(text, dataset):
     """("vhr", "s2") from "vhr,s2" or "all". Errors: UserError that lists the dataset's modalities."""
     if text == "all":
-        return DEFAULT_MODALITIES[dataset]
+        return default_modalities(dataset)
     keys = tuple(dict.fromkeys(text.split(",")))
     for key in keys:
         if key not in SENSORS[dataset]:
@@ -68,7 +71,7 @@ def chosen_modalities(text, dataset):
 
 def modality_name(modalities, dataset):
     """The word in tables: all, one key, or keys joined by +."""
-    return "all" if tuple(modalities) == tuple(DEFAULT_MODALITIES[dataset]) else "+".join(modalities)
+    return "all" if tuple(modalities) == default_modalities(dataset) else "+".join(modalities)
 
 
 def check_positive(args, *names):
@@ -88,5 +91,5 @@ def check_model(args):
 
 def is_default(args, arguments):
     """Whether a run has the paper's recipe: nothing that changes its numbers differs from the option's default."""
-    names = ("epochs", "batch_size", "pool", "lr", "patience", "min_epochs", "max_cloud")
+    names = ("epochs", "batch_size", "pool", "lr", "patience", "min_epochs", "max_cloud", "parts")
     return all(getattr(args, name) == arguments.get_default(name) for name in names if hasattr(args, name))

@@ -1,0 +1,169 @@
+"""FLAIR #2, read as it is distributed (Garioud et al. 2023).
+
+Files are found by name anywhere under the root: the original zips' folders (flair_aerial_train/..., flair_2_sen_test/...)
+and the folders by domain of the Hugging Face release both will do.
+    .../<domain>/<zone>/img/IMG_<number>.tif                          512 x 512 pixels of 0.2 m: R G B NIR elevation
+    .../<domain>/<zone>/msk/MSK_<number>.tif                          land cover of each pixel, 1..19
+    SEN2_sp_<domain>-<zone>_data.npy, _masks.npy, _products.txt       Sentinel-2 of a whole zone, shared by its tiles
+    flair-2_centroids_sp_to_patch.json                                row and column of each tile's centre in these
+"""
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from datasets.sensors import SENSORS
+from datasets.splits import FOLDER, saved_labels
+from datasets.tiles import Tiles, day_numbers, read_npy, read_tif
+from utils.errors import UserError
+
+# mask values 1..12, and all that are higher
+CLASSES = ("building", "pervious surface", "impervious surface", "bare soil", "water", "coniferous", "deciduous", "brushwood",
+           "vineyard", "herbaceous vegetation", "agricultural land", "plowed land", "other")
+HIGHEST = 19
+DOMAINS = FOLDER / "flair-domains.txt"
+CENTROIDS = "flair-2_centroids_sp_to_patch.json"
+SIDE, PATCH = 512, 50          # pixels of an image; of a patch of 10 m
+SKIPPED = ("flair#1-test", "flair_1_aerial_test", "flair_1_labels_test")    # another test set, of older images
+
+
+def read_domains():
+    """{domain: split}: the 32 training, 8 validation and 10 test domains."""
+    lines = [line.split() for line in DOMAINS.read_text().splitlines() if not line.startswith("#")]
+    return dict(lines)
+
+
+def find_files(root):
+    """Walk the root once. Returns {"img", "msk": {number: [paths]}, "sen": {area: [paths of data.npy]}, "json": {name: path}}."""
+    index = {"img": {}, "msk": {}, "sen": {}, "json": {}}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if f not in SKIPPED and not f.startswith("."))
+        for name in names:
+            path = os.path.join(folder, name)
+            if found := re.fullmatch(r"(IMG|MSK)_(\d{6})\.tif", name):
+                index[found[1].lower()].setdefault(found[2], []).append(path)
+            elif found := re.fullmatch(r"SEN2_sp_(D\d{3}_\d{4}-Z\d+_\w+)_data\.npy", name):
+                index["sen"].setdefault(found[1], []).append(path)
+            elif name.endswith(".json"):
+                index["json"][name] = path
+    return index
+
+
+def read_products(path, sensor):
+    """Day numbers (T,) from the lines of a products file: Sentinel-2 products, their date in characters 11 to 18."""
+    try:
+        lines = Path(path).read_text().split()
+        return day_numbers([int(line[11:19]) for line in lines], sensor, path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a list of Sentinel-2 products ({error}); download it again") from error
+
+
+def crop(array, centroid, side, name):
+    """side x side pixels of array (..., H, W) around the centroid (row, column); moved inside where the border is nearer.
+
+    Errors: UserError naming the tile if the centroid is not inside the array at all.
+    """
+    height, width = array.shape[-2:]
+    row, column = centroid
+    if not (0 <= row < height and 0 <= column < width) or side > min(height, width):
+        raise UserError(f"{name}: its centre {tuple(centroid)} is not inside the {height} x {width} pixels of its Sentinel-2 area")
+    top, left = (int(np.clip(at - side // 2, 0, size - side)) for at, size in ((row, height), (column, width)))
+    return array[..., top:top + side, left:left + side]
+
+
+class Flair(Tiles):
+    """FLAIR #2; see datasets.tiles.Tiles. Tiles are named by domain, zone and image, as D004_2021-Z1_NN-IMG_000001."""
+    classes = CLASSES
+
+    def find(self):
+        self.index = find_files(self.root)
+        marker = self.index["json"].get("DEMO.json")
+        self.side = json.loads(Path(marker).read_text()).get("side", SIDE) if marker else SIDE
+        self.grid = (self.side // PATCH,) * 2
+        return marker
+
+    def listed(self, split):
+        domains, names = read_domains(), []
+        for number, paths in self.index["img"].items():
+            area = self._area(number, paths[0])
+            if domains.get(area.split("-")[0]) == split:
+                names.append(f"{area}-IMG_{number}")
+        names.sort(key=lambda name: name[-6:])
+        if not names:
+            raise UserError(f"{self.root}: no image of a {split} domain ({', '.join(d for d, s in domains.items() if s == split)}) "
+                            "found below <domain>/<zone>/img; unpack the zips first")
+        if not self.labelled:
+            return names, np.zeros((len(names), len(CLASSES)), bool)
+        masks = self.index["msk"]
+        self.names = names
+        self.complain("labels", [i for i, name in enumerate(names) if name[-6:] not in masks], "msk/MSK_<number>.tif")
+        self.masks = [masks[name[-6:]][0] for name in names]
+        return names, saved_labels(self.release, names, self.origin, self.present, CLASSES)
+
+    def _area(self, number, path):
+        """Domain and zone of an image, as D004_2021-Z1_NN, from its folders."""
+        found = re.search(r"/(D\d{3}_\d{4})/(Z\d+_\w+)/", Path(path).as_posix())
+        if not found:
+            raise UserError(f"{path}: no folders <domain>/<zone>/, such as D004_2021/Z1_NN/, above it; keep the folders of the release")
+        return f"{found[1]}-{found[2]}"
+
+    def present(self, i):
+        """The land cover of tile i, (13,) bool: one pixel of the whole mask is enough."""
+        mask = read_tif(self.masks[i], 1)[0]
+        if mask.shape != (self.side, self.side) or not 1 <= mask.min() <= mask.max() <= HIGHEST:
+            raise UserError(f"{self.masks[i]}: shape {mask.shape} with values from {mask.min()} to {mask.max()}, expected "
+                            f"{self.side} x {self.side} and 1 to {HIGHEST}")
+        return np.isin(np.arange(1, len(CLASSES) + 1), np.minimum(mask, len(CLASSES)))
+
+    def paths_of(self, sensor):
+        if sensor.files:
+            return super().paths_of(sensor)
+        if sensor.key == "vhr":
+            files = [self.index["img"][name[-6:]] for name in self.names]
+        else:
+            if CENTROIDS not in self.index["json"]:
+                raise UserError(f"{self.root}: no {CENTROIDS} found, at the root or below")
+            centroids = json.loads(Path(self.index["json"][CENTROIDS]).read_text())
+            self.complain("the centroids", [i for i, name in enumerate(self.names) if f"{name[-10:]}.tif" not in centroids], CENTROIDS)
+            self.centroids = [tuple(int(round(at)) for at in centroids[f"{name[-10:]}.tif"]) for name in self.names]
+            files = [self.index["sen"].get(name[:-11], []) for name in self.names]
+            self.complain("s2", [i for i, found in enumerate(files) if not found], "sen/SEN2_sp_<domain>-<zone>_data.npy")
+        for name, found in zip(self.names, files):
+            if len(found) > 1:
+                raise UserError(f"{name}: {len(found)} files of {sensor.key}, {' and '.join(found)}: keep one")
+        return [found[0] for found in files]
+
+    def raw(self, i, keys):
+        """The centre of the image (100 of 102.4 m), and the series of the same ground out of its area's."""
+        table = SENSORS[self.name]
+        own = [key for key in keys if table[key].files is None]
+        return ({key: self._image(i) if key == "vhr" else self._series(i, table[key]) for key in own}
+                | super().raw(i, [key for key in keys if key not in own]))
+
+    def _image(self, i):
+        path, size = self.paths["vhr"][i], self.grid[0] * PATCH
+        image = read_tif(path, 5)
+        if image.shape[1:] != (self.side, self.side) or image.dtype != np.uint8:
+            raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected {self.side} x {self.side} pixels of uint8")
+        at = (self.side - size) // 2
+        return image[:, at:at + size, at:at + size], None
+
+    def _series(self, i, sensor):
+        path = self.paths["s2"][i]
+        data, days = read_npy(path), read_products(path.replace("_data.npy", "_products.txt"), sensor)
+        if data.ndim != 4 or data.shape[:2] != (len(days), len(sensor.bands)) or data.dtype.kind not in "iuf":
+            raise UserError(f"{path}: shape {data.shape} of type {data.dtype}, expected {len(days)} (as many as products) x "
+                            f"{len(sensor.bands)} x H x W numbers")
+        data = np.array(crop(data, self.centroids[i], self.grid[0], self.names[i]))
+        if data.dtype.kind == "f":
+            return data.astype(np.float32), days
+        return np.minimum(data, 32767).astype(np.int16), days                     # torch does not compute with uint16
+
+    def cloud(self, i):
+        path = self.paths["s2"][i].replace("_data.npy", "_masks.npy")
+        masks = read_npy(path)
+        if masks.ndim != 4 or masks.shape[1] < 2:
+            raise UserError(f"{path}: shape {masks.shape}, expected T x 2 (snow, cloud) x H x W")
+        return crop(masks[:, :2], self.centroids[i], self.grid[0], self.names[i]).max(1).mean((1, 2))

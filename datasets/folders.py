@@ -1,0 +1,55 @@
+"""A dataset of one's own: its sensors are a table in datasets/sensors.py, its files lie where these entries say.
+
+    labels.csv      tile,split,<class>,<class>,...      a line a tile: its name, train, val or test, then 0 or 1 a class
+Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody.
+"""
+import csv
+import os
+
+import numpy as np
+
+from datasets.splits import saved_subset
+from datasets.tiles import Tiles
+from utils.errors import UserError
+
+VAL_SHARE, SPLIT_SEED = 0.15, 0
+
+
+class Folders(Tiles):
+    """Tiles listed in labels.csv; see datasets.tiles.Tiles."""
+
+    def find(self):
+        self.table = os.path.join(self.root, "labels.csv")
+        try:
+            with open(self.table, newline="", encoding="utf-8") as file:
+                (first, second, *self.classes), *self.index = [row for row in csv.reader(file) if row]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.table}: cannot be read ({error}); it lists tile,split,<class>,...") from error
+        seen = set()
+        for row in self.index:
+            if (first, second) != ("tile", "split") or len(row) != 2 + len(self.classes) or row[1] not in ("train", "val", "test") \
+                    or not set(row[2:]) <= {"0", "1"} or row[0] in seen:
+                raise UserError(f"{self.table}: the line {','.join(row)!r}: expected a tile (once), train, val or test, then 0 or 1 for "
+                                f"each of {', '.join(self.classes)}, below a header tile,split,<class>,...")
+            seen.add(row[0])
+        marker = os.path.join(self.root, "DEMO.json")
+        return marker if os.path.exists(marker) else None
+
+    def listed(self, split):
+        def rows(split):
+            found = [row for row in self.index if row[1] == split]
+            return [row[0] for row in found], np.array([row[2:] for row in found]).reshape(-1, len(self.classes)) == "1"
+        names, labels = rows(split)
+        if rows("val")[0] or split == "test":
+            return names, labels
+        names, labels = rows("train")
+        val = set(saved_subset(self.release, "val", names, labels, VAL_SHARE, SPLIT_SEED))
+        kept = [i for i, name in enumerate(names) if (name in val) == (split == "val")]
+        return [names[i] for i in kept], labels[kept]
+
+    def check_grid(self, sensor, shape, path):
+        """The first file read decides the grid of patches; all others must have it too."""
+        rows, columns = shape[-2] // sensor.patch, shape[-1] // sensor.patch
+        if self.grid is None and rows and columns:
+            self.grid = rows, columns
+        super().check_grid(sensor, shape, path)

@@ -1,0 +1,137 @@
+"""PASTIS-HD, read as it is distributed (Sainte Fare Garnot and Landrieu 2021; Sainte Fare Garnot et al. 2022; Astruc et al. 2024).
+
+    metadata.geojson                                     folds and dates; it marks the dataset's folder
+    DATA_S2/S2_<id>.npy, DATA_S1A/S1A_<id>.npy, DATA_S1D/S1D_<id>.npy     series, 128 x 128 pixels of 10 m
+    DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019/SPOT6_RVB_1M00_2019_<id>.tif    image, 1280 x 1280 pixels of 1 m
+    ANNOTATIONS/TARGET_<id>.npy                          crop of each pixel, in channel 0
+"""
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from datasets.splits import saved_labels
+from datasets.tiles import Tiles, read_npy
+from utils.errors import UserError
+
+# pixel values 1..18; 0 is background and 19 void (parcels mostly outside the tile), both no label
+CLASSES = ("Meadow", "Soft winter wheat", "Corn", "Winter barley", "Winter rapeseed", "Spring barley", "Sunflower", "Grapevine",
+           "Beet", "Winter triticale", "Winter durum wheat", "Fruits, vegetables, flowers", "Potatoes", "Leguminous fodder",
+           "Soybeans", "Orchard", "Mixed cereal", "Sorghum")
+VOID = len(CLASSES) + 1
+FOLDS = {"train": (1, 2, 3), "val": (4,), "test": (5,)}
+SIDE, PATCH = 128, 4           # pixels of the series; 40 m patches
+
+
+def read_metadata(path):
+    """{tile: {"fold": 1..5, "dates": {"S2": [YYYYMMDD], "S1A": ..., "S1D": ...}}}, tiles in the order of their numbers.
+
+    The dates of a sensor are a dict {"0": date, "1": date, ...} or the same as JSON text, depending on what wrote the file;
+    its keys are put in order as numbers. Errors: UserError naming the file and the tile.
+    """
+    try:
+        features = json.loads(Path(path).read_text())["features"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the metadata of PASTIS ({error}); download it again") from error
+    tiles, tile = {}, "first feature"
+    try:
+        for properties in (feature["properties"] for feature in features):
+            tile, dates = str(properties["ID_PATCH"]), {}
+            for name, value in properties.items():
+                if name.startswith("dates-"):
+                    value = json.loads(value) if isinstance(value, str) else value
+                    dates[name[len("dates-"):]] = [value[k] for k in sorted(value, key=int)]
+            if tile in tiles or properties["Fold"] not in range(1, 6):
+                raise ValueError(f"fold {properties['Fold']}" if tile not in tiles else "it is there twice")
+            tiles[tile] = {"fold": properties["Fold"], "dates": dates}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: tile {tile}: {type(error).__name__} {error}; download it again") from error
+    return {tile: tiles[tile] for tile in sorted(tiles, key=int)}
+
+
+def read_target(path):
+    """The crop of each pixel, (H, W) int64: channel 0, whatever the number of channels and the type (one or two bytes)."""
+    target = read_npy(path)
+    if target.ndim != 3 or target.dtype.kind not in "iu":
+        raise UserError(f"{path}: shape {target.shape} of type {target.dtype}, expected 3 x {SIDE} x {SIDE} whole numbers")
+    target = np.array(target[0], dtype=np.int64)
+    if target.size and not 0 <= target.min() <= target.max() <= VOID:
+        raise UserError(f"{path}: values from {target.min()} to {target.max()}, expected 0 to {VOID}")
+    return target
+
+
+class Pastis(Tiles):
+    """PASTIS-HD; see datasets.tiles.Tiles. Tiles are named by their number, parts by number, row and column."""
+    classes = CLASSES
+
+    def find(self):
+        found = [folder for folder, _, names in self._folders() if "metadata.geojson" in names]
+        if len(found) != 1:
+            raise UserError(f"{self.root}: {len(found)} metadata.geojson found, at the root or one folder below, expected one; "
+                            "is this the folder of PASTIS-HD?")
+        self.folder_of_files = found[0]
+        self.metadata = read_metadata(os.path.join(found[0], "metadata.geojson"))
+        marker = os.path.join(found[0], "DEMO.json")
+        marker = marker if os.path.exists(marker) else None
+        side = (json.loads(Path(marker).read_text()).get("side", SIDE) if marker else SIDE) // PATCH
+        if side % self.parts:
+            raise UserError(f"--parts {self.parts}: a tile of {side} x {side} patches cannot be cut so; 2 and 4 will do")
+        self.grid = side, side
+        return marker
+
+    def _folders(self):
+        for number, (folder, below, names) in enumerate(os.walk(self.root, followlinks=True)):
+            if number > 0:
+                below.clear()                                                     # one folder below the root is deep enough
+            yield folder, below, names
+
+    def base(self):
+        return self.folder_of_files
+
+    def listed(self, split):
+        names = [tile for tile, entry in self.metadata.items() if entry["fold"] in FOLDS[split]]
+        return names, self.labels_of(names)
+
+    def labels_of(self, names):
+        """Which crops are present in each tile or part, (N, 18) bool; nothing is read if no labels are wanted."""
+        if not self.labelled:
+            return np.zeros((len(names), len(CLASSES)), bool)
+        self.names = names
+        return saved_labels(self.release, names, self.origin, self.present, CLASSES)
+
+    def present(self, i):
+        """The crops of tile or part i, (18,) bool: one pixel is enough."""
+        path = os.path.join(self.base(), "ANNOTATIONS", f"TARGET_{self.tile(i)}.npy")
+        target = read_target(path)
+        if target.shape != (self.grid[0] * PATCH, self.grid[1] * PATCH):
+            raise UserError(f"{path}: shape {target.shape}, expected {self.grid[0] * PATCH} x {self.grid[1] * PATCH}")
+        if self.is_part(i):
+            target = target[self.window(i, target.shape[0], 0), self.window(i, target.shape[1], 1)]
+        return np.isin(np.arange(1, VOID), target)
+
+    # ---- parts
+
+    def cut(self, names):
+        cells = [f"{row}-{column}" for row in range(self.parts) for column in range(self.parts)]
+        names = [f"{tile}-{cell}" for tile in names for cell in cells]
+        return names, self.labels_of(names)
+
+    def is_part(self, i):
+        return "-" in self.names[i]
+
+    def tile(self, i):
+        return self.names[i].split("-")[0]
+
+    def window(self, i, size, axis):
+        """The rows (axis 0) or columns (axis 1) of part i, of `size` pixels in all."""
+        step, at = size // self.parts, int(self.names[i].split("-")[1 + axis])
+        return slice(at * step, (at + 1) * step)
+
+    def days(self, i, sensor, path):
+        """From the metadata's column of the file's prefix: S2, S1A or S1D."""
+        column = Path(sensor.files).name.split("_")[0]
+        dates = self.metadata[self.tile(i)]["dates"].get(column)
+        if dates is None:
+            raise UserError(f"{self.base()}/metadata.geojson: no dates-{column} for tile {self.tile(i)}, needed for {path}")
+        return dates

@@ -1,0 +1,273 @@
+"""What the readers share: a split of tiles, series cleaned and cut to a number of dates, files in the common formats.
+
+Dimensions: N tiles, K classes, T dates, C bands, H x W pixels.
+"""
+import logging
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+
+from datasets.sensors import SENSORS
+from datasets.splits import fingerprint, saved_subset
+from utils.errors import UserError
+
+MISSING_SHARE = 0.5            # a date goes if a band lacks more of its pixels
+
+logging.getLogger("tifffile").setLevel(logging.ERROR)    # harmless: a GDAL_NODATA tag "-9999" of uint8 images
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+def read_tif(path, bands):
+    """An image of the given number of bands, (C, H, W) in the file's type, however the file interleaves them."""
+    try:
+        with tifffile.TiffFile(path) as tif:
+            image = tif.pages[0].asarray()
+    except Exception as error:    # tifffile and its codecs raise many kinds for damaged files
+        raise UserError(f"{path}: cannot be read as TIFF ({error}); download it again") from error
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.shape[-1] == bands:
+        return image.transpose(2, 0, 1)
+    if image.shape[0] != bands:
+        raise UserError(f"{path}: shape {image.shape}, expected {bands} bands")
+    return image
+
+
+def read_npy(path):
+    """An array file, memory-mapped: only what is taken from it is read."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read as a numpy array ({error}); download it again") from error
+
+
+def read_npz(path):
+    """A series of one's own: data (T, C, H, W) and dates (T,) as YYYYMMDD."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["data"], file["dates"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as an npz file with data and dates ({error})") from error
+
+
+# ---- series ---------------------------------------------------------------------------------------------------------
+
+def day_numbers(dates, sensor, path):
+    """Day numbers (T,) int64 of dates given as whole numbers YYYYMMDD: days of the year, or since the sensor's origin."""
+    try:
+        text = [f"{int(date):08d}" for date in dates]
+        days = np.array([f"{d[:4]}-{d[4:6]}-{d[6:]}" for d in text], dtype="datetime64[D]")
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: a date of {sensor.key} is not of the form YYYYMMDD ({error})") from error
+    first = days.astype("datetime64[Y]").astype("datetime64[D]") - 1 if sensor.origin is None else np.datetime64(sensor.origin)
+    numbers = (days - first).astype(np.int64)
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() <= sensor.period:
+        bad = text[int(((numbers < 0) | (numbers > sensor.period)).argmax())]
+        raise UserError(f"{path}: the date {bad} of {sensor.key} is outside the {sensor.period} days from "
+                        f"{sensor.origin or 'New Year'} that its entry in datasets/sensors.py allows")
+    return numbers
+
+
+def clean(data, days, is_cloudy=False, nodata=None):
+    """What makes a series usable: data (T, C, H, W) and days (T,) in, the same with fewer dates out, in time order.
+
+    A date goes, and its day with it, if a band lacks over half of its pixels (NaN, infinite, nodata), or all bands are 0,
+    the products' nodata; so do cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first that
+    is left stays: they are slices of one pass. Other missing pixels become the mean of their band on that date.
+    """
+    total = data.sum((1, 2, 3), dtype=np.float32 if data.dtype.kind == "f" else np.int64)    # one pass finds what is wrong
+    is_bad = np.zeros(len(data), bool) | is_cloudy
+    for t in np.flatnonzero(total == 0):
+        is_bad[t] |= not data[t].any()
+    is_missing = None
+    if not np.isfinite(total).all() or nodata is not None and (data == nodata).any():
+        is_missing = ~np.isfinite(data) if nodata is None else ~np.isfinite(data) | (data == nodata)
+    if is_missing is not None:
+        is_bad |= (is_missing.mean((2, 3)) > MISSING_SHARE).any(1)
+        values = np.where(is_missing, np.float32(0), data)
+        mean = values.sum((2, 3), keepdims=True) / np.maximum(1, (~is_missing).sum((2, 3), keepdims=True))
+        if data.dtype.kind != "f":
+            mean = mean.round()
+        data = np.where(is_missing, mean, values).astype(data.dtype)
+    kept = np.flatnonzero(~is_bad)
+    kept = kept[np.unique(days[kept], return_index=True)[1]]
+    if np.array_equal(kept, np.arange(len(days))):                                # nothing to leave out: no copy
+        return data, days
+    return data[kept], days[kept]
+
+
+def choose_dates(dates, most, rng=None):
+    """Which dates of a longer series are used: `most` at random in time order, or evenly spread ones without an rng."""
+    if dates <= most:
+        return slice(None)
+    if rng is None:
+        return np.linspace(0, dates - 1, most).round().astype(int)
+    return np.sort(rng.choice(dates, most, replace=False))
+
+
+# ---- the dataset ----------------------------------------------------------------------------------------------------
+
+class Tiles(torch.utils.data.Dataset):
+    """Tiles of one split; each dataset is a subclass that finds its files.
+
+    root: the raw files. split: train, val or test. modalities: keys of datasets.sensors. name: the dataset's.
+    label_percent: of the training tiles, a stratified subset that follows the seed. labelled: False leaves labels
+    out (pretraining). max_dates: of a series. max_cloud (%): leave out optical dates whose mean probability of cloud or
+    snow is higher; None keeps all. parts: cut each tile into parts x parts tiles.
+    dataset[i] takes evenly spread dates of a long series, dataset[i, epoch] random ones, the same for the same seed.
+
+    A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
+    find(): looks for the files (self.index, if it needs one); returns the path of DEMO.json, which marks generated data,
+        or None.
+    listed(split): all tiles of a split and their labels (N, K) bool.
+    paths_of(key): one file a tile, and raw(i, keys): its content, for sensors that have no `files` in their entry.
+    """
+    classes, folder, grid = (), None, None
+    drops_unlabelled = False    # whether a tile without any label is left out of training and test
+
+    def __init__(self, root, split, modalities, name, label_percent=100, seed=0, labelled=True, max_dates=50,
+                 max_cloud=None, parts=1):
+        if not os.path.isdir(root):
+            raise UserError(f"{root}: no such folder; --data-root is the folder of the raw files, see README")
+        self.root, self.name, self.modalities, self.seed = str(root), name, tuple(modalities), seed
+        self.sensors = [SENSORS[name][key] for key in modalities]
+        self.labelled, self.max_dates, self.max_cloud, self.parts = labelled, max_dates, max_cloud, parts
+        marker = self.find()
+        self.is_demo = marker is not None
+        self.release = f"{self.folder or name}-demo" if self.is_demo else self.folder or name
+        # what files of labels and statistics depend on besides the tiles: for generated data what it was generated from
+        self.origin = Path(marker).read_text() if self.is_demo else ""
+
+        names, labels = self.listed(split)
+        if split == "train" and label_percent < 100:
+            row = {tile: i for i, tile in enumerate(names)}
+            names = saved_subset(self.release, f"{label_percent}percent", names, labels, label_percent / 100, seed)
+            labels = labels[[row[tile] for tile in names]]
+        if parts > 1:
+            names, labels = self.cut(names)
+        if labelled and self.drops_unlabelled:
+            names, labels = [tile for tile, there in zip(names, labels.any(1)) if there], labels[labels.any(1)]
+        if not names:
+            raise UserError(f"{root}: no tile in {split}" + (f" at {label_percent} % of the labels" if label_percent < 100 else ""))
+        self.names, self.labels = names, torch.from_numpy(labels.astype(np.float32))
+        self.paths = {sensor.key: self.paths_of(sensor) for sensor in self.sensors}
+        self.index = None                                                         # of all files: not sent to the readers
+        self.split_hash = fingerprint(names)
+        self.data_hash = fingerprint([*names, str(max_cloud), self.origin])
+
+    def cut(self, names):
+        """Names and labels of the parts of the tiles."""
+        raise UserError(f"--parts: the labels of {self.name} belong to whole tiles; leave the option out")
+
+    def base(self):
+        """The folder that `files` of a sensor's entry starts from."""
+        return self.root
+
+    def tile(self, i):
+        """The name of the tile that i is, or is a part of."""
+        return self.names[i]
+
+    def paths_of(self, sensor):
+        """The file of each tile. Errors: UserError naming a tile that has none."""
+        if sensor.files is None:
+            raise UserError(f"{sensor.key}: its entry for {self.name} in datasets/sensors.py needs files=, such as "
+                            f"'{sensor.key}/{{tile}}.npz'")
+        paths = [os.path.join(self.base(), sensor.files.format(tile=self.tile(i))) for i in range(len(self.names))]
+        folders = {os.path.dirname(path) for path in paths}
+        found = {os.path.join(folder, name) for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)}
+        self.complain(sensor.key, [i for i, path in enumerate(paths) if path not in found], sensor.files)
+        return paths
+
+    def complain(self, key, missing, form):
+        """Errors: UserError if tiles lack a modality's file. missing: their indices; form: how the file is named."""
+        if missing:
+            raise UserError(f"{self.names[missing[0]]}: no file of {key} ({form}) under {self.root}; {len(missing)} of "
+                            f"{len(self.names)} tiles lack theirs")
+
+    def __len__(self):
+        return len(self.names)
+
+    # ---- one tile
+
+    def days(self, i, sensor, path):
+        """Dates (T,) as YYYYMMDD of a series whose file holds none."""
+        raise UserError(f"{path}: a series needs its dates: an npz file with data and dates")
+
+    def raw(self, i, keys):
+        """One tile as the files have it: {key: (image (C, H, W), None) or (series (T, C, H, W), day numbers (T,))}."""
+        return {key: self.read_file(i, SENSORS[self.name][key]) for key in keys}
+
+    def read_file(self, i, sensor):
+        """A file of the common formats, checked against the sensor's entry."""
+        path, dates = self.paths[sensor.key][i], None
+        if path.endswith(".tif"):
+            data = read_tif(path, len(sensor.bands))
+        elif path.endswith(".npz"):
+            data, dates = read_npz(path)
+        else:
+            data = read_npy(path)
+        if data.ndim != (3 if sensor.kind == "image" else 4) or data.shape[-3] != len(sensor.bands) or data.dtype.kind not in "iuf":
+            raise UserError(f"{path}: shape {data.shape} of type {data.dtype}, expected "
+                            f"{'' if sensor.kind == 'image' else 'T x '}{len(sensor.bands)} x H x W numbers")
+        self.check_grid(sensor, data.shape, path)
+        if self.parts > 1:
+            data = data[..., self.window(i, data.shape[-2], 0), self.window(i, data.shape[-1], 1)]
+        data = np.array(data, dtype=np.float32 if data.dtype.kind == "f" else None)
+        if data.dtype == np.uint16:                                               # torch computes with int16
+            data = np.minimum(data, 32767).astype(np.int16)
+        if sensor.kind == "image":
+            if data.dtype.kind == "f" and not np.isfinite(data).all():
+                raise UserError(f"{path}: holds values that are not finite")
+            return data, None
+        dates = self.days(i, sensor, path) if dates is None else dates
+        if len(dates) != len(data):
+            raise UserError(f"{path}: {len(data)} images but {len(dates)} dates")
+        return data, day_numbers(dates, sensor, path)
+
+    def check_grid(self, sensor, shape, path):
+        """Errors: UserError if a file's pixels (H, W last in shape) are not the dataset's grid of patches."""
+        if self.grid is None:
+            return
+        rows, columns = self.grid
+        if tuple(shape[-2:]) != (rows * sensor.patch, columns * sensor.patch):
+            raise UserError(f"{path}: shape {tuple(shape)}, expected {rows * sensor.patch} x {columns * sensor.patch} pixels: "
+                            f"{rows} x {columns} patches of {sensor.patch} pixels")
+
+    def finish(self, key, data):
+        """What is left to do with a cleaned series."""
+        return data
+
+    def cloud(self, i):
+        """Mean over the pixels of the larger probability of snow and cloud, %, (T,) beside the raw dates of s2."""
+        raise UserError(f"--max-cloud: {self.name} has no cloud masks; leave the option out")
+
+    def read(self, i):
+        """One tile, cleaned, all dates: {key: (image (C, H, W), None) or (series (T, C, H, W), day numbers (T,))}."""
+        tile = {}
+        for key, (data, days) in self.raw(i, self.modalities).items():
+            if days is not None:
+                is_cloudy = False
+                if key == "s2" and self.max_cloud is not None:
+                    is_cloudy = self.cloud(i) > self.max_cloud
+                    if len(is_cloudy) != len(days):
+                        raise UserError(f"{self.paths[key][i]}: {len(days)} dates of s2 but {len(is_cloudy)} cloud masks")
+                data, days = clean(data, days, is_cloudy, SENSORS[self.name][key].nodata)
+                data = self.finish(key, data)
+            tile[key] = data, days
+        return tile
+
+    def __getitem__(self, index):
+        i, epoch = index if isinstance(index, tuple) else (index, None)
+        rng = None if epoch is None else np.random.default_rng((self.seed, epoch, i))
+        item = {"name": self.names[i], "label": self.labels[i]}
+        for key, (data, days) in self.read(i).items():
+            if days is not None:
+                chosen = choose_dates(len(days), self.max_dates, rng)
+                data, item[f"{key}_dates"] = data[chosen], torch.from_numpy(days[chosen])
+            item[key] = torch.from_numpy(data)
+        return item
