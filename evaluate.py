@@ -59,7 +59,7 @@ def score_test(path, data_root, pool, workers, place, csv=None):
         scores = score(model, test, make_loader(test, pools, workers), pools, device, progress)
     if rank == 0 and csv:
         row = {"table": Path(csv).stem, "dataset": saved["dataset"], "model": saved["config"]["model"],
-               "pretraining": saved["pretraining"], "ablation": "none",
+               "pretraining": saved["pretraining"], "ablation": saved["config"]["options"]["ablation"],
                "modality": options.modality_name(model.sensors, saved["dataset"]),
                "label_percent": saved["label_percent"], "seed": saved["seed"],
                **{name: f"{scores[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},

@@ -27,6 +27,9 @@ from utils.errors import UserError, run
 from utils.log import Log, provenance
 from utils.results import read_rows
 
+# not in the paper, which gives a rate for pretrained weights only: the official code's
+SCRATCH_RATE = {"flair": 2e-3}    # 2e-4 for the others
+
 
 def train_epoch(model, loader, pools, device, optimizer, progress):
     """One pass over the training tiles with binary cross-entropy. Returns its mean over the tiles of all processes."""
@@ -58,8 +61,8 @@ def command_line():
                                 "stay whole")
     options.add_model_options(arguments, None, None)
     training = options.add_training_options(arguments, epochs=200)
-    training.add_argument("--lr", type=float, help="of Adam (default: 2e-5 from a checkpoint, the paper's; 2e-4 from "
-                                                   "scratch, the official code's)")
+    training.add_argument("--lr", type=float, help="of Adam (default: 2e-5 from a checkpoint, the paper's; from "
+                                                   "scratch the official code's, 2e-4, and 2e-3 on flair)")
     training.add_argument("--min-epochs", type=int, default=50, help="no early stop before; not in the paper: the official "
                                                                     "code's")
     training.add_argument("--patience", type=int, default=10, help="stop after so many epochs without a better validation F1")
@@ -83,6 +86,7 @@ def main(argv=None):
     rank, world, device = distributed.setup()
     start_point = None if args.init == "none" else checkpoint.load(args.init, "pretrained")
     size = {"embed_dim": 256 if args.embed_dim is None else args.embed_dim, "depth": 6 if args.depth is None else args.depth}
+    pretraining, ablation = "none", "none"
     if start_point is not None:
         if not start_point["finished"]:
             raise UserError(f"{args.init}: its pretraining stopped in epoch {start_point['epoch']}; run it to its end first")
@@ -93,11 +97,15 @@ def main(argv=None):
             if getattr(args, name) not in (None, value):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: {args.init} has {value}; leave the "
                                 "option out")
-    pretraining = "none" if start_point is None else "self"
-    rate = args.lr if args.lr is not None else 2e-4 if start_point is None else 2e-5
-    output = Path(args.output or f"runs/{args.dataset}/omnisat-{pretraining}-{options.modality_name(modalities, args.dataset)}"
+        pretraining, ablation = "self", start_point["config"]["options"]["ablation"]
+    scratch_rate = SCRATCH_RATE.get(args.dataset, 2e-4)
+    rate = args.lr if args.lr is not None else scratch_rate if start_point is None else 2e-5
+    modality = options.modality_name(modalities, args.dataset)
+    output = Path(args.output or f"runs/{args.dataset}/omnisat-{pretraining if ablation == 'none' else ablation}-{modality}"
                                  f"-{args.label_percent}percent-seed{args.seed}")
     target = output / "finetuned.pt"
+    if target.exists() and checkpoint.load(target, "finetuned")["finished"]:
+        raise UserError(f"{target} is finished: evaluate.py scores it; choose another --output, or delete it to start anew")
     output.mkdir(parents=True, exist_ok=True)
 
     # ---- data
@@ -112,7 +120,7 @@ def main(argv=None):
 
     # ---- model, optimiser
     config = {"model": "omnisat", "sensors": [asdict(sensor) for sensor in train.sensors],
-              "options": size | {"num_classes": len(train.classes)}}
+              "options": size | {"num_classes": len(train.classes), "ablation": ablation}}
     torch.manual_seed(args.seed)                                              # here, since loaders draw numbers too
     model = build_model("omnisat", train.sensors, **config["options"])
     if start_point is None:
@@ -162,7 +170,7 @@ def main(argv=None):
             if rank == 0:
                 checkpoint.save(target, {
                     "kind": "finetuned", "config": config, "weights": model.state_dict(), "dataset": args.dataset,
-                    "pretraining": pretraining, "label_percent": args.label_percent, "seed": args.seed,
+                    "pretraining": pretraining, "finished": False, "label_percent": args.label_percent, "seed": args.seed,
                     "max_cloud": args.max_cloud, "parts": args.parts, "epoch": epoch, "val_f1_macro": best,
                     "hours": (time.time() - start) / 3600, "pretrain_hours": start_point["hours"] if start_point else 0.0,
                     "split_hash": train.split_hash, "source": source, "scale": scale})
@@ -170,7 +178,8 @@ def main(argv=None):
             break
     log.close()
     if rank == 0:                                                             # the hours are those of the whole run
-        checkpoint.save(target, checkpoint.load(target, "finetuned") | {"hours": (time.time() - start) / 3600})
+        checkpoint.save(target, checkpoint.load(target, "finetuned") | {
+            "hours": (time.time() - start) / 3600, "finished": True})
 
     # ---- test
     if args.csv:

@@ -1,6 +1,7 @@
 """Pretrain OmniSat on a training split without labels (sections 3.2 and 3.3).
 
     python pretrain.py --dataset treesatai-ts --data-root DIR
+    python pretrain.py --dataset treesatai-ts --data-root DIR --ablation no_contrastive
     torchrun --nproc_per_node=3 pretrain.py --dataset treesatai-ts --data-root DIR
 
 The defaults are the paper's: 250 epochs at most, 3 x 128 tiles a step, Adam with 1e-4. Writes pretrained.pt (start
@@ -19,13 +20,14 @@ from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from models import build_model
+from models.omnisat import ABLATIONS
 from utils import checkpoint, distributed, options
 from utils.errors import UserError, run
 from utils.log import Log, provenance
 
 
 def run_epoch(model, loader, pools, device, seed, optimizer=None, progress=None):
-    """One pass over the split: {"loss", "contrastive", "reconstruction"}, means over the tiles of all processes.
+    """One pass over the split: {"loss"} and the loss's terms, means over the tiles of all processes.
 
     Without an optimizer nothing is learned. The masks follow (seed, epoch, number of the pool), whatever the process.
     """
@@ -40,7 +42,7 @@ def run_epoch(model, loader, pools, device, seed, optimizer=None, progress=None)
                 loss, terms = model.pretrain_loss(batch, generator)
                 if optimizer is not None:
                     (loss * len(indices) / step_size).backward()
-                sums = sums + torch.stack([loss, *terms.values()]).detach() * len(indices)
+                sums = sums + torch.stack([loss, *(terms[name] for name in model.terms)]).detach() * len(indices)
             if optimizer is not None:
                 distributed.sum_gradients(model)
                 optimizer.step()
@@ -50,16 +52,20 @@ def run_epoch(model, loader, pools, device, seed, optimizer=None, progress=None)
                 progress.update(step_size)
     if optimizer is not None:
         distributed.share_statistics(model)
-    sums = torch.zeros(3, device=device) + sums                               # a process may have had no pool at all
+    sums = torch.zeros(1 + len(model.terms), device=device) + sums                               # a process may have had no pool at all
     means = (distributed.sum_over_processes(sums) / tiles).tolist()
-    return dict(zip(("loss", "contrastive", "reconstruction"), means))
+    return dict(zip(("loss", *model.terms), means))
 
 
 def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
     options.add_data_options(arguments)
-    options.add_model_options(arguments, 256, 6)
+    model = options.add_model_options(arguments, 256, 6)
+    model.add_argument("--ablation", choices=ABLATIONS, default="none",
+                       help="a row of table 5: no_index_bypass: the image decoder does without the encoder's pooling indices; "
+                            "no_date_filtering: all dates are reconstructed; no_contrastive, no_reconstruction: without that loss; "
+                            "naive_contrastive: patches of the same tile and modality are negatives too")
     training = options.add_training_options(arguments, epochs=250)
     training.add_argument("--lr", type=float, default=1e-4, help="of Adam")
     training.add_argument("--patience", type=int, default=40,
@@ -78,7 +84,8 @@ def main(argv=None):
 
     # ---- setup
     rank, world, device = distributed.setup()
-    output = Path(args.output or f"runs/{args.dataset}/pretrain-seed{args.seed}")
+    name = "pretrain" if args.ablation == "none" else f"pretrain-{args.ablation}"
+    output = Path(args.output or f"runs/{args.dataset}/{name}-seed{args.seed}")
     target = output / "pretrained.pt"
     if target.exists() and checkpoint.load(target, "pretrained")["finished"]:
         raise UserError(f"{target} is finished: choose another --output, or delete it to start anew")
@@ -97,7 +104,7 @@ def main(argv=None):
 
     # ---- model, optimiser
     config = {"model": "omnisat", "sensors": [asdict(sensor) for sensor in train.sensors],
-              "options": {"embed_dim": args.embed_dim, "depth": args.depth}}
+              "options": {"embed_dim": args.embed_dim, "depth": args.depth, "ablation": args.ablation}}
     torch.manual_seed(args.seed)                                              # here, since loaders draw numbers too
     model = build_model("omnisat", train.sensors, **config["options"])
     model.set_statistics(statistics)
@@ -111,7 +118,7 @@ def main(argv=None):
     log = Log(output, rank, source | {"options": vars(args), "world": world, "parameters": size})
     if rank == 0:
         print(f"pretraining on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
-              f"{', '.join(modalities)}; {size / 1e6:.2f} M parameters; {args.batch_size} tiles a step in pools of "
+              f"{', '.join(modalities)}{'' if args.ablation == 'none' else ', ' + args.ablation}; {size / 1e6:.2f} M parameters; {args.batch_size} tiles a step in pools of "
               f"{train_pools.pool}; {world} process(es) on {source['device']}", file=sys.stderr)
         if train_pools.idle():
             print(train_pools.idle(), file=sys.stderr)
@@ -139,7 +146,7 @@ def main(argv=None):
                 "kind": "pretrained", "finished": finished, "config": config, "weights": model.state_dict(),
                 "dataset": args.dataset, "epoch": epoch, "val_loss": val_losses["loss"], "hours": hours,
                 "seed": args.seed, "split_hash": train.split_hash, "is_demo": train.is_demo, "source": source,
-                "is_paper": options.is_default(args, arguments) and config["options"] == {"embed_dim": 256, "depth": 6}})
+                "is_paper": options.is_default(args, arguments) and (args.embed_dim, args.depth) == (256, 6)})
         if finished:
             break
     log.close()

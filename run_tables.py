@@ -1,47 +1,58 @@
 """Produce the cells of the paper's tables, a command a row. Called by run_tables.sh, which looks after the packages.
 
-    bash run_tables.sh demo                          the whole path on simulated data, small models, two CPU cores
+    bash run_tables.sh demo                          Table 2 on simulated data, small models, two CPU cores
     bash run_tables.sh table2                        the paper's configuration on the release, in data/ or --data DIR
-    bash run_tables.sh table2 --dry-run              only print the commands, each of them can be run alone
+    bash run_tables.sh table3 --dry-run              only print the commands, each of them can be run alone
+    bash run_tables.sh all --demo                    every table on simulated data
 
 Rows go to results/TABLE.csv (demo: results/demo/), checkpoints and logs to runs/. What is there already is not run again.
 """
 import argparse
 import csv
 import functools
+import os
 import re
 import shlex
-import subprocess
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 from utils.errors import run
 from utils.results import KEYS, identity, read_rows
 
 ROOT = Path(__file__).parent
 CELLS = ROOT / "results" / "paper" / "cells.csv"
-TABLES = ("table2",)
+TABLES = ("table2", "table3", "table4", "table5")
+FOLDERS = {"treesatai-ts": "treesatai", "treesatai": "treesatai", "pastis-hd": "pastis-hd", "flair": "flair"}
 # The demo's choices: few tiles, a small model, minutes of training. The paper's are the scripts' defaults.
-DEMO_DATA = ["--train", "160", "--test", "100"]
+DEMO_DATA = {"treesatai": ["--train", "160", "--test", "100"], "pastis-hd": ["--train", "120", "--test", "80"],
+             "flair": ["--train", "160", "--test", "100"]}
 DEMO_MODEL = ["--embed-dim", "32", "--depth", "1"]
 DEMO_COMMON = ["--workers", "0", "--lr", "1e-3"]
 DEMO_PRETRAIN = ["--batch-size", "8", "--epochs", "15"]
 DEMO_FINETUNE = {"10": ["--batch-size", "4", "--epochs", "30", "--min-epochs", "30"],
+                 "20": ["--batch-size", "4", "--epochs", "20", "--min-epochs", "20"],
                  "100": ["--batch-size", "4", "--epochs", "10", "--min-epochs", "10"]}
 
 
 def paper_cells(table):
-    """Rows of cells.csv that can be produced: OmniSat's of the table, or of all tables."""
+    """Rows of cells.csv that can be produced: OmniSat's of a table, or of all; fig5 shows those of table 2 with all labels."""
     with open(CELLS, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["table"] in TABLES and row["model"] == "omnisat"]
-    return [row for row in rows if table in ("all", "demo", row["table"])]
+    if table == "fig5":
+        return [row for row in rows if row["table"] == "table2" and row["label_percent"] == "100"]
+    return [row for row in rows if table == "all" or row["table"] == ("table2" if table == "demo" else table)]
 
 
 def key(cell):
     """The cell's key columns as a CSV line, what --only is matched against."""
     return ",".join(cell[name] for name in KEYS)
 
+
+# ---- commands -------------------------------------------------------------------------------------------------------
 
 class Commands:
     """The command lines, at the paper's or the demo's scale."""
@@ -54,75 +65,165 @@ class Commands:
                                     if nproc > 1 else [])
 
     def root(self, dataset):
-        """The dataset's folder: DIR/treesatai, or DIR itself if it has no such folder but files of TreeSatAI."""
-        below = Path(self.data) / "treesatai"
-        is_itself = not below.is_dir() and any((Path(self.data) / name).is_dir() for name in ("aerial", "sentinel-ts", "split"))
-        return str(self.data if is_itself else below)
+        """The dataset's folder, DIR/treesatai, DIR/pastis-hd or DIR/flair."""
+        return str(Path(self.data) / FOLDERS[dataset])
 
-    def generate(self):
-        return self.python + ["-m", "datasets.demo", "--root", self.root("treesatai"), *DEMO_DATA]
+    def generate(self, dataset):
+        return self.python + ["-m", "datasets.demo", "--dataset", FOLDERS[dataset], "--root", self.root(dataset),
+                              *DEMO_DATA[FOLDERS[dataset]]]
 
-    def pretrained(self, dataset, seed):
-        return self.runs / dataset / f"pretrain-seed{seed}" / "pretrained.pt"
+    def pretrained(self, cell, seed):
+        """The checkpoint that a cell's fine-tuning starts from; the folder is pretrain.py's default."""
+        name = "pretrain" if cell["ablation"] == "none" else f"pretrain-{cell['ablation']}"
+        return self.runs / cell["dataset"] / f"{name}-seed{seed}" / "pretrained.pt"
 
-    def _common(self, dataset, seed):
-        return ["--dataset", dataset, "--data-root", self.root(dataset), "--seed", str(seed)]
+    def finetuned(self, cell, seed):
+        """The checkpoint that a cell is scored with, the same for a cell that two tables print; finetune.py's default."""
+        name = cell["pretraining"] if cell["ablation"] == "none" else cell["ablation"]
+        return (self.runs / cell["dataset"] / f"omnisat-{name}-{cell['modality']}-{cell['label_percent']}percent-seed{seed}"
+                / "finetuned.pt")
 
-    def pretrain(self, dataset, seed):
-        extra = ["--output", str(self.pretrained(dataset, seed).parent), *DEMO_MODEL, *DEMO_COMMON, *DEMO_PRETRAIN]
-        return self.start + ["pretrain.py", *self._common(dataset, seed), *(extra if self.demo else [])]
+    def csv(self, cell):
+        return str(self.results / f"{cell['table']}.csv")
+
+    def _common(self, cell, seed):
+        return ["--dataset", cell["dataset"], "--data-root", self.root(cell["dataset"]), "--seed", str(seed)]
+
+    def pretrain(self, cell, seed):
+        ablation = [] if cell["ablation"] == "none" else ["--ablation", cell["ablation"]]
+        extra = ["--output", str(self.pretrained(cell, seed).parent), *DEMO_MODEL, *DEMO_COMMON, *DEMO_PRETRAIN]
+        return self.start + ["pretrain.py", *self._common(cell, seed), *ablation, *(extra if self.demo else [])]
 
     def finetune(self, cell, seed):
-        dataset, init, modality, percent = (cell[n] for n in ("dataset", "pretraining", "modality", "label_percent"))
-        command = self.start + ["finetune.py", *self._common(dataset, seed), "--init",
-                                "none" if init == "none" else str(self.pretrained(dataset, seed)), "--modalities", modality,
-                                "--label-percent", percent, "--csv", str(self.results / f"{cell['table']}.csv")]
+        is_scratch, percent = cell["pretraining"] == "none", cell["label_percent"]
+        command = self.start + ["finetune.py", *self._common(cell, seed), "--init",
+                                "none" if is_scratch else str(self.pretrained(cell, seed)), "--modalities", cell["modality"],
+                                "--label-percent", percent, "--csv", self.csv(cell)]
         if self.demo:
-            command += ["--output", str(self.runs / dataset / f"omnisat-{init}-{modality}-{percent}percent-seed{seed}"),
-                        *(DEMO_MODEL if init == "none" else []), *DEMO_COMMON, *DEMO_FINETUNE[percent]]
+            command += ["--output", str(self.finetuned(cell, seed).parent), *(DEMO_MODEL if is_scratch else []), *DEMO_COMMON,
+                        *DEMO_FINETUNE[percent]]
         return command
+
+    def evaluate(self, cell, seed):
+        return self.start + ["evaluate.py", "--checkpoint", str(self.finetuned(cell, seed)), "--data-root",
+                             self.root(cell["dataset"]), "--csv", self.csv(cell), *(["--workers", "0"] if self.demo else [])]
+
+
+class Job(NamedTuple):
+    """A command, the name of the job it needs, and where its output goes if several run at a time."""
+    name: str
+    command: list
+    needs: Optional[str]
+    log: Path
 
 
 def jobs(cells, seeds, commands):
-    """Yields (name, command, needs): the name of the job, its command, the name of the job it needs or None."""
+    """The jobs that are still to do, each after the one it needs."""
     scale = "demo" if commands.demo else "paper"
     done = {identity(row) for table in TABLES for row in read_rows(commands.results / f"{table}.csv") if row["status"] == "ok"}
-    if commands.demo:
-        yield "data", commands.generate(), None
-    planned = set()
+    planned, trained = {}, {}
+
+    def plan(name, command, needs, folder):
+        if name not in planned:
+            planned[name] = Job(name, command, needs, folder / "output.txt")
+        return name
     for seed in seeds:
         for cell in cells:
             if tuple(cell[name] for name in KEYS) + (seed, scale) in done:
                 continue
-            needs = "data" if commands.demo else None
-            if cell["pretraining"] == "self":
-                name = f"pretraining on {cell['dataset']}, seed {seed}"
-                if name not in planned and not is_finished(commands.pretrained(cell["dataset"], seed)):
-                    planned.add(name)
-                    yield name, commands.pretrain(cell["dataset"], seed), needs
-                needs = name if name in planned else needs
-            yield f"{key(cell)}, seed {seed}", commands.finetune(cell, seed), needs
+            dataset, name, target, needs = cell["dataset"], f"{key(cell)}, seed {seed}", commands.finetuned(cell, seed), None
+            if commands.demo:
+                folder = FOLDERS[dataset]
+                needs = plan(f"data of {folder}", commands.generate(dataset), None, commands.runs / folder)
+            if target in trained or is_finished(target, "finetuned"):             # trained for another table
+                plan(name, commands.evaluate(cell, seed), trained.get(target, needs), target.parent / cell["table"])
+                continue
+            start = commands.pretrained(cell, seed)
+            if cell["pretraining"] == "self" and not is_finished(start, "pretrained"):
+                title = "pretraining" if cell["ablation"] == "none" else f"pretraining, {cell['ablation']},"
+                needs = plan(f"{title} on {dataset}, seed {seed}", commands.pretrain(cell, seed), needs, start.parent)
+            trained[target] = plan(name, commands.finetune(cell, seed), needs, target.parent)
+    return list(planned.values())
 
 
 @functools.cache
-def is_finished(path):
-    """Whether a pretraining ran to its end."""
+def is_finished(path, kind):
+    """Whether a training ran to its end."""
     if not path.exists():
         return False
     from utils.checkpoint import load                                         # torch is only loaded where it is needed
-    return load(path, "pretrained")["finished"]
+    return load(path, kind)["finished"]
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+def run_all(planned, at_a_time):
+    """Run the jobs, as soon as what they need is done. Returns {name: why} of those that failed.
+
+    One at a time writes to the terminal; several write to their own files, on one core each. Stopping this process stops
+    what it started.
+    """
+    waiting, running, failed, number = list(planned), {}, {}, 0
+    names = {job.name for job in planned}
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        while waiting or running:
+            for job in list(waiting):
+                if job.needs in failed:
+                    failed[job.name] = f"not run, {job.needs} failed"
+                    names.discard(job.name)
+                    waiting.remove(job)
+                elif job.needs not in names and len(running) < at_a_time:
+                    waiting.remove(job)
+                    running[start(job, at_a_time, len(planned) - len(waiting), len(planned))] = job, time.time()
+            time.sleep(0.05)
+            for process in [process for process in running if process.poll() is not None]:
+                job, began = running.pop(process)
+                names.discard(job.name)
+                number += 1
+                if process.returncode:
+                    failed[job.name] = f"exit code {process.returncode}: {shlex.join(job.command)}"
+                    print(f"FAILED {job.name}: {failed[job.name]}" + (f"\n{tail(job.log)}" if at_a_time > 1 else ""), file=sys.stderr)
+                elif at_a_time > 1:
+                    print(f"[{number}/{len(planned)}] {time.time() - began:5.0f} s  {job.name}", file=sys.stderr, flush=True)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
+    return failed
+
+
+def start(job, at_a_time, number, total):
+    """A job's process."""
+    if at_a_time == 1:
+        print(f"\n[{number}/{total}] {job.name}\n{shlex.join(job.command)}", file=sys.stderr, flush=True)
+        return subprocess.Popen(job.command, cwd=ROOT)
+    (ROOT / job.log).parent.mkdir(parents=True, exist_ok=True)
+    with open(ROOT / job.log, "w", encoding="utf-8") as log:
+        return subprocess.Popen(job.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def tail(log):
+    """The last lines of a job's output."""
+    lines = (ROOT / log).read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+    return "\n".join([f"  {log} ends with:", *(f"  {line}" for line in lines)])
 
 
 def main(argv=None):
     arguments = argparse.ArgumentParser(prog="run_tables.sh", description=__doc__,
                                         formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("table", choices=[*TABLES, "all", "demo"], help="a table, all of them, or demo: all on the demo data")
+    arguments.add_argument("table", choices=[*TABLES, "fig5", "all", "demo"],
+                           help="a table; fig5: what figure 5 shows; all; or demo: table2 --demo, a quarter of an hour")
     arguments.add_argument("--list", action="store_true", help="print the cells that can be produced, as CSV, and stop")
     arguments.add_argument("--dry-run", action="store_true", help="print the commands that would run, one a line, and stop")
     arguments.add_argument("--only", metavar="PATTERN", help="only cells whose line of --list matches this regular expression, "
                                                              "e.g. 'treesatai-ts,omnisat,.*,s2,10$'")
     arguments.add_argument("--seeds", default="0", help="comma-separated; each has its own pretraining and label subset (default: 0)")
     arguments.add_argument("--nproc", type=int, default=1, help="processes, one a GPU (default: 1)")
+    arguments.add_argument("--jobs", type=int, metavar="N", help="commands at a time, each on one core, their output in runs/ "
+                                                                  "(default: 1, to the terminal; for the demo the number of cores, at most 8)")
     arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README; relative to the repository (default: data)")
     arguments.add_argument("--demo", action="store_true", help="the table on generated data with small models")
     arguments.add_argument("--python", default=sys.executable, help=argparse.SUPPRESS)    # as run_tables.sh found it
@@ -137,8 +238,9 @@ def main(argv=None):
     seeds = args.seeds.split(",")
     if not all(seed.isdigit() for seed in seeds):
         arguments.error(f"--seeds: {args.seeds!r} is not a list like 0,1,2")
-    if args.nproc < 1:
-        arguments.error("--nproc must be at least 1")
+    at_a_time = args.jobs if args.jobs is not None else min(8, os.cpu_count() or 1) if demo and args.nproc == 1 else 1
+    if min(args.nproc, at_a_time) < 1:
+        arguments.error("--nproc and --jobs must be at least 1")
 
     if args.list or args.dry_run:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)                         # `| head` is no error
@@ -151,22 +253,12 @@ def main(argv=None):
     if not demo and not args.dry_run and not Path(data).is_dir():
         arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data (see README)")
     commands = Commands(args.python, data, demo, args.nproc)
-    planned = list(jobs(cells, seeds, commands))
+    planned = jobs(cells, seeds, commands)
     if args.dry_run:
-        print(*(shlex.join(command) for _, command, _ in planned), sep="\n")
+        print(*(shlex.join(job.command) for job in planned), sep="\n")
         return 0
 
-    failed = {}
-    for number, (name, command, needs) in enumerate(planned, 1):
-        print(f"\n[{number}/{len(planned)}] {name}\n{shlex.join(command)}", file=sys.stderr, flush=True)
-        if needs in failed:
-            failed[name] = f"not run, {needs} failed"
-        else:
-            code = subprocess.run(command, cwd=ROOT).returncode
-            if code:
-                failed[name] = f"exit code {code}: {shlex.join(command)}"
-        if name in failed:
-            print(f"FAILED {name}: {failed[name]}", file=sys.stderr)
+    failed = run_all(planned, at_a_time)
     compared = subprocess.run([args.python, "compare.py", "--results", str(commands.results), *(["--demo"] if demo else [])], cwd=ROOT).returncode
     if failed:
         print(f"\n{len(failed)} of {len(planned)} jobs failed; the same command runs them again:", file=sys.stderr)

@@ -79,6 +79,7 @@ class Flair(Tiles):
 
     def find(self):
         self.index = find_files(self.root)
+        self.masks = self.index["msk"]
         marker = self.index["json"].get("DEMO.json")
         self.side = json.loads(Path(marker).read_text()).get("side", SIDE) if marker else SIDE
         self.grid = (self.side // PATCH,) * 2
@@ -91,15 +92,15 @@ class Flair(Tiles):
             if domains.get(area.split("-")[0]) == split:
                 names.append(f"{area}-IMG_{number}")
         names.sort(key=lambda name: name[-6:])
+        if self.findings is not None and split == "train":                       # nobody else lists what should be there
+            self.findings.extend((name, "vhr", "its centre is known, but no img/IMG_<number>.tif was found")
+                                 for name in sorted(self._centroids()) if name[-6:] not in self.index["img"])
         if not names:
             raise UserError(f"{self.root}: no image of a {split} domain ({', '.join(d for d, s in domains.items() if s == split)}) "
                             "found below <domain>/<zone>/img; unpack the zips first")
         if not self.labelled:
             return names, np.zeros((len(names), len(CLASSES)), bool)
-        masks = self.index["msk"]
         self.names = names
-        self.complain("labels", [i for i, name in enumerate(names) if name[-6:] not in masks], "msk/MSK_<number>.tif")
-        self.masks = [masks[name[-6:]][0] for name in names]
         return names, saved_labels(self.release, names, self.origin, self.present, CLASSES)
 
     def _area(self, number, path):
@@ -111,29 +112,41 @@ class Flair(Tiles):
 
     def present(self, i):
         """The land cover of tile i, (13,) bool: one pixel of the whole mask is enough."""
-        mask = read_tif(self.masks[i], 1)[0]
+        path, *more = self.masks.get(self.names[i][-6:], [None])
+        if path is None or more:
+            raise UserError(f"{self.names[i]}: {len(more) + 1 if path else 'no'} files of the labels (msk/MSK_<number>.tif) under "
+                            f"{self.root}, expected one")
+        mask = read_tif(path, 1)[0]
         if mask.shape != (self.side, self.side) or not 1 <= mask.min() <= mask.max() <= HIGHEST:
-            raise UserError(f"{self.masks[i]}: shape {mask.shape} with values from {mask.min()} to {mask.max()}, expected "
+            raise UserError(f"{path}: shape {mask.shape} with values from {mask.min()} to {mask.max()}, expected "
                             f"{self.side} x {self.side} and 1 to {HIGHEST}")
         return np.isin(np.arange(1, len(CLASSES) + 1), np.minimum(mask, len(CLASSES)))
+
+    def check_label(self, i):
+        self.present(i)
 
     def paths_of(self, sensor):
         if sensor.files:
             return super().paths_of(sensor)
         if sensor.key == "vhr":
-            files = [self.index["img"][name[-6:]] for name in self.names]
-        else:
-            if CENTROIDS not in self.index["json"]:
-                raise UserError(f"{self.root}: no {CENTROIDS} found, at the root or below")
-            centroids = json.loads(Path(self.index["json"][CENTROIDS]).read_text())
-            self.complain("the centroids", [i for i, name in enumerate(self.names) if f"{name[-10:]}.tif" not in centroids], CENTROIDS)
-            self.centroids = [tuple(int(round(at)) for at in centroids[f"{name[-10:]}.tif"]) for name in self.names]
-            files = [self.index["sen"].get(name[:-11], []) for name in self.names]
-            self.complain("s2", [i for i, found in enumerate(files) if not found], "sen/SEN2_sp_<domain>-<zone>_data.npy")
-        for name, found in zip(self.names, files):
-            if len(found) > 1:
-                raise UserError(f"{name}: {len(found)} files of {sensor.key}, {' and '.join(found)}: keep one")
-        return [found[0] for found in files]
+            return self.one_each("vhr", [self.index["img"][name[-6:]] for name in self.names], "img/IMG_<number>.tif")
+        centroids = self._centroids()
+        self.centroids = self.one_each("the centroids", [[at] if (at := centroids.get(name[-10:])) else [] for name in self.names],
+                                       CENTROIDS)
+        paths = self.one_each("s2", [self.index["sen"].get(name[:-11], []) for name in self.names],
+                              "sen/SEN2_sp_<domain>-<zone>_data.npy")
+        return [path if at is not None else None for path, at in zip(paths, self.centroids)]
+
+    def _centroids(self):
+        """{"IMG_000001": (row, column)} in pixels of the area's series."""
+        path = self.index["json"].get(CENTROIDS)
+        if path is None:
+            raise UserError(f"{self.root}: no {CENTROIDS} found, at the root or below")
+        try:
+            centroids = json.loads(Path(path).read_text())
+            return {name.removesuffix(".tif"): (int(round(row)), int(round(column))) for name, (row, column) in centroids.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not the centroids of FLAIR #2 ({error}); download it again") from error
 
     def raw(self, i, keys):
         """The centre of the image (100 of 102.4 m), and the series of the same ground out of its area's."""

@@ -68,8 +68,8 @@ class Pastis(Tiles):
     def find(self):
         found = [folder for folder, _, names in self._folders() if "metadata.geojson" in names]
         if len(found) != 1:
-            raise UserError(f"{self.root}: {len(found)} metadata.geojson found, at the root or one folder below, expected one; "
-                            "is this the folder of PASTIS-HD?")
+            raise UserError(f"{self.root}: {len(found)} metadata.geojson found, at the root or up to two folders below, "
+                            "expected one; is this the folder of PASTIS-HD?")
         self.folder_of_files = found[0]
         self.metadata = read_metadata(os.path.join(found[0], "metadata.geojson"))
         marker = os.path.join(found[0], "DEMO.json")
@@ -81,9 +81,10 @@ class Pastis(Tiles):
         return marker
 
     def _folders(self):
-        for number, (folder, below, names) in enumerate(os.walk(self.root, followlinks=True)):
-            if number > 0:
-                below.clear()                                                     # one folder below the root is deep enough
+        """Folders at most two below the root (zips are unpacked into one of their name), not those full of tiles."""
+        for folder, below, names in os.walk(self.root, followlinks=True):
+            is_deep = len(Path(folder).relative_to(self.root).parts) == 2
+            below[:] = [] if is_deep else [f for f in below if "ANNOTATIONS" not in f and not f.startswith("DATA_")]
             yield folder, below, names
 
     def base(self):
@@ -103,12 +104,17 @@ class Pastis(Tiles):
     def present(self, i):
         """The crops of tile or part i, (18,) bool: one pixel is enough."""
         path = os.path.join(self.base(), "ANNOTATIONS", f"TARGET_{self.tile(i)}.npy")
+        if not os.path.exists(path):
+            raise UserError(f"{self.tile(i)}: no file of the labels, {path}")
         target = read_target(path)
         if target.shape != (self.grid[0] * PATCH, self.grid[1] * PATCH):
             raise UserError(f"{path}: shape {target.shape}, expected {self.grid[0] * PATCH} x {self.grid[1] * PATCH}")
         if self.is_part(i):
             target = target[self.window(i, target.shape[0], 0), self.window(i, target.shape[1], 1)]
         return np.isin(np.arange(1, VOID), target)
+
+    def check_label(self, i):
+        self.present(i)
 
     # ---- parts
 

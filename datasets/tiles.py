@@ -118,7 +118,8 @@ class Tiles(torch.utils.data.Dataset):
     root: the raw files. split: train, val or test. modalities: keys of datasets.sensors. name: the dataset's.
     label_percent: of the training tiles, a stratified subset that follows the seed. labelled: False leaves labels
     out (pretraining). max_dates: of a series. max_cloud (%): leave out optical dates whose mean probability of cloud or
-    snow is higher; None keeps all. parts: cut each tile into parts x parts tiles.
+    snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. findings: a list to add what is wrong with
+    single tiles to, as (tile, modality, text), instead of stopping at the first (prepare.py).
     dataset[i] takes evenly spread dates of a long series, dataset[i, epoch] random ones, the same for the same seed.
 
     A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
@@ -131,12 +132,13 @@ class Tiles(torch.utils.data.Dataset):
     drops_unlabelled = False    # whether a tile without any label is left out of training and test
 
     def __init__(self, root, split, modalities, name, label_percent=100, seed=0, labelled=True, max_dates=50,
-                 max_cloud=None, parts=1):
+                 max_cloud=None, parts=1, findings=None):
         if not os.path.isdir(root):
             raise UserError(f"{root}: no such folder; --data-root is the folder of the raw files, see README")
         self.root, self.name, self.modalities, self.seed = str(root), name, tuple(modalities), seed
         self.sensors = [SENSORS[name][key] for key in modalities]
         self.labelled, self.max_dates, self.max_cloud, self.parts = labelled, max_dates, max_cloud, parts
+        self.findings = findings
         marker = self.find()
         self.is_demo = marker is not None
         self.release = f"{self.folder or name}-demo" if self.is_demo else self.folder or name
@@ -173,21 +175,28 @@ class Tiles(torch.utils.data.Dataset):
         return self.names[i]
 
     def paths_of(self, sensor):
-        """The file of each tile. Errors: UserError naming a tile that has none."""
+        """The file of each tile, None where it is missing and `findings` took note. Errors: UserError naming the tile."""
         if sensor.files is None:
             raise UserError(f"{sensor.key}: its entry for {self.name} in datasets/sensors.py needs files=, such as "
                             f"'{sensor.key}/{{tile}}.npz'")
         paths = [os.path.join(self.base(), sensor.files.format(tile=self.tile(i))) for i in range(len(self.names))]
         folders = {os.path.dirname(path) for path in paths}
-        found = {os.path.join(folder, name) for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)}
-        self.complain(sensor.key, [i for i, path in enumerate(paths) if path not in found], sensor.files)
-        return paths
+        there = {os.path.join(folder, name) for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)}
+        return self.one_each(sensor.key, [[path] if path in there else [] for path in paths], sensor.files)
 
-    def complain(self, key, missing, form):
-        """Errors: UserError if tiles lack a modality's file. missing: their indices; form: how the file is named."""
-        if missing:
-            raise UserError(f"{self.names[missing[0]]}: no file of {key} ({form}) under {self.root}; {len(missing)} of "
-                            f"{len(self.names)} tiles lack theirs")
+    def one_each(self, key, found, form):
+        """The one file of each tile out of those found for it. form: how the file is named, for the error."""
+        wrong = [(tile, f"no file of {key} ({form}) under {self.root}" if not paths else
+                  f"{len(paths)} files of {key}, {' and '.join(paths)}: keep one")
+                 for tile, paths in zip(self.names, found) if len(paths) != 1]
+        if wrong and self.findings is None:
+            raise UserError(f"{wrong[0][0]}: {wrong[0][1]}; {len(wrong)} of {len(self.names)} tiles have none or several")
+        if wrong:
+            self.findings.extend((tile, key, text) for tile, text in wrong)
+        return [paths[0] if len(paths) == 1 else None for paths in found]
+
+    def check_label(self, i):
+        """Errors: UserError if the label of a tile cannot be read; here it was read with the list of tiles."""
 
     def __len__(self):
         return len(self.names)

@@ -210,8 +210,11 @@ class TreeSatAI(Tiles):
             names = read_list(self.root, self.others, name)
             for tile in names or ():
                 if tile not in labels:
-                    raise UserError(f"{tile}: in the {name} list but not in {self.others[LABELS_FILE][0]}")
-            return names
+                    text = f"in the {name} list but not in {self.others[LABELS_FILE][0]}"
+                    if self.findings is None:
+                        raise UserError(f"{tile}: {text}")
+                    self.findings.append((tile, "labels", text))
+            return names and [tile for tile in names if tile in labels]
 
         def matrix(names):
             return np.array([labels[tile] for tile in names]).reshape(-1, len(CLASSES))
@@ -234,13 +237,8 @@ class TreeSatAI(Tiles):
             return super().paths_of(sensor)
         is_h5 = self.name == "treesatai-ts" and sensor.key in SERIES
         found = self.index["ts" if is_h5 else sensor.key]
-        paths = [found.get(self.tile(i), []) for i in range(len(self.names))]
-        self.complain(sensor.key, [i for i, path in enumerate(paths) if not path],
-                      "sentinel-ts/<stem>_<year>.h5" if is_h5 else f"tif of {sensor.key}")
-        for tile, path in zip(self.names, paths):
-            if len(path) > 1:
-                raise UserError(f"{tile}: {len(path)} files of {sensor.key}, {' and '.join(path)}: keep one")
-        return [path[0] for path in paths]
+        return self.one_each(sensor.key, [found.get(self.tile(i), []) for i in range(len(self.names))],
+                             "sentinel-ts/<stem>_<year>.h5" if is_h5 else f"tif of {sensor.key}")
 
     def raw(self, i, keys):
         """Series of TreeSatAI-TS lie in one file, which is opened once."""

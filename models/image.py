@@ -70,18 +70,27 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Tokens and pooling indices to image patches. 1.79 M parameters for 4 bands and D = 256 (the paper: 1.8 M)."""
+    """Tokens and pooling indices to image patches. 1.79 M parameters for 4 bands and D = 256 (the paper: 1.8 M).
 
-    def __init__(self, bands, patch, dim):
+    bypass: False for the ablation of table 5, which copies a value to all pixels of its cell instead of the one that the
+    encoder's max-pool chose; the parameters are the same.
+    """
+
+    def __init__(self, bands, patch, dim, bypass=True):
         super().__init__()
-        self.sizes = pooled_sizes(patch)
+        self.sizes, self.bypass = pooled_sizes(patch), bypass
         self.blocks = nn.ModuleList(nn.ConvTranspose2d(dim, dim, 3, padding=1) for _ in self.sizes[1:])
         self.last = nn.ConvTranspose2d(dim, bands, 4, stride=2, padding=_stem_padding(patch))
 
     def forward(self, token, indices):
         """token (N, D), indices: those of ImageEncoder for the same N patches. Returns (N, C, W, W)."""
-        x = token[:, :, None, None]
-        x = F.max_unpool2d(x, indices[-1], self.sizes[-1], output_size=(self.sizes[-1],) * 2)
+        x = self._unpool(token[:, :, None, None], indices[-1], self.sizes[-1], self.sizes[-1])
         for block, index, size in zip(self.blocks, reversed(indices[:-1]), reversed(self.sizes[:-1])):
-            x = F.max_unpool2d(F.gelu(block(x)), index, 2, output_size=(size, size))
+            x = self._unpool(F.gelu(block(x)), index, 2, size)
         return self.last(x)
+
+    def _unpool(self, x, index, window, size):
+        """The inverse of a max-pool over `window` pixels: (N, D, w, w) -> (N, D, size, size)."""
+        if not self.bypass:
+            return F.interpolate(x, size=(size, size))
+        return F.max_unpool2d(x, index, window, output_size=(size, size))

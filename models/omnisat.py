@@ -14,6 +14,9 @@ from models.image import ImageDecoder, ImageEncoder
 from models.series import SeriesDecoder, SeriesEncoder
 
 MASK_SHARE = 0.75              # not in the paper: the official code's
+DATE_SHARE = 0.25              # section 3.1
+# of table 5, by the names of results/paper/cells.csv; each changes pretraining only
+ABLATIONS = ("none", "no_index_bypass", "no_date_filtering", "no_contrastive", "naive_contrastive", "no_reconstruction")
 
 
 class Standardize(nn.Module):
@@ -57,23 +60,29 @@ class OmniSat(nn.Module):
 
     sensors: list of datasets.sensors.Sensor, images or series, one or more. embed_dim: D. depth: B of the paper, the
     number of self-attention blocks. num_classes: K; 0 builds the decoders for pretraining, else the classifier.
+    ablation: one of ABLATIONS; the model has the same parameters under each.
     """
 
-    def __init__(self, sensors, embed_dim=256, depth=6, heads=8, num_classes=0, date_share=0.25):
+    def __init__(self, sensors, embed_dim=256, depth=6, heads=8, num_classes=0, ablation="none"):
         super().__init__()
-        self.sensors, self.date_share = {sensor.key: sensor for sensor in sensors}, date_share
+        if ablation not in ABLATIONS:
+            raise ValueError(f"unknown ablation {ablation!r}: there are {', '.join(ABLATIONS)}")
+        self.sensors, self.ablation = {sensor.key: sensor for sensor in sensors}, ablation
+        self.terms = tuple(term for term in ("contrastive", "reconstruction") if ablation != f"no_{term}")
         self.standardize, self.encoders = nn.ModuleDict(), nn.ModuleDict()
         self.decoders = nn.ModuleDict() if num_classes == 0 else None
         for key, sensor in self.sensors.items():
             bands = len(sensor.bands)
             self.standardize[key] = Standardize(bands)
             if sensor.kind == "image":
-                Encoder, Decoder, sizes = ImageEncoder, ImageDecoder, (bands, sensor.patch, embed_dim)
+                encoder = ImageEncoder(bands, sensor.patch, embed_dim)
+                decoder = ImageDecoder(bands, sensor.patch, embed_dim, bypass=ablation != "no_index_bypass")
             else:
-                Encoder, Decoder, sizes = SeriesEncoder, SeriesDecoder, (bands * sensor.patch ** 2, sensor.period, embed_dim)
-            self.encoders[key] = Encoder(*sizes)
+                sizes = bands * sensor.patch ** 2, sensor.period, embed_dim   # a patch's pixels are flattened into bands
+                encoder, decoder = SeriesEncoder(*sizes), SeriesDecoder(*sizes)
+            self.encoders[key] = encoder
             if self.decoders is not None:
-                self.decoders[key] = Decoder(*sizes)
+                self.decoders[key] = decoder
         self.mask_token = nn.Parameter(0.02 * torch.randn(embed_dim))         # f^mask
         self.combiner = Combiner(embed_dim, depth, heads)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else None
@@ -134,19 +143,21 @@ class OmniSat(nn.Module):
     def pretrain_loss(self, batch, generator=None):
         """Sum of equations 3 and 5. generator: of the masks, on the batch's device.
 
-        Returns the loss and its terms, {"contrastive", "reconstruction"}, all scalars.
+        Returns the loss and its terms, {"contrastive", "reconstruction"} or what the ablation leaves of them, all scalars.
         """
-        positions = self.positions(batch)
+        positions, terms = self.positions(batch), {}
         tokens, present, context = self.encode(batch)
-        is_masked = random_mask(present, tokens.shape[2], MASK_SHARE, generator)
-        f = self.combine(tokens, is_masked, positions)
-        terms = {"contrastive": contrastive_loss(tokens, present),
-                 "reconstruction": self.reconstruct(f, is_masked & present[:, :, None], batch, context)}
-        return terms["contrastive"] + terms["reconstruction"], terms
+        if "contrastive" in self.terms:
+            terms["contrastive"] = contrastive_loss(tokens, present, naive=self.ablation == "naive_contrastive")
+        if "reconstruction" in self.terms:                                    # without it nothing is masked or combined
+            is_masked = random_mask(present, tokens.shape[2], MASK_SHARE, generator)
+            f = self.combine(tokens, is_masked, positions)
+            terms["reconstruction"] = self.reconstruct(f, is_masked & present[:, :, None], batch, context)
+        return sum(terms.values()), terms
 
     def reconstruct(self, f, is_target, batch, context):
         """Equation 5, decoding only what counts. f (B, P, D), is_target (B, M, P) bool: K without missing tokens."""
-        errors = []
+        errors, date_share = [], 1 if self.ablation == "no_date_filtering" else DATE_SHARE
         for m, (key, sensor) in enumerate(self.sensors.items()):
             tile, patch = is_target[:, m].nonzero(as_tuple=True)              # N targets of this modality
             x = context[key][0][tile, patch]
@@ -155,7 +166,7 @@ class OmniSat(nn.Module):
                 errors.append(token_error(self.decoders[key](f[tile, patch], indices), x))
             else:
                 attention, dates, padded = context[key][1], batch[f"{key}_dates"], batch[f"{key}_padded"]
-                index, is_used = top_dates(attention.detach(), padded, self.date_share)
+                index, is_used = top_dates(attention.detach(), padded, date_share)
                 index = index[tile, patch]                                    # N x K dates of each target
                 prediction = self.decoders[key](f[tile, patch], dates[tile].gather(1, index))
                 target = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -56,6 +56,7 @@ def add_model_options(options, default_dim, default_depth):
     group = options.add_argument_group("model")
     group.add_argument("--embed-dim", type=int, default=default_dim, metavar="D", help="embedding size; the paper: 256")
     group.add_argument("--depth", type=int, default=default_depth, help="self-attention blocks of the combiner; the paper: 6")
+    return group
 
 
 def chosen_modalities(text, dataset):
