@@ -1,9 +1,6 @@
 """The three scripts and the tables, run as a user runs them, on a generated miniature."""
-import csv
 import json
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import compare
 import evaluate
 import finetune
 import pretrain
-import run_tables
 from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
 from models import build_model
 from utils import checkpoint
 from utils.errors import UserError
 from utils.metrics import count, f1_scores, mean_average_precision
-from utils.options import chosen_modalities
 from utils.results import COLUMNS, KEYS, read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -149,88 +143,6 @@ def test_metrics_equal_scikit_learn():
     there = [0, 1, 2, 4]
     assert mean_average_precision(logits, labels) == pytest.approx(
         100 * average_precision_score(labels[:, there], logits[:, there]), abs=1e-9)
-
-
-# ---- the tables -----------------------------------------------------------------------------------------------------
-
-def test_list_is_omnisat_in_the_paper(capsys):
-    run_tables.main(["table2", "--list"])
-    listed = capsys.readouterr().out.splitlines()
-    with open(ROOT / "results" / "paper" / "cells.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["table"] == "table2" and row["model"] == "omnisat"]
-    assert listed[0] == ",".join(KEYS) and len(rows) == 24
-    assert sorted(listed[1:]) == sorted(",".join(row[name] for name in KEYS) for row in rows)
-
-
-@pytest.mark.parametrize("options", [["table2"], ["demo", "--seeds", "0,1"], ["all", "--nproc", "3", "--data", "my data"]])
-def test_dry_run_prints_lines_that_parse(options, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)    # nothing done yet, so every line is printed
-    run_tables.main([*options, "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
-    seeds = 2 if "--seeds" in options else 1
-    assert len(lines) == (24 + 2) * seeds + ("demo" in options)
-    for line in lines:
-        words = shlex.split(line)
-        if "datasets.demo" in words:
-            continue
-        script = next(word for word in words if word.endswith(".py"))
-        args = {"pretrain.py": pretrain, "finetune.py": finetune}[script].command_line().parse_args(words[words.index(script) + 1:])
-        modalities = chosen_modalities(args.modalities, args.dataset)
-        build_model("omnisat", [SENSORS[args.dataset][key] for key in modalities], embed_dim=args.embed_dim or 256,
-                    depth=args.depth or 6)
-        if "demo" not in options:    # only the flags that differ: the rest is the paper's
-            assert args.epochs == (250 if script == "pretrain.py" else 200) and args.batch_size == 384 and args.pool == 128
-            assert (args.lr == 1e-4) if script == "pretrain.py" else (args.lr is None)
-
-
-def test_driver_runs_skips_and_reports(demo, tmp_path, monkeypatch, capfd):
-    """Two cells run; what is done is skipped; a failing cell is told and the exit code says so."""
-    monkeypatch.setattr(run_tables, "DEMO_DATA", ["--train", "24", "--test", "10", "--seed", "3"])
-    monkeypatch.setattr(run_tables, "DEMO_FINETUNE", {"10": ["--epochs", "1"], "100": ["--epochs", "1"]})
-    monkeypatch.setattr(run_tables.Commands, "root", lambda self, dataset: str(demo))
-    folder = os.path.relpath(tmp_path, ROOT)
-    original = run_tables.Commands.__init__
-
-    def elsewhere(self, *arguments):
-        original(self, *arguments)
-        self.results, self.runs = Path(folder) / "results", Path(folder) / "runs"
-    monkeypatch.setattr(run_tables.Commands, "__init__", elsewhere)
-    monkeypatch.chdir(ROOT)
-    command = ["demo", "--only", "treesatai-ts,omnisat,none,none,s[12],100"]
-    assert run_tables.main(command) == 0
-    assert {row["modality"] for row in read_rows(tmp_path / "results" / "table2.csv")} == {"s1", "s2"}
-    run_tables.main([*command, "--dry-run"])
-    assert "finetune.py" not in capfd.readouterr().out
-    monkeypatch.setattr(run_tables, "DEMO_COMMON", ["--lr", "nonsense"])
-    assert run_tables.main(["demo", "--only", "treesatai-ts,omnisat,none,none,(s2,100|s1,10)$"]) == 1
-    assert "1 of 2 jobs failed" in capfd.readouterr().err
-
-
-def test_compare_shows_mean_and_spread(tmp_path, monkeypatch, capsys):
-    base = dict.fromkeys(COLUMNS, "") | {"table": "table2", "dataset": "treesatai-ts", "model": "omnisat", "ablation": "none",
-                                         "label_percent": "100", "status": "ok", "scale": "demo"}
-    rows = [base | {"pretraining": init, "modality": modality, "seed": seed, "f1_weighted": value}
-            for init, modality, values in (("self", "all", (80, 84)), ("self", "s2", (70, 75)),
-                                             ("self", "s1", (9, 9)), ("self", "vhr", (60, 76)), ("none", "all", (77, 79)))
-            for seed, value in enumerate(values)]
-    rows.append(base | {"pretraining": "self", "modality": "all", "seed": 7, "f1_weighted": 99.9, "scale": "custom"})
-    (tmp_path / "demo").mkdir()
-    with open(tmp_path / "demo" / "table2.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    monkeypatch.setattr(compare, "RESULTS", tmp_path)
-    compare.main(["--demo"])
-    out = capsys.readouterr().out
-    assert "DEMO" in out and "82.0 ±2.8" in out and "74.2" in out
-    # pretrained - scratch: seeds (80 - 77, 84 - 79) = (3, 5); all - best single: (80 - 70, 84 - 76) = (10, 8)
-    assert re.search(r"pretrained - scratch +treesatai-ts, all, 100 % +\+0\.9 +\+4\.0 ±1\.4 +2", out)
-    assert re.search(r"all - best single modality +treesatai-ts, pretrained, 100 % +\+\S+ +\+9\.0 ±1\.4 +2", out)
-    assert "from scratch" not in out    # its single modalities have not all been run
-    assert "all 100%" in out and "99.9" not in out    # a row of another scale is not shown
-    with open(tmp_path / "demo" / "compare.csv", newline="") as file:
-        cell = next(row for row in csv.DictReader(file) if (row["pretraining"], row["modality"]) == ("self", "all"))
-    assert (cell["paper"], cell["ours_mean"], cell["ours_std"], cell["n"], cell["scale"]) == ("74.2", "82.00", "2.83", "2", "demo")
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

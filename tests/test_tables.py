@@ -1,0 +1,151 @@
+"""The driver: what it lists, the lines it prints, what it runs, skips, runs again and stops."""
+import csv
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import evaluate
+import finetune
+import pretrain
+import run_tables
+from datasets.demo import write_treesatai
+from datasets.sensors import SENSORS
+from models import build_model
+from run_tables import Job, run_all
+from utils.options import chosen_modalities
+from utils.results import KEYS, read_rows
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("table, number", [("table2", 24), ("table3", 16), ("table4", 12), ("table5", 12), ("all", 64)])
+def test_list_is_omnisat_in_the_paper(table, number, capsys):
+    run_tables.main([table, "--list"])
+    listed = capsys.readouterr().out.splitlines()
+    with open(ROOT / "results" / "paper" / "cells.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if table in ("all", row["table"]) and row["model"] == "omnisat"]
+    assert listed[0] == ",".join(KEYS) and len(rows) == number
+    assert sorted(listed[1:]) == sorted(",".join(row[name] for name in KEYS) for row in rows)
+
+
+def test_figure_5_is_table_2_with_all_labels(capsys):
+    run_tables.main(["fig5", "--list"])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 12 and all(line.startswith("table2,") and line.endswith(",100") for line in lines)
+
+
+@pytest.mark.parametrize("options, number", [
+    (["table2"], 24 + 2), (["demo", "--seeds", "0,1"], (24 + 2) * 2 + 1), (["table3"], 16 + 1), (["table4", "--demo"], 12 + 1 + 1),
+    (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 64 + 4 + 5), (["all", "--demo"], 64 + 4 + 5 + 3)])
+def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)    # nothing done yet, so every line is printed
+    run_tables.main([*options, "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == number == len(set(lines))
+    written = set()
+    for line in lines:
+        words = shlex.split(line)
+        if "datasets.demo" in words:
+            continue
+        script = next(word for word in words if word.endswith(".py"))
+        module = {"pretrain.py": pretrain, "finetune.py": finetune, "evaluate.py": evaluate}[script]
+        args = module.command_line().parse_args(words[words.index(script) + 1:])
+        if module is evaluate:
+            assert args.checkpoint in written                                 # of the same run in another table
+            continue
+        modalities = chosen_modalities(args.modalities, args.dataset)
+        build_model("omnisat", [SENSORS[args.dataset][key] for key in modalities], embed_dim=args.embed_dim or 256,
+                    depth=args.depth or 6, ablation=getattr(args, "ablation", "none"))
+        if module is finetune and args.init != "none":
+            assert args.init in written                                       # its pretraining comes first
+        if "demo" not in options and "--demo" not in options:    # only the flags that differ: the rest is the paper's
+            assert args.epochs == (250 if module is pretrain else 200) and args.batch_size == 384 and args.pool == 128
+            assert (args.lr == 1e-4) if module is pretrain else (args.lr is None)
+        # the folders that the driver counts on are the scripts' defaults
+        if module is pretrain:
+            name = "pretrain" if args.ablation == "none" else f"pretrain-{args.ablation}"
+            written.add(f"{args.output or f'runs/{args.dataset}/{name}-seed{args.seed}'}/pretrained.pt")
+        else:
+            init = "none" if args.init == "none" else Path(args.init).parent.name.rsplit("-seed", 1)[0].removeprefix("pretrain").strip("-")
+            written.add(f"{args.output or f'runs/{args.dataset}'}" + ("" if args.output else f"/omnisat-{init or 'self'}-{args.modalities}-"
+                        f"{args.label_percent}percent-seed{args.seed}") + "/finetuned.pt")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The demo with few tiles and epochs, its results and runs under tmp_path."""
+    monkeypatch.setattr(run_tables, "DEMO_DATA", {"treesatai": ["--train", "24", "--test", "10", "--seed", "3"]})
+    monkeypatch.setattr(run_tables, "DEMO_FINETUNE", {percent: ["--epochs", "1"] for percent in ("10", "100")})
+    monkeypatch.setattr(run_tables, "DEMO_PRETRAIN", ["--epochs", "1"])
+    data = write_treesatai(tmp_path / "data" / "treesatai", train=24, test=10, seed=3)
+    monkeypatch.setattr(run_tables.Commands, "root", lambda self, dataset: str(data))
+    folder, original = Path(os.path.relpath(tmp_path, ROOT)), run_tables.Commands.__init__
+
+    def changed(self, *arguments):
+        original(self, *arguments)
+        self.results, self.runs = folder / "results", folder / "runs"
+    monkeypatch.setattr(run_tables.Commands, "__init__", changed)
+    monkeypatch.chdir(ROOT)
+    return tmp_path
+
+
+def test_driver_runs_skips_and_reports(elsewhere, monkeypatch, capfd):
+    """Two cells run; what is done is skipped; a failing cell is told and the exit code says so."""
+    command = ["demo", "--only", "treesatai-ts,omnisat,none,none,s[12],100"]
+    assert run_tables.main(command) == 0
+    assert {row["modality"] for row in read_rows(elsewhere / "results" / "table2.csv")} == {"s1", "s2"}
+    run_tables.main([*command, "--dry-run"])
+    assert capfd.readouterr().out.count("finetune.py") == 0
+    monkeypatch.setattr(run_tables, "DEMO_COMMON", ["--lr", "nonsense"])
+    for at_a_time in ("1", "2"):
+        assert run_tables.main(["demo", "--jobs", at_a_time, "--only", "treesatai-ts,omnisat,none,none,(s2,100|s1,10)$"]) == 1
+        error = capfd.readouterr().err
+        assert "1 of 2 jobs failed" in error and "argument --lr: invalid float value: 'nonsense'" in error
+
+
+def test_a_cell_of_two_tables_is_trained_once(elsewhere, capfd):
+    assert run_tables.main(["all", "--demo", "--only", "treesatai-ts,omnisat,self,none,all,100$"]) == 0
+    capfd.readouterr()
+    first, second = (read_rows(elsewhere / "results" / f"{table}.csv") for table in ("table2", "table5"))
+    assert len(first) == len(second) == 1 and first[0]["checkpoint_hash"] == second[0]["checkpoint_hash"]
+    assert first[0]["f1_weighted"] == second[0]["f1_weighted"] and (first[0]["table"], second[0]["table"]) == ("table2", "table5")
+    (elsewhere / "results" / "table2.csv").unlink()                           # a finished training is only scored again
+    run_tables.is_finished.cache_clear()
+    run_tables.main(["table2", "--demo", "--dry-run", "--only", "treesatai-ts,omnisat,self,none,all,100$"])
+    assert [next(w for w in line.split() if w.endswith((".py", ".demo"))) for line in capfd.readouterr().out.splitlines()] == [
+        "datasets.demo", "evaluate.py"]
+
+
+def job(name, code, needs=None, folder="."):
+    return Job(name, [sys.executable, "-c", code], needs, Path(folder) / f"{name}.txt")
+
+
+def test_jobs_wait_for_what_they_need_and_run_side_by_side(tmp_path, capfd):
+    note = f"import time; open(r'{tmp_path}/order', 'a').write('%s'); time.sleep(%s)"
+    planned = [job("a", note % ("a", 0.6), folder=tmp_path), job("b", note % ("b", 0), "a", tmp_path), job("c", note % ("c", 0), folder=tmp_path),
+               job("d", "raise SystemExit(3)", folder=tmp_path), job("e", note % ("e", 0), "d", tmp_path)]
+    failed = run_all(planned, 2)
+    assert failed.keys() == {"d", "e"} and failed["d"].startswith("exit code 3") and failed["e"] == "not run, d failed"
+    order = (tmp_path / "order").read_text()
+    assert sorted(order) == ["a", "b", "c"] and order.index("b") == 2          # c did not wait for a, b did
+
+
+def test_stopping_the_driver_stops_its_jobs(tmp_path):
+    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom run_tables import Job, run_all\n"
+              f"run_all([Job('a', [sys.executable, '-c', 'import os, time; open(r\"{tmp_path}/pid\", \"w\").write(str(os.getpid())); "
+              f"time.sleep(60)'], None, Path(r'{tmp_path}/log'))], 1)")
+    driver = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    until = time.time() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.time() < until and driver.poll() is None
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(10) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
