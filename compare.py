@@ -1,92 +1,195 @@
 """Our cells beside the paper's: mean, standard deviation and number of seeds.
 
-    python compare.py            results/TABLE.csv, the paper's configuration
-    python compare.py --demo     results/demo/TABLE.csv, simulated data and small models
+    python compare.py                  all there is: results/table2.csv ... table5.csv and figure 5, the paper's configuration
+    python compare.py table3 fig5      these only
+    python compare.py --demo           results/demo/TABLE.csv, simulated data and small models
 
-Prints the tables and writes compare.csv (a line a cell) and compare.md (the same tables) beside them. Differences of
-claims (pretrained against scratch, all modalities against the best single one) are paired by seed.
+Prints the tables and writes beside them, for what was printed: compare.md (the same tables), compare.csv (a line a cell),
+fig5.csv, and a picture each (table2.png ... fig5.png; these need matplotlib). Differences behind the paper's claims
+(pretrained against scratch, all modalities against the best single one, full against ablated) are paired by seed.
 """
 import argparse
+import collections
 import csv
 import statistics
 import sys
 from pathlib import Path
 
+from utils.errors import UserError, run
 from utils.results import KEYS, read_rows
 
 RESULTS = Path(__file__).parent / "results"
 CELLS = RESULTS / "paper" / "cells.csv"
+TABLES = ("table2", "table3", "table4", "table5")
 METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
 COLUMN = {"f1_as_printed": "f1_weighted"}    # the values of table 5 are weighted F1, see PAPER.md
 MODALITIES = ("all", "s1", "s2", "vhr")
+FIGURE5 = {"model": "", "printed_name": "method", "pretraining": "pretrained", "dataset": "dataset", "modality": "modality",
+           "params_millions": "M params", "pretrain_hours": "pretrain h", "finetune_hours": "finetune h",
+           "f1_weighted": "ours", "f1_std": "std", "n": "n", "paper_f1_best": "paper", "scale": "",
+           "device": ""}    # columns of fig5.csv: their names in the terminal, if shown there
+DEMO = "DEMO: simulated tiles, small models, not comparable with the paper"
+
+
+# ---- rows to cells --------------------------------------------------------------------------------------------------
+
+def key_of(row):
+    """The key of a row's cell: table, dataset, model, pretraining, ablation, modality, label_percent."""
+    return tuple(row[name] for name in KEYS)
+
+
+def paper_cells(table):
+    """The cells that the paper prints: {key: row of cells.csv}; of table 5 the full model first, then by letter."""
+    rows = [row for row in read_rows(CELLS) if row["table"] == table]
+    if table == "table5":
+        rows.sort(key=lambda row: (row["ablation"] != "none", row["printed_name"]))
+    return {key_of(row): row for row in rows}
+
+
+def mean_std(values):
+    """(mean, standard deviation or None for a single value)."""
+    values = list(values)
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def collect(folder, table, scale):
-    """Per cell of the paper that we have a run of at this scale: {key: {"paper", "metric", "ours": {seed: F1}}}."""
-    runs = {}
-    for row in read_rows(folder / f"{table}.csv"):
-        if row["status"] == "ok" and row["scale"] == scale:
-            runs.setdefault(tuple(row[name] for name in KEYS), {})[row["seed"]] = row
+    """(cells, notes): the paper's cells of which we have scores at this scale, and lines on what is left out.
+
+    cells: {key: {"paper": F1, "name", "metric", "ours": {seed: F1}, "mean", "std", "n", "rows"}}, in the paper's order.
+    Errors: UserError naming the file if there is no such cell.
+    """
+    path = folder / f"{table}.csv"
+    if not path.exists() or not (rows := read_rows(path)):
+        raise UserError(f"{path}: no rows yet; run_tables.sh {table} writes them")
+    ours = [row for row in rows if row["scale"] == scale]
+    if not ours:
+        raise UserError(f"{path} has only rows of scale {', '.join(sorted({row['scale'] for row in rows}))}; "
+                        f"shown are those of scale {scale}")
+    printed, scored = paper_cells(table), collections.defaultdict(dict)
+    for row in ours:
+        if row["status"] == "ok":
+            scored[key_of(row)][row["seed"]] = row
+    without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours if row["status"] != "ok")
+    notes = [f"{count} {'row' if count == 1 else 'rows'} {what}" for count, what in (
+        (without.total(), "without a score: " + ", ".join(f"{n} {status}" for status, n in without.items())),
+        (len(rows) - len(ours), f"not of scale {scale}, not shown"),
+        (sum(len(scored[key]) for key in scored.keys() - printed.keys()), "of cells that the paper does not print, not shown")
+    ) if count]
     cells = {}
-    for cell in read_rows(CELLS):
-        key = tuple(cell[name] for name in KEYS)
-        if key in runs:
+    for key, cell in printed.items():
+        if key in scored:
             column = COLUMN.get(cell["metric"], cell["metric"])
-            cells[key] = {"paper": float(cell["f1"]), "metric": cell["metric"], "printed_name": cell["printed_name"],
-                          "ours": {seed: float(row[column]) for seed, row in runs[key].items()}}
-    return cells
+            values = {seed: float(row[column]) for seed, row in scored[key].items()}
+            mean, std = mean_std(values.values())
+            cells[key] = {"paper": float(cell["f1"]), "name": cell["printed_name"], "metric": METRICS[cell["metric"]],
+                          "ours": values, "mean": mean, "std": std, "n": len(values), "rows": list(scored[key].values())}
+    if not cells:
+        raise UserError(f"{path} has no score yet of a cell that the paper prints: {'; '.join(notes)}")
+    return cells, notes
 
 
-def spread(values, form=".1f"):
-    """"61.1 ±2.0", without a spread for a single value, a dash for none. form: of the mean."""
-    values = list(values)
-    if not values:
-        return "-"
-    return f"{statistics.mean(values):{form}}" + (f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else "")
+def differences(cells):
+    """The differences behind the paper's claims: {(claim, where): {percent: (the paper's, [ours, paired by seed])}}."""
+    found, printed = collections.defaultdict(dict), paper_cells(next(iter(cells))[0])
+    for key, cell in cells.items():
+        _, dataset, _, pretraining, ablation, modality, percent = key
+
+        def with_(**changes):
+            return tuple((dict(zip(KEYS, key)) | changes).values())
+        single = [with_(modality=m) for m in MODALITIES[1:]]
+        start = "from scratch" if pretraining == "none" else f"pretrained: {pretraining}"
+        claims = []    # (claim, where, cell, cells of which the best one is subtracted)
+        if ablation != "none":
+            claims.append(("full - ablation", cell["name"], cells.get(with_(ablation="none")), [cell]))
+        elif pretraining == "self":
+            scratch = cells.get(with_(pretraining="none"))
+            claims.append(("pretrained - scratch", f"{dataset}, {cell['name']}, {modality}", cell, [scratch]))
+        if modality == "all":
+            claims.append(("all - best single modality", f"{dataset}, {cell['name']}, {start}", cell,
+                           [cells.get(k) for k in single if k in printed]))
+        for claim, where, more, less in claims:
+            if more and less and all(less):
+                ours = [value - max(c["ours"][seed] for c in less) for seed, value in more["ours"].items()
+                        if all(seed in c["ours"] for c in less)]
+                if ours:
+                    found[claim, where][percent] = more["paper"] - max(c["paper"] for c in less), ours
+    return dict(sorted(found.items(), key=lambda item: item[0][0]))
+
+
+def figure5(cells, scale):
+    """Rows of fig5.csv, best first: each method of table 2, pretrained or not, in its best cell with 100 % of the labels."""
+    best, rows, printed = {}, [], paper_cells("table2")
+    for key in sorted((key for key in cells if key[6] == "100"), key=lambda key: -cells[key]["mean"]):
+        best.setdefault(key[2:4], key)
+    for method, key in best.items():
+        cell = cells[key]
+
+        def mean(column, factor=1.0):    # over the seeds that have it
+            values = [float(row[column]) * factor for row in cell["rows"] if row[column]]
+            return statistics.mean(values) if values else None
+        paper = max(float(row["f1"]) for k, row in printed.items() if k[2:4] == method and k[6] == "100")
+        devices = " + ".join(sorted({row["device"] or "not noted" for row in cell["rows"]}))
+        rows.append(dict(zip(FIGURE5, (
+            key[2], cell["name"], key[3], key[1], key[5], mean("params", 1e-6), mean("pretrain_hours"), mean("finetune_hours"),
+            cell["mean"], cell["std"], cell["n"], paper, scale, devices))))
+    return rows
+
+
+# ---- cells to text --------------------------------------------------------------------------------------------------
+
+def spread(mean, std, form=".1f"):
+    """"61.1±2.0", without a spread for a single value. form: of the mean."""
+    return f"{mean:{form}}" + (f"±{std:.1f}" if std is not None else "")
+
+
+def span(numbers):
+    """"3", or "1-3" where they differ."""
+    return "-".join(map(str, sorted({min(numbers), max(numbers)})))
 
 
 def table_lines(cells):
     """Header and lines of one table: for each method a line of the paper's cells and one of ours."""
     percents = sorted({key[6] for key in cells}, key=int)
     columns = [(m, p) for m in MODALITIES for p in percents if any(key[5:] == (m, p) for key in cells)]
-    header = ["dataset", "method", "pretraining", ""] + [f"{m} {p}%" for m, p in columns] + ["n"]
     lines = []
     for group in dict.fromkeys(key[:5] for key in cells):
-        _, dataset, _, pretraining, ablation = group
         found = [cells.get(group + column) for column in columns]
-        name = next(cell["printed_name"] for cell in found if cell)
-        seeds = {len(cell["ours"]) for cell in found if cell}
-        lines.append([dataset, name, pretraining, "paper"] + [f"{c['paper']:.1f}" if c else "" for c in found] + [""])
-        lines.append(["", "", "", "ours"] + [spread(c["ours"].values()) if c else "" for c in found]
-                     + ["-".join(map(str, sorted({min(seeds), max(seeds)})))])
-    return header, lines
+        there = [cell for cell in found if cell]
+        lines.append([group[1], there[0]["name"], group[3], "paper", *(f"{c['paper']:.1f}" if c else "" for c in found), ""])
+        lines.append(["", "", "", "ours"] + [spread(c["mean"], c["std"]) if c else "" for c in found]
+                     + [span([cell["n"] for cell in there])])
+    return ["dataset", "method", "pretrained", ""] + [f"{m} {p}%" for m, p in columns] + ["n"], lines
 
 
-def claims(cells):
-    """Lines for the paper's two claims: (claim, where, paper's difference, ours paired by seed)."""
-    lines, paper = [], [tuple(cell[name] for name in KEYS) for cell in read_rows(CELLS)]
-    for key, cell in cells.items():
-        table, dataset, model, pretraining, ablation, modality, percent = key
-        scratch = cells.get((table, dataset, model, "none", ablation, modality, percent))
-        if pretraining == "self" and ablation == "none" and scratch:
-            lines.append(("pretrained - scratch", f"{dataset}, {modality}, {percent} %", cell["paper"] - scratch["paper"],
-                          [cell["ours"][s] - scratch["ours"][s] for s in cell["ours"].keys() & scratch["ours"].keys()]))
-        printed = {k[5] for k in paper if k[:5] == key[:5] and k[6] == percent} - {"all"}
-        single = [cells.get(key[:5] + (m, percent)) for m in printed]
-        if modality == "all" and single and all(single):
-            best = max(c["paper"] for c in single)
-            ours = [value - max(c["ours"][s] for c in single) for s, value in cell["ours"].items()
-                    if all(s in c["ours"] for c in single)]
-            start = {"self": "pretrained", "none": "from scratch"}[pretraining]
-            lines.append(("all - best single modality", f"{dataset}, {start}, {percent} %", cell["paper"] - best, ours))
-    return [[claim, where, f"{paper:+.1f}", spread(ours, "+.1f"), str(len(ours))]
-            for claim, where, paper, ours in sorted(lines, key=lambda x: x[0]) if ours]
+def difference_lines(found):
+    """Header and lines of the differences: a line a claim and place, a pair of columns a percentage of labels."""
+    percents = sorted({percent for values in found.values() for percent in values}, key=int)
+    lines = []
+    for (claim, where), values in found.items():
+        pairs = {p: (f"{paper:+.1f}", spread(*mean_std(ours), "+.1f")) for p, (paper, ours) in values.items()}
+        lines.append([claim, where] + [text for p in percents for text in pairs.get(p, ("", ""))]
+                     + [span([len(ours) for _, ours in values.values()])])
+    return ["difference", "where"] + [f"{who} {p}%" for p in percents for who in ("paper", "ours")] + ["n"], lines
+
+
+def figure5_lines(rows):
+    """Header and lines of figure 5, by dataset."""
+    names = ["dataset"] + [name for name, shown in FIGURE5.items() if shown and name != "dataset"]
+    return [FIGURE5[name] for name in names], [
+        [f"{row[name]:{'.1f' if 'f1' in name else '.3g'}}" if isinstance(row[name], float) else str(row[name] or "")
+         for name in names] for row in sorted(rows, key=lambda row: row["dataset"])]
 
 
 def as_text(header, lines):
-    """Columns padded with spaces for the terminal."""
-    widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
-    return "\n".join("  ".join(value.ljust(width) for value, width in zip(row, widths)).rstrip() for row in [header, *lines])
+    """Columns padded with spaces; the first column (dataset, difference) becomes a line of its own where it changes."""
+    widths = [max(len(row[i]) for row in [header, *lines]) for i in range(1, len(header))]
+    out, above = [], header[0]
+    for row in [header, *lines]:
+        if row[0] not in ("", above):
+            above = row[0]
+            out.append(f"[{above}]")
+        out.append("  ".join(value.ljust(width) for value, width in zip(row[1:], widths)).rstrip())
+    return "\n".join(out)
 
 
 def as_markdown(header, lines):
@@ -94,41 +197,89 @@ def as_markdown(header, lines):
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *lines])
 
 
-def main(argv=None):
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--demo", action="store_true", help="the demo's results instead of the paper-scale ones")
-    arguments.add_argument("--results", metavar="DIR", help="folder of the tables (default: results, or results/demo with --demo)")
-    args = arguments.parse_args(argv)
-    folder = Path(args.results or (RESULTS / "demo" if args.demo else RESULTS))
-    tables = sorted(path.stem for path in folder.glob("table?.csv"))
-    if not tables:
-        sys.exit(f"compare.py: error: no tables in {folder}; run_tables.sh writes them")
+# ---- files ----------------------------------------------------------------------------------------------------------
 
-    text, markdown, lines = [], [], []
-    for table in tables:
-        cells = collect(folder, table, "demo" if args.demo else "paper")
-        if not cells:
+def decimals(value, places):
+    """A number with so many decimals, nothing for None."""
+    return "" if value is None else f"{value:.{places}f}"
+
+
+def write_csv(path, header, lines):
+    """A CSV file; None is left empty."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *lines])
+
+
+def draw(folder, tables, entries, remark):
+    """A picture of each table and of figure 5; without matplotlib a line that says so."""
+    try:
+        import pictures
+    except ModuleNotFoundError as error:
+        if error.name.split(".")[0] != "matplotlib":
+            raise
+        print("no pictures: the package matplotlib is not installed (pip install matplotlib)\n")
+        return
+    for table, cells in tables.items():
+        pictures.draw_table(folder / f"{table}.png", cells, remark)
+    if entries:
+        pictures.draw_figure5(folder / "fig5.png", entries, remark)
+
+
+def main(argv=None):
+    # ---- options
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("tables", nargs="*", metavar="TABLE", help="table2 ... table5, fig5 (default: all there is)")
+    arguments.add_argument("--demo", action="store_true", help="the demo's results instead of the paper-scale ones")
+    arguments.add_argument("--results", metavar="DIR", help="folder of the tables (default: results, or results/demo)")
+    args = arguments.parse_args(argv)
+    folder, scale = Path(args.results or (RESULTS / "demo" if args.demo else RESULTS)), "demo" if args.demo else "paper"
+    for name in args.tables:
+        if name not in TABLES + ("fig5",):
+            raise UserError(f"unknown table '{name}': there are {', '.join(TABLES)}, fig5")
+    there = [table for table in TABLES if (folder / f"{table}.csv").exists()]
+    if not args.tables and not there:
+        raise UserError(f"no rows yet: {folder} has no table2.csv ... table5.csv; run_tables.sh writes them")
+
+    # ---- cells
+    blocks, tables, entries, problems = [], {}, [], []    # blocks: (title, (header, lines), notes)
+    remark, end = (DEMO, f". {DEMO}") if args.demo else ("", "")
+    for name in args.tables or there + ["fig5"] * ("table2" in there):
+        try:
+            cells, notes = collect(folder, "table2" if name == "fig5" else name, scale)
+        except UserError as error:
+            problems.append(str(error))
             continue
-        metric = METRICS[next(iter(cells.values()))["metric"]]
-        title = f"{table}: {metric} on test, %" + (
-            ". DEMO: simulated tiles, small models; not comparable with the paper's" if args.demo else "")
-        for parts, write in ((text, as_text), (markdown, as_markdown)):
-            parts += [title if write is as_text else f"**{title}**", write(*table_lines(cells))]
-            if found := claims(cells):
-                parts.append(write(["difference", "where", "paper", "ours", "n"], found))
-        for key, cell in cells.items():
-            ours = list(cell["ours"].values())
-            lines.append([*key, METRICS[cell["metric"]], cell["paper"], f"{statistics.mean(ours):.2f}" if ours else "",
-                          f"{statistics.stdev(ours):.2f}" if len(ours) > 1 else "", len(ours), "demo" if args.demo else "paper"])
-    if not text:
-        sys.exit(f"compare.py: error: {folder} has no row yet of a cell that the paper prints")
-    print("\n\n".join(text))
-    (folder / "compare.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
-    with open(folder / "compare.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*KEYS, "metric", "paper", "ours_mean", "ours_std", "n", "scale"])
-        writer.writerows(lines)
+        if name == "fig5":
+            if entries := figure5(cells, scale):
+                blocks.append((f"fig5: best weighted F1 of each method, %{end}", figure5_lines(entries), []))
+            else:
+                problems.append(f"{folder / 'table2.csv'} has no score yet with 100 % of the labels, which figure 5 shows")
+        else:
+            tables[name], metric = cells, next(iter(cells.values()))["metric"]
+            blocks.append((f"{name}: {metric} on test, %{end}", table_lines(cells), notes))
+            if found := differences(cells):
+                blocks.append((f"{name}: differences, paired by seed{end}", difference_lines(found), []))
+
+    # ---- files, pictures, text
+    if blocks:
+        markdown = ["\n\n".join([f"**{title}**", as_markdown(*lines), *notes]) for title, lines, notes in blocks]
+        (folder / "compare.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
+        if tables:
+            write_csv(folder / "compare.csv", [*KEYS, "metric", "paper", "ours_mean", "ours_std", "n", "scale"],
+                      [[*key, cell["metric"], cell["paper"], decimals(cell["mean"], 2), decimals(cell["std"], 2),
+                        cell["n"], scale]
+                       for cells in tables.values() for key, cell in cells.items()])
+        if entries:
+            write_csv(folder / "fig5.csv", FIGURE5, [[decimals(v, 4) if isinstance(v, float) else v for v in row.values()]
+                                                     for row in entries])
+        draw(folder, tables, entries, remark)
+        print("\n\n".join("\n".join([title, as_text(*lines), *notes]) for title, lines, notes in blocks))
+    if problems:
+        text = "\n".join(dict.fromkeys(problems))
+        if args.tables or not blocks:
+            raise UserError(text)
+        print(f"\n{text}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

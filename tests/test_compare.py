@@ -1,0 +1,200 @@
+"""compare.py and its pictures on hand-made tables whose means and differences are known."""
+import csv
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import compare
+from utils.errors import UserError
+from utils.results import COLUMNS
+
+ROOT = Path(__file__).parent.parent
+DEFAULTS = {"table": "table2", "dataset": "treesatai-ts", "model": "omnisat", "pretraining": "self", "ablation": "none",
+            "modality": "all", "label_percent": "100", "seed": 0, "status": "ok", "scale": "paper", "params": 10_000_000,
+            "pretrain_hours": 20, "finetune_hours": 4, "device": "H200"}
+
+
+def write(folder, rows, table="table2"):
+    """rows: (changes of DEFAULTS, F1 of seeds 0, 1, ...); the F1 that is not the table's metric is 1."""
+    metric = "f1_macro" if table in ("table3", "table4") else "f1_weighted"
+    folder.mkdir(exist_ok=True)
+    with open(folder / f"{table}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for changes, values in rows:
+            for seed, value in enumerate(values):
+                scores = {} if value is None else {"f1_weighted": 1, "f1_macro": 1} | {metric: value}
+                writer.writerow(dict.fromkeys(COLUMNS, "") | DEFAULTS | {"table": table, "seed": seed} | scores | changes)
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def png_size(path):
+    """(width, height), from the header."""
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+FUSION = [({}, (80, 84)), ({"modality": "s2"}, (70, 75)), ({"modality": "s1"}, (9, 9)), ({"modality": "vhr"}, (60, 76)),
+          ({"pretraining": "none"}, (77, 79, 50))]
+
+
+def test_means_differences_and_files(tmp_path, capsys):
+    write(tmp_path, FUSION + [({"scale": "custom", "seed": 7}, (99.9,)), ({"modality": "s2", "label_percent": "33"}, (88.8,)),
+                              ({"status": "weights-missing: put it there", "seed": 8}, (None,)),
+                              ({"status": "weights-missing: or there", "seed": 9}, (None,))])
+    compare.main(["table2", "--results", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "table2: weighted F1" in out and "DEMO" not in out
+    assert re.search(r"OmniSat +self +paper +74\.2 +56\.7 +62\.9 +70\.5\n"
+                     r" +ours +82\.0±2\.8 +9\.0±0\.0 +72\.5±3\.5 +68\.0±11\.3 +2\n", out)
+    # pretrained - scratch: seeds 0 and 1 are common: (80 - 77, 84 - 79) = (3, 5)
+    assert re.search(r"\[pretrained - scratch\]\ntreesatai-ts, OmniSat, all +\+0\.9 +\+4\.0±1\.4 +2\n", out)
+    # all - best single: the best differs by seed: (80 - 70, 84 - 76) = (10, 8); the paper's: 74.2 - 70.5
+    assert re.search(r"\[all - best single modality\]\ntreesatai-ts, OmniSat, pretrained: self +\+3\.7 +\+9\.0±1\.4 +2\n", out)
+    assert "from scratch" not in out    # its single modalities have not all been run
+    assert "2 rows without a score: 2 weights-missing" in out and "1 row not of scale paper" in out
+    assert "1 row of cells that the paper does not print" in out and "99.9" not in out and "88.8" not in out
+    cells = {(row["pretraining"], row["modality"]): row for row in read(tmp_path / "compare.csv")}
+    assert len(cells) == 5
+    cell = cells["self", "all"]
+    assert [cell[name] for name in ("metric", "paper", "ours_mean", "ours_std", "n", "scale")] == [
+        "weighted F1", "74.2", "82.00", "2.83", "2", "paper"]
+    markdown = (tmp_path / "compare.md").read_text()
+    assert "| pretrained - scratch | treesatai-ts, OmniSat, all | +0.9 | +4.0±1.4 | 2 |" in markdown
+    assert not (tmp_path / "fig5.csv").exists()    # not asked for
+
+
+def test_the_demo_is_called_the_demo(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "demo", [({"scale": "demo"}, (30,)), ({"scale": "paper"}, (77.7,))])
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    compare.main(["--demo"])
+    out = capsys.readouterr().out
+    for title in ("table2", "fig5"):
+        assert re.search(rf"^{title}: .*DEMO: simulated tiles, small models, not comparable with the paper$", out, re.MULTILINE)
+    assert re.search(r"ours +30\.0 +1\n", out) and "77.7" not in out    # one seed has no spread
+
+
+def test_metric_of_tables_3_and_4_is_macro(tmp_path, capsys):
+    write(tmp_path, [({"dataset": "pastis-hd"}, (60, 62))], "table3")
+    write(tmp_path, [({"dataset": "flair", "label_percent": "10"}, (50,))], "table4")
+    compare.main(["--results", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert re.search(r"table3: macro F1.*61\.0±1\.4.*table4: macro F1.*ours +50\.0 +1", out, re.DOTALL) and "fig5" not in out
+    assert [row["ours_mean"] for row in read(tmp_path / "compare.csv")] == ["61.00", "50.00"]
+
+
+def test_ablations_are_subtracted_from_the_full_model(tmp_path, capsys):
+    write(tmp_path, [({"ablation": "no_contrastive"}, (70, 75)), ({"ablation": "no_contrastive", "label_percent": "10"}, (50,)),
+                     ({}, (74, 76)), ({"label_percent": "10"}, (60, 99))], "table5")
+    compare.main(["table5", "--results", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.index("OmniSat") < out.index("b) no contrastive loss") and "not print" not in out
+    # 10 %: seed 0 only, 60 - 50; 100 %: (74 - 70, 76 - 75) = (4, 1); the paper's: 61.1 - 55.6 and 74.2 - 73.4
+    assert re.search(r"\[full - ablation\]\nb\) no contrastive loss +\+5\.5 +\+10\.0 +\+0\.8 +\+2\.5±2\.1 +1-2\n", out)
+    assert png_size(tmp_path / "table5.png")[1] > 300
+
+
+def test_figure_5_takes_the_best_cell_of_each_method(tmp_path, capsys):
+    write(tmp_path, [
+        ({}, (72, 74)), ({"modality": "vhr", "params": 4_000_000}, (90, 40)),                  # best by mean, not by seed
+        ({"dataset": "treesatai", "pretrain_hours": 30, "finetune_hours": 2, "params": 9_000_000, "device": "A100"}, (75, 77)),
+        ({"label_percent": "10"}, (95, 95)), ({"pretraining": "none", "pretrain_hours": 0}, (71,)),
+        ({"model": "lightgbm", "dataset": "treesatai", "pretraining": "imagenet", "params": ""}, (55,)),
+        ({"model": "dofa", "pretraining": "external", "pretrain_hours": ""}, (60,)),
+        ({"model": "dofa", "pretraining": "external", "status": "failed", "seed": 1}, (None,))])
+    compare.main(["fig5", "--results", str(tmp_path)])
+    found = read(tmp_path / "fig5.csv")
+    assert tuple(found[0]) == tuple(compare.FIGURE5)
+    assert [(row["model"], row["pretraining"]) for row in found] == [
+        ("omnisat", "self"), ("omnisat", "none"), ("dofa", "external"), ("lightgbm", "imagenet")]
+    best = found[0]
+    assert [best[name] for name in ("dataset", "modality", "n", "device", "scale")] == ["treesatai", "all", "2", "A100", "paper"]
+    assert [float(best[name]) for name in ("params_millions", "pretrain_hours", "finetune_hours", "f1_weighted", "f1_std",
+                                           "paper_f1_best")] == [9, 30, 2, 76, 1.4142, 74.2]
+    assert found[1]["f1_std"] == "" and found[2]["pretrain_hours"] == "" and found[3]["params_millions"] == ""
+    assert found[2]["n"] == "1" and float(found[2]["paper_f1_best"]) == 71.6
+    assert "fig5: best weighted F1" in capsys.readouterr().out
+    assert png_size(tmp_path / "fig5.png") == (1625, 975) and not (tmp_path / "compare.csv").exists()
+
+
+def test_figure_5_notes_and_labels(tmp_path):
+    """What the picture cannot show is said above it; no label covers another one, all are inside the panel."""
+    import pictures
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    entry = {"printed_name": "A", "pretraining": "external", "params_millions": 3.0, "n": 1, "device": "H200"}
+    other = entry | {"printed_name": "B", "params_millions": None, "n": 3, "device": "cpu"}
+    text = pictures.figure5_notes([entry, other], [entry])
+    assert "n = 1, 3" in text and "not counted" in text and "not known: B" in text and "H200: A; cpu: B" in text
+    figure = Figure(figsize=(8, 6))
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    points = [(0.5 + 0.01 * i, 0.5 + 0.01 * (i % 4)) for i in range(15)]
+    style = {"fontsize": 8, "ha": "center", "va": "center"}
+    texts = [panel.text(*point, "a method, pretrained\n71.2 (paper 70.0)", **style) for point in points]
+    pictures.place_labels(panel, texts, [(*panel.transData.transform(point), 8) for point in points])
+    boxes = [text.get_window_extent() for text in texts]
+    for i, box in enumerate(boxes):
+        assert panel.bbox.x0 <= box.x0 and box.x1 <= panel.bbox.x1 and panel.bbox.y0 <= box.y0 and box.y1 <= panel.bbox.y1
+        assert not any(box.shrunk(0.98, 0.98).overlaps(earlier) for earlier in boxes[:i])
+
+
+def test_the_whole_table_2_fits_a_screen_and_a_picture(tmp_path, capsys):
+    printed = compare.paper_cells("table2").values()
+    write(tmp_path, [({name: cell[name] for name in DEFAULTS.keys() & cell.keys()}, [float(cell["f1"]) + d for d in (0, 3)])
+                     for cell in printed])
+    compare.main(["--results", str(tmp_path)])
+    out = capsys.readouterr().out
+    blocks = out.split("\n\n")
+    assert [block.split(":")[0] for block in blocks] == ["table2", "table2", "fig5"]
+    assert max(map(len, out.splitlines())) <= 112 and max(len(block.splitlines()) for block in blocks) <= 40
+    assert len(read(tmp_path / "compare.csv")) == 107 and len(read(tmp_path / "fig5.csv")) == 15
+    few = tmp_path / "few"
+    write(few, FUSION[-1:])
+    compare.main(["table2", "--results", str(few)])
+    (wide, high), (narrow, low) = png_size(tmp_path / "table2.png"), png_size(few / "table2.png")
+    assert wide == 1690 and 1000 < high < 1300 and 900 < narrow < wide and 200 < low < 400
+
+
+def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch, capsys):
+    write(tmp_path, FUSION)
+    monkeypatch.delitem(sys.modules, "pictures", raising=False)
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)    # importing it now fails
+    compare.main(["--results", str(tmp_path)])
+    assert capsys.readouterr().out.count("the package matplotlib is not installed") == 1
+    assert (tmp_path / "compare.md").exists() and (tmp_path / "fig5.csv").exists() and not list(tmp_path.glob("*.png"))
+
+
+def test_errors_name_the_culprit(tmp_path, capsys):
+    write(tmp_path, [({"scale": "custom"}, (50,)), ({"scale": "demo"}, (60,))], "table2")
+    write(tmp_path, [({"dataset": "flair", "status": "failed"}, (None,))], "table4")
+    write(tmp_path, [({"label_percent": "10"}, (50,))], "table5")
+    ten = tmp_path / "ten"
+    write(ten, [({"label_percent": "10"}, (50,))])
+    for arguments, culprit in (
+            (["table7"], "unknown table 'table7': there are table2, table3, table4, table5, fig5"),
+            (["table3"], "table3.csv: no rows yet"),
+            (["table2"], r"table2.csv has only rows of scale custom, demo; shown are those of scale paper"),
+            (["table4"], "table4.csv has no score yet of a cell that the paper prints: 1 row without a score: 1 failed"),
+            (["table5", "fig5"], "table2.csv has only rows of scale"),    # table 5 is printed before
+            (["fig5", "--results", str(ten)], "table2.csv has no score yet with 100 %"),
+            (["--results", str(tmp_path / "nothing")], "no rows yet: .*nothing has no table2.csv ... table5.csv")):
+        with pytest.raises(UserError, match=culprit):
+            compare.main(["--results", str(tmp_path), *arguments])
+    assert "table5: weighted F1" in capsys.readouterr().out
+    compare.main(["--results", str(tmp_path)])    # all there is: what cannot be shown is told, and no reason to stop
+    told = capsys.readouterr()
+    assert "table5: weighted F1" in told.out and told.err.count("table2.csv has only rows") == 1 and "table4.csv" in told.err
+    run = subprocess.run([sys.executable, "compare.py", "table7"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.startswith("compare.py: error: unknown table") and run.stderr.count("\n") == 1
