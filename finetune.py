@@ -4,8 +4,8 @@
     python finetune.py --dataset treesatai-ts --data-root DIR --init none --modalities s2 --label-percent 10
     torchrun --nproc_per_node=3 finetune.py ...
 
-All weights are trained. The checkpoint with the best validation F1 (macro) is kept in finetuned.pt and, with --csv,
-scored on the test split at the end.
+All weights are trained. The checkpoint with the best validation F1 (macro; of equal ones the one of lower loss) is kept in
+finetuned.pt and, with --csv, scored on the test split at the end.
 """
 import math
 import sys
@@ -150,7 +150,7 @@ def main(argv=None):
             print(train_pools.idle(), file=sys.stderr)
 
     # ---- loop
-    best, best_epoch, start = -math.inf, 0, time.time()
+    best, best_epoch, start = (-math.inf, -math.inf), 0, time.time()
     for epoch in range(1, args.epochs + 1):
         train_pools.epoch = epoch
         with tqdm(total=len(train), desc=f"fine-tune {epoch}/{args.epochs}", unit="tile", leave=False,
@@ -165,13 +165,13 @@ def main(argv=None):
         log.epoch(epoch, {"loss": loss, "val_loss": scores["loss"], "val_f1_macro": scores["f1_macro"],
                           "val_f1_weighted": scores["f1_weighted"], "val_map": scores["map"],
                           "lr": rate, "hours": (time.time() - start) / 3600})
-        if scores["f1_macro"] > best:
-            best, best_epoch = scores["f1_macro"], epoch
+        if (scores["f1_macro"], -scores["loss"]) > best:                      # of equal F1 the lower loss
+            best, best_epoch = (scores["f1_macro"], -scores["loss"]), epoch
             if rank == 0:
                 checkpoint.save(target, {
                     "kind": "finetuned", "config": config, "weights": model.state_dict(), "dataset": args.dataset,
                     "pretraining": pretraining, "finished": False, "label_percent": args.label_percent, "seed": args.seed,
-                    "max_cloud": args.max_cloud, "parts": args.parts, "epoch": epoch, "val_f1_macro": best,
+                    "max_cloud": args.max_cloud, "parts": args.parts, "epoch": epoch, "val_f1_macro": scores["f1_macro"],
                     "hours": (time.time() - start) / 3600, "pretrain_hours": start_point["hours"] if start_point else 0.0,
                     "split_hash": train.split_hash, "source": source, "scale": scale})
         if epoch >= args.min_epochs and epoch - best_epoch >= args.patience:
