@@ -76,10 +76,11 @@ def crop(array, centroid, side, name):
 class Flair(Tiles):
     """FLAIR #2; see datasets.tiles.Tiles. Tiles are named by domain, zone and image, as D004_2021-Z1_NN-IMG_000001."""
     classes = CLASSES
+    has_masks = True
 
     def find(self):
         self.index = find_files(self.root)
-        self.masks = self.index["msk"]
+        self.masks, self.centres = self.index["msk"], self.index["json"].get(CENTROIDS, "")
         marker = self.index["json"].get("DEMO.json")
         self.side = json.loads(Path(marker).read_text()).get("side", SIDE) if marker else SIDE
         self.grid = (self.side // PATCH,) * 2
@@ -123,7 +124,24 @@ class Flair(Tiles):
         return np.isin(np.arange(1, len(CLASSES) + 1), np.minimum(mask, len(CLASSES)))
 
     def check_label(self, i):
-        self.present(i)
+        return self.present(i)
+
+    def sources(self, i):
+        series = self.paths.get("s2", [None] * len(self))[i]
+        beside = [series.replace("_data.npy", end) for end in ("_masks.npy", "_products.txt")] if series else []
+        return super().sources(i) + beside + self.masks.get(self.names[i][-6:], []) + [self.centres]
+
+    def remarks(self, i, key):
+        """Whether the crop had to be moved inside its area."""
+        if key != "s2":
+            return []
+        height, width = read_npy(self.paths[key][i]).shape[-2:]
+        side, moved = self.grid[0], []
+        for what, at, size in zip(("rows", "columns"), self.centroids[i], (height, width)):
+            top = at - side // 2
+            if shift := int(np.clip(top, 0, size - side)) - top:
+                moved.append(f"{shift:+d} {what}")
+        return [f"by {' and '.join(moved)}: the centre {self.centroids[i]} is near the border of {height} x {width} pixels"] * bool(moved)
 
     def paths_of(self, sensor):
         if sensor.files:
@@ -172,7 +190,7 @@ class Flair(Tiles):
         data = np.array(crop(data, self.centroids[i], self.grid[0], self.names[i]))
         if data.dtype.kind == "f":
             return data.astype(np.float32), days
-        return np.minimum(data, 32767).astype(np.int16), days                     # torch does not compute with uint16
+        return np.minimum(data.astype(np.int64), 32767).astype(np.int16), days    # torch does not compute with uint16
 
     def cloud(self, i):
         path = self.paths["s2"][i].replace("_data.npy", "_masks.npy")

@@ -21,10 +21,12 @@ class Folders(Tiles):
     def find(self):
         self.table = os.path.join(self.root, "labels.csv")
         try:
-            with open(self.table, newline="", encoding="utf-8") as file:
+            with open(self.table, newline="", encoding="utf-8-sig") as file:    # with the mark of spreadsheets
                 (first, second, *self.classes), *self.index = [row for row in csv.reader(file) if row]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{self.table}: cannot be read ({error}); it lists tile,split,<class>,...") from error
+        if not self.classes:
+            raise UserError(f"{self.table}: its header names no class; expected tile,split,<class>,...")
         seen = set()
         for row in self.index:
             if (first, second) != ("tile", "split") or len(row) != 2 + len(self.classes) or row[1] not in ("train", "val", "test") \
@@ -43,13 +45,26 @@ class Folders(Tiles):
         if rows("val")[0] or split == "test":
             return names, labels
         names, labels = rows("train")
+        if not names:
+            return names, labels
         val = set(saved_subset(self.release, "val", names, labels, VAL_SHARE, SPLIT_SEED))
         kept = [i for i, name in enumerate(names) if (name in val) == (split == "val")]
         return [names[i] for i in kept], labels[kept]
 
+    def paths_of(self, sensor):
+        """Reads the first tile's file as well: it decides the grid, here and not in each reading process for itself."""
+        paths = super().paths_of(sensor)
+        if self.grid is None and paths[0] is not None:
+            self.paths = {sensor.key: paths}
+            try:
+                self.read_file(0, sensor)
+            except UserError:
+                if self.findings is None:
+                    raise
+        return paths
+
     def check_grid(self, sensor, shape, path):
         """The first file read decides the grid of patches; all others must have it too."""
-        rows, columns = shape[-2] // sensor.patch, shape[-1] // sensor.patch
-        if self.grid is None and rows and columns:
-            self.grid = rows, columns
+        if self.grid is None:
+            self.grid = max(1, shape[-2] // sensor.patch), max(1, shape[-1] // sensor.patch)
         super().check_grid(sensor, shape, path)

@@ -42,10 +42,12 @@ def read_metadata(path):
                 if name.startswith("dates-"):
                     value = json.loads(value) if isinstance(value, str) else value
                     dates[name[len("dates-"):]] = [value[k] for k in sorted(value, key=int)]
+            if not tile.isdecimal():
+                raise ValueError("ID_PATCH is not a whole number")
             if tile in tiles or properties["Fold"] not in range(1, 6):
                 raise ValueError(f"fold {properties['Fold']}" if tile not in tiles else "it is there twice")
             tiles[tile] = {"fold": properties["Fold"], "dates": dates}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: tile {tile}: {type(error).__name__} {error}; download it again") from error
     return {tile: tiles[tile] for tile in sorted(tiles, key=int)}
 
@@ -101,9 +103,12 @@ class Pastis(Tiles):
         self.names = names
         return saved_labels(self.release, names, self.origin, self.present, CLASSES)
 
+    def target(self, i):
+        return os.path.join(self.base(), "ANNOTATIONS", f"TARGET_{self.tile(i)}.npy")
+
     def present(self, i):
         """The crops of tile or part i, (18,) bool: one pixel is enough."""
-        path = os.path.join(self.base(), "ANNOTATIONS", f"TARGET_{self.tile(i)}.npy")
+        path = self.target(i)
         if not os.path.exists(path):
             raise UserError(f"{self.tile(i)}: no file of the labels, {path}")
         target = read_target(path)
@@ -114,7 +119,10 @@ class Pastis(Tiles):
         return np.isin(np.arange(1, VOID), target)
 
     def check_label(self, i):
-        self.present(i)
+        return self.present(i)
+
+    def sources(self, i):
+        return super().sources(i) + [self.target(i), os.path.join(self.base(), "metadata.geojson")]
 
     # ---- parts
 

@@ -42,6 +42,9 @@ class Sensor:
 
 
 def _table(*sensors):
+    if len({round(sensor.resolution * sensor.patch, 6) for sensor in sensors}) > 1:
+        raise ValueError("resolution x patch must be the same ground for all sensors: "
+                         + ", ".join(f"{s.key} {s.resolution * s.patch:g} m" for s in sensors))
     return {sensor.key: sensor for sensor in sensors}
 
 

@@ -5,6 +5,7 @@ Dimensions: N tiles, K classes, T dates, C bands, H x W pixels.
 import logging
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +42,20 @@ def read_tif(path, bands):
 def read_npy(path):
     """An array file, memory-mapped: only what is taken from it is read."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an npz file")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a numpy array ({error}); download it again") from error
+    return array
 
 
 def read_npz(path):
     """A series of one's own: data (T, C, H, W) and dates (T,) as YYYYMMDD."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file["data"], file["dates"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            return file["data"], np.ravel(file["dates"])
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:    # npy: TypeError
         raise UserError(f"{path}: cannot be read as an npz file with data and dates ({error})") from error
 
 
@@ -80,7 +84,8 @@ def clean(data, days, is_cloudy=False, nodata=None):
     the products' nodata; so do cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first that
     is left stays: they are slices of one pass. Other missing pixels become the mean of their band on that date.
     """
-    total = data.sum((1, 2, 3), dtype=np.float32 if data.dtype.kind == "f" else np.int64)    # one pass finds what is wrong
+    with np.errstate(invalid="ignore", over="ignore"):                            # infinite ones of both signs
+        total = data.sum((1, 2, 3), dtype=np.float32 if data.dtype.kind == "f" else np.int64)    # one pass finds what is wrong
     is_bad = np.zeros(len(data), bool) | is_cloudy
     for t in np.flatnonzero(total == 0):
         is_bad[t] |= not data[t].any()
@@ -130,6 +135,7 @@ class Tiles(torch.utils.data.Dataset):
     """
     classes, folder, grid = (), None, None
     drops_unlabelled = False    # whether a tile without any label is left out of training and test
+    has_masks = False           # whether cloud(i) can tell
 
     def __init__(self, root, split, modalities, name, label_percent=100, seed=0, labelled=True, max_dates=50,
                  max_cloud=None, parts=1, findings=None):
@@ -146,7 +152,7 @@ class Tiles(torch.utils.data.Dataset):
         self.origin = Path(marker).read_text() if self.is_demo else ""
 
         names, labels = self.listed(split)
-        if split == "train" and label_percent < 100:
+        if split == "train" and label_percent < 100 and names:
             row = {tile: i for i, tile in enumerate(names)}
             names = saved_subset(self.release, f"{label_percent}percent", names, labels, label_percent / 100, seed)
             labels = labels[[row[tile] for tile in names]]
@@ -195,8 +201,19 @@ class Tiles(torch.utils.data.Dataset):
             self.findings.extend((tile, key, text) for tile, text in wrong)
         return [paths[0] if len(paths) == 1 else None for paths in found]
 
+    # ---- for prepare.py
+
     def check_label(self, i):
-        """Errors: UserError if the label of a tile cannot be read; here it was read with the list of tiles."""
+        """The classes of tile i, (K,) bool, read anew. Errors: UserError; here they were read with the list of tiles."""
+        return self.labels[i].numpy() > 0
+
+    def sources(self, i):
+        """The files that tile i is made from; one that is not there counts too, as it may come."""
+        return [path for path in dict.fromkeys(self.paths[sensor.key][i] for sensor in self.sensors) if path is not None]
+
+    def remarks(self, i, key):
+        """What a reader had to do about a tile beyond cleaning its series, a text each."""
+        return []
 
     def __len__(self):
         return len(self.names)
@@ -226,9 +243,10 @@ class Tiles(torch.utils.data.Dataset):
         self.check_grid(sensor, data.shape, path)
         if self.parts > 1:
             data = data[..., self.window(i, data.shape[-2], 0), self.window(i, data.shape[-1], 1)]
-        data = np.array(data, dtype=np.float32 if data.dtype.kind == "f" else None)
+        data = np.array(data, dtype=np.float32 if data.dtype.kind == "f" else data.dtype.newbyteorder("="))
         if data.dtype == np.uint16:                                               # torch computes with int16
-            data = np.minimum(data, 32767).astype(np.int16)
+            is_wide = sensor.nodata is not None and sensor.nodata > 32767         # such as 65535: it must stay apart
+            data = data.astype(np.int32) if is_wide else np.minimum(data, 32767).astype(np.int16)
         if sensor.kind == "image":
             if data.dtype.kind == "f" and not np.isfinite(data).all():
                 raise UserError(f"{path}: holds values that are not finite")

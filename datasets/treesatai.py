@@ -194,6 +194,7 @@ class TreeSatAI(Tiles):
 
     def find(self):
         self.index, self.others = find_files(self.root)
+        self.has_masks = self.name == "treesatai-ts"
         if LABELS_FILE not in self.others:
             raise UserError(f"{self.root}: no {LABELS_FILE} found, at the root or below")
         if len(self.others[LABELS_FILE]) > 1:

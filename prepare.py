@@ -1,0 +1,402 @@
+"""Unpack and check a downloaded dataset, once, before the tables: every file of every tile is read.
+
+    python prepare.py treesatai-ts --root data/treesatai       # stopped, the same command goes on where it was
+    python prepare.py pastis-hd --root data/pastis-hd --fresh  # check everything again
+
+Zips are unpacked beside themselves; nothing that was downloaded is changed or deleted. What is found has one of three severities:
+error (the tables cannot be made), repaired (the readers deal with it), note (legal, but worth knowing). All of it goes to the
+CSV, a summary to the terminal. Without errors, the statistics of the bands and the label subsets of the tables are written too.
+Exit code: 0 if the tables can be made, 1 if not, 130 if stopped.
+"""
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from datasets import band_statistics, open_dataset, splits
+from datasets.sensors import SENSORS
+from datasets.tiles import clean
+from utils import options
+from utils.errors import UserError, run
+from utils.unpack import unpack
+
+VERSION = 1                    # of the checks: results of another version are not taken over
+SPLITS, SEEDS, PERCENT = ("train", "val", "test"), (0, 1, 2), {"pastis-hd": 20}    # of the labels; 10 elsewhere
+CLOUDY = 80                    # %, mean over the pixels
+RELEASED = {"treesatai-ts": {"train + val": 45337, "test": 5044}, "treesatai": {"train + val": 45337, "test": 5044},
+            "pastis-hd": {"train": 1455, "val": 482, "test": 496}, "flair": {"train + val": 61712, "test": 16050}}
+TABLES = {"treesatai-ts": ("table2", "treesatai"), "treesatai": ("table2", "treesatai"), "pastis-hd": ("table3", "pastis-hd"),
+          "flair": ("table4", "flair")}    # and the folder that run_tables.sh looks for
+SEVERITIES = {
+    "error": ("missing", "double", "broken", "not listed", "not written"),
+    "repaired": ("NaN", "infinite", "nodata", "date without data", "same day", "dates unsorted", "crop moved"),
+    "note": ("empty series", "nothing left", "cloudy only", "cloud masks", "constant", "radar units", "no label",
+             "number of tiles", "broken zip", "unsafe member", "damaged member")}    # tiles that lack their files are errors
+
+
+class Finding(NamedTuple):
+    """A row of the CSV."""
+    dataset: str
+    split: str
+    tile: str
+    modality: str
+    severity: str
+    kind: str
+    detail: str
+    file: str
+
+
+def finding(name, kind, text, split="", tile="", modality="", file=""):
+    """A Finding; a file that the text begins with goes to its own column, the tile's name is there already."""
+    text = " ".join(str(text).split()).removeprefix(f"{tile}: ")
+    first, _, rest = text.partition(": ")
+    if not file and os.path.isfile(first):
+        file, text = first, rest
+    severity = next(severity for severity, kinds in SEVERITIES.items() if kind in kinds)
+    return Finding(name, split, tile, modality, severity, kind, text, str(file))
+
+
+# ---- one tile -------------------------------------------------------------------------------------------------------
+
+def kind_of(text, default):
+    """The kind of an error about a file, from the readers' words."""
+    return "missing" if re.search(r"\bno files? of\b", text) else "double" if re.search(r"\b\d+ files of\b", text) else default
+
+
+def check_tile(dataset, i):
+    """What is wrong with tile i, [(modality, kind, text)], and its classes as numbers, None if they cannot be read."""
+    found, label = [], None
+    for sensor in (*dataset.sensors, None):                                       # None: the labels
+        key = sensor.key if sensor else "labels"
+        try:
+            if sensor is None:
+                label = np.flatnonzero(dataset.check_label(i)).tolist()
+                found += [] if label else [(key, "no label", "none of the classes")]
+            elif dataset.paths[key][i] is not None:                               # else it is the dataset's own finding
+                found += [(key, *what) for what in check_data(dataset, i, sensor, *dataset.raw(i, [key])[key])]
+        except Exception as error:    # whatever a damaged file makes a library raise
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            found.append((key, kind_of(text, "broken"), text))
+    return found, label
+
+
+def check_data(dataset, i, sensor, data, days):
+    """Yield (kind, text). data: image (C, H, W), days None; or series (T, C, H, W) with days (T,), as the file has them."""
+    for text in dataset.remarks(i, sensor.key):
+        yield "crop moved", text
+    if days is not None and not len(days):
+        yield "empty series", "no dates"
+        return
+    # with their numbers for days, none is there twice: what is left are the dates with data
+    whole, kept = (data, None) if days is None else clean(data, np.arange(len(days)), nodata=sensor.nodata)
+    if not len(whole):
+        yield "nothing left", f"{len(days)} dates, none with data"
+    elif whole.min() == whole.max():
+        yield "constant", f"all values are {whole.min()}"
+    if days is None or not len(kept):
+        return
+    if len(kept) < len(days):
+        yield "date without data", f"{len(days) - len(kept)} of {len(days)} dates"
+    is_float = data.dtype.kind == "f"
+    wrong = {"NaN": np.isnan(data) if is_float else None, "infinite": np.isinf(data) if is_float else None,
+             "nodata": None if sensor.nodata is None else data == sensor.nodata}
+    for kind, is_wrong in wrong.items():
+        if is_wrong is not None and (pixels := is_wrong[kept].any(1)).any():
+            yield kind, f"{pixels.sum()} pixels on {pixels.any((1, 2)).sum()} of {len(days)} dates"
+    if same := len(kept) - len(np.unique(days[kept])):
+        yield "same day", f"{same} of {len(days)} dates"
+    if (np.diff(days[kept]) < 0).any():
+        yield "dates unsorted", f"{len(days)} dates"
+    if "VV" in sensor.bands:
+        radar = dataset.finish(sensor.key, whole)[:, sensor.bands.index("VV")]
+        if radar.min() >= 0 or radar.max() < -39:                                 # power taken for dB, or dB for power
+            yield "radar units", f"VV from {radar.min():.3g} to {radar.max():.3g} dB; was the file converted?"
+    if sensor.key == "s2" and dataset.has_masks:
+        yield from check_cloud(dataset, i, kept, len(days))
+
+
+def check_cloud(dataset, i, kept, dates):
+    """Yield (kind, text) about the cloud masks; only --max-cloud needs them."""
+    try:
+        cloud = dataset.cloud(i)
+        if len(cloud) != dates:
+            yield "cloud masks", f"{dates} dates but {len(cloud)} masks"
+        elif (cloud[kept] > CLOUDY).all():
+            yield "cloudy only", f"{len(kept)} dates, all with over {CLOUDY} % cloud or snow"
+    except UserError as error:
+        yield "cloud masks", str(error)
+
+
+# ---- all tiles, with what an earlier run found ----------------------------------------------------------------------
+
+class Records(Dataset):
+    """What was found in each tile of a split, and (True, False) whether it was checked now or is taken over from `known`."""
+
+    def __init__(self, dataset, known):
+        self.dataset, self.known = dataset, known
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        signature = self.signature(i)
+        if signature in self.known:
+            return self.known[signature], False
+        found, label = check_tile(self.dataset, i)
+        return {"tile": self.dataset.names[i], "signature": signature, "found": found, "label": label}, signature is not None
+
+    def signature(self, i):
+        """Changes with the files of the tile (their size and time), None if it has none."""
+        paths = [os.path.abspath(path) for path in self.dataset.sources(i)]
+        stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
+        files = [f"{path} {s and (s.st_size, s.st_mtime_ns)}" for path, s in zip(paths, stats)]
+        about = [VERSION, self.dataset.name, self.dataset.names[i], *self.dataset.modalities, self.dataset.labels[i].tolist()]
+        return splits.fingerprint([*map(str, about), *files])[:32] if files else None
+
+
+def _same(record):
+    return record
+
+
+def read_progress(path):
+    """{signature: record} of earlier runs; a line that was cut off does not count."""
+    known = {}
+    for line in path.read_text(errors="replace").split("\n") if path.exists() else ():
+        try:
+            record = json.loads(line)
+            known[record["signature"]] = record
+        except (ValueError, KeyError, TypeError):
+            continue
+    return known
+
+
+def check_all(datasets, progress, workers):
+    """Check every tile. Returns ({split: [record of each tile]}, number of tiles that were checked now)."""
+    known, records, new = read_progress(progress), {split: [] for split in datasets}, 0
+    is_cut_off = progress.exists() and not progress.read_bytes().endswith(b"\n")
+    total = sum(len(dataset) for dataset in datasets.values())
+    with open(progress, "a") as file, tqdm(total=total, desc="checking", unit="tile") as bar:
+        file.write("\n" if is_cut_off else "")
+        for split, dataset in datasets.items():
+            loader = DataLoader(Records(dataset, known), batch_size=None, collate_fn=_same,
+                                num_workers=workers if len(dataset) > 64 else 0)  # few tiles are not worth a start
+            for record, is_new in loader:
+                records[split].append(record)
+                if is_new:
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
+                    new += 1
+                bar.update()
+    return records, new
+
+
+def open_splits(name, root, keys):
+    """({split: dataset}, findings): the splits that can be listed; files missing or double, numbers that are not the release's.
+
+    Errors: UserError if no split can be listed.
+    """
+    datasets, findings, error = {}, [], None
+    for split in SPLITS:
+        found = []
+        try:
+            datasets[split] = open_dataset(name, root, split, keys, labelled=False, findings=found)
+        except UserError as problem:
+            error = problem
+            findings.append(finding(name, "not listed", error, split))
+        own = set(datasets[split].names) if split in datasets else ()
+        findings += [finding(name, kind_of(text, "missing"), text, split if tile in own else "", tile, key)
+                     for tile, key, text in found]
+    if not datasets:
+        raise error
+    sizes = {split: len(dataset) for split, dataset in datasets.items()}
+    sizes["train + val"] = sizes.get("train", 0) + sizes.get("val", 0)
+    is_demo = any(dataset.is_demo for dataset in datasets.values())
+    findings += [finding(name, "number of tiles", f"{sizes.get(part, 0):,} tiles in {part}, {number:,} in the release", part)
+                 for part, number in ({} if is_demo else RELEASED.get(name, {})).items() if sizes.get(part, 0) != number]
+    return datasets, list(dict.fromkeys(findings))                                # val is drawn from train: both tell the same
+
+
+# ---- what the tables need, and the report ---------------------------------------------------------------------------
+
+def write_lists(args, datasets, keys):
+    """Statistics of the bands, label subsets, collected labels. Returns their files, also those that were there already."""
+    train, percent = datasets["train"], PERCENT.get(args.dataset, 10)
+    band_statistics.training_statistics(train, args.workers if len(train) > 64 else 0)
+    for seed in SEEDS:
+        open_dataset(args.dataset, args.root, "train", keys, label_percent=percent, seed=seed)
+    for split in ("val", "test"):
+        open_dataset(args.dataset, args.root, split, keys)
+    names = [f"{train.release}-{splits.fingerprint(train.names)[:8]}-{percent}percent-seed{seed}.txt" for seed in SEEDS]
+    names += [f"{data.release}-{splits.fingerprint([*data.names, data.origin])[:8]}-labels.txt" for data in datasets.values()]
+    files = [band_statistics.FOLDER / f"{train.release}-{train.name}-{train.data_hash[:8]}.json"]
+    return files + [splits.FOLDER / name for name in names if (splits.FOLDER / name).exists()]
+
+
+def count_status(datasets, findings):
+    """{modality: Counter of the worst that was found in each tile: fine, repaired, missing, double or broken}."""
+    order = ("fine", "repaired", "missing", "double", "broken")
+    worst = {(key, split, tile): 2 * (key != "labels" and data.paths[key][i] is None)    # of no use without another file
+             for split, data in datasets.items() for key in (*data.modalities, "labels") for i, tile in enumerate(data.names)}
+    for row in findings:
+        status = row.kind if row.kind in order else row.severity
+        if row.tile and status in order:
+            place = row.modality, row.split, row.tile
+            worst[place] = max(worst.get(place, 0), order.index(status))
+    counts = {}
+    for (key, _, _), status in worst.items():
+        counts.setdefault(key, Counter())[order[status]] += 1
+    return counts
+
+
+def print_report(args, unpacked, datasets, records, new, findings, files):
+    """One screen."""
+    data = next(iter(datasets.values()))
+    print(f"\n{args.dataset} in {args.root}" + (" (demo data)" if data.is_demo else ""))
+    for line in unpacked[:3] + [f"... and {len(unpacked) - 3} more"] * (len(unpacked) > 3):
+        print(f"  unpacked  {line}")
+    released = ", ".join(f"{part} {number:,}" for part, number in RELEASED.get(args.dataset, {}).items())
+    print("  tiles     " + ", ".join(f"{split} {len(datasets[split]) if split in datasets else 0:,}" for split in SPLITS)
+          + (f" (the release: {released})" if released and not data.is_demo else ""))
+    total, empty = sum(map(len, records.values())), sum(row["signature"] is None for rows in records.values() for row in rows)
+    print(f"  checked   {new:,} tiles now, {total - new - empty:,} unchanged since an earlier run, {empty:,} without any file")
+
+    columns = ("fine", "repaired", "double", "broken", "missing")
+    print(f"\n  {'':15}{'files there':>19}" + "".join(f"{column:>10}" for column in columns))
+    counts = count_status(datasets, findings)
+    for key in (*data.modalities, "labels"):
+        there = f"{counts[key].total() - counts[key]['missing']:,} of {counts[key].total():,}"
+        print(f"  {key:15}{there:>19}" + "".join(f"{counts[key][column]:10,}" for column in columns))
+    print_findings(findings, most=18 - len(files))
+
+    classes = {split: Counter(k for row in rows for k in row["label"] or ()) for split, rows in records.items()}
+    text = ", ".join(f"{name} {'/'.join(str(count[k]) for count in classes.values())}".replace(" ", "\0")
+                     for k, name in enumerate(data.classes))
+    print("\n" + textwrap.fill(f"tiles of each class ({'/'.join(classes)}): {text}", 110, initial_indent="  ",
+                               subsequent_indent="    ").replace("\0", " "))
+    for path in files:
+        print(f"  {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}  {os.path.relpath(path)}")
+
+
+def print_findings(findings, most):
+    """How many of each kind, the worst first, with one example."""
+    groups = {}
+    for row in findings:
+        groups.setdefault((row.severity, row.kind, row.modality), []).append(row)
+    order = sorted(groups, key=lambda group: (list(SEVERITIES).index(group[0]), -len(groups[group])))
+    head = f"{'severity':10}{'finding':19}{'of':14}{'number':>7}  for example"
+    print(f"\n  {head if groups else 'nothing was found to be wrong'}")
+    for group in order[:most]:
+        rows = groups[group]
+        line = rows[0].detail + (f" ({name})" if (name := rows[0].tile or rows[0].file) else "")
+        print(f"  {group[0]:10}{group[1]:19}{group[2]:14}{len(rows):7,}  {line if len(line) <= 56 else line[:53] + '...'}")
+    if len(order) > most:
+        print(f"  ... and {len(order) - most} more kinds")
+
+
+def write_report(path, findings):
+    """The CSV, written whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([Finding._fields, *findings])
+    os.replace(temporary, path)
+
+
+def next_command(args, is_demo):
+    """What to type after this."""
+    table, folder = TABLES.get(args.dataset, (None, None))
+    root = Path(os.path.normpath(args.root))
+    if is_demo:
+        return "bash run_tables.sh demo"
+    if root.name != folder:                                                       # a dataset, or a place, of one's own
+        return f"python pretrain.py --dataset {args.dataset} --data-root {args.root}"
+    return f"bash run_tables.sh {table}" + ("" if str(root.parent) == "data" else f" --data {root.parent}")
+
+
+# ---- the script -----------------------------------------------------------------------------------------------------
+
+def command_line():
+    """The ArgumentParser."""
+    arguments = options.parser(__doc__)
+    arguments.add_argument("dataset", choices=SENSORS, help="a table of datasets/sensors.py")
+    arguments.add_argument("--root", required=True, metavar="DIR", help="folder of what was downloaded, see README")
+    arguments.add_argument("--modalities", default="all", metavar="KEYS",
+                           help="what to check, such as s2 or vhr,s1-des; all means those of the paper's tables")
+    arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="reading processes; the default is all cores")
+    arguments.add_argument("--report", metavar="FILE", help="CSV of all findings (default: results/prepare/DATASET.csv); what was "
+                                                            "checked is kept beside it, for the next run")
+    arguments.add_argument("--fresh", action="store_true", help="check every tile again, also those that did not change")
+    return arguments
+
+
+def prepare(args, report, progress):
+    """Everything but the options. Returns whether the tables can be made."""
+    keys = options.chosen_modalities(args.modalities, args.dataset)
+    if not os.path.isdir(args.root):
+        raise UserError(f"{args.root}: no such folder; --root is the folder of what was downloaded, see README")
+
+    # ---- unpack, list, check
+    unpacked, found = unpack(args.root)
+    findings = [finding(args.dataset, kind, text, modality="zip", file=path) for kind, text, path in found]
+    try:
+        datasets, found = open_splits(args.dataset, args.root, keys)
+    except UserError as error:
+        write_report(report, findings + [finding(args.dataset, "not listed", error)])
+        raise
+    records, new = check_all(datasets, progress, args.workers)
+    findings += found + [finding(args.dataset, kind, text, split, tile, key) for split, dataset in datasets.items()
+                         for tile, record in zip(dataset.names, records[split]) for key, kind, text in record["found"]]
+
+    # ---- write what the tables need
+    files = []
+    if not any(row.severity == "error" for row in findings):
+        try:
+            files = write_lists(args, datasets, keys)
+        except UserError as error:
+            findings.append(finding(args.dataset, "not written", error))
+
+    # ---- report
+    write_report(report, findings)
+    print_report(args, unpacked, datasets, records, new, findings, files)
+    errors = [row for row in findings if row.severity == "error"]
+    print(f"\n  All findings: {report}")
+    if errors:
+        print(f"  {args.dataset} is NOT ready: {len(errors):,} errors in {len({row.tile for row in errors}):,} tiles. Statistics and "
+              "label subsets were not written.\n  Get what is missing or broken and run this again: it reads only what changed.")
+    else:
+        print(f"  {args.dataset} is ready. Next: {next_command(args, any(data.is_demo for data in datasets.values()))}")
+    return not errors
+
+
+def main(argv=None):
+    args = command_line().parse_args(argv)
+    if args.workers < 0:
+        raise UserError(f"--workers must not be negative, but it is {args.workers}")
+    report = Path(args.report or f"results/prepare/{args.dataset}.csv")
+    progress = report.with_suffix(".progress.jsonl")
+    report.parent.mkdir(parents=True, exist_ok=True)
+    if args.fresh:
+        progress.unlink(missing_ok=True)
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)            # stopped from outside is like Ctrl-C
+    try:
+        return 0 if prepare(args, report, progress) else 1
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from {progress}", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,357 @@
+"""The reader of FLAIR #2, trap by trap, on a hand-made miniature: images of 112 pixels, whose centre holds 2 x 2 patches."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from datasets import open_dataset
+from datasets.flair import crop, find_files, read_domains
+from utils.errors import UserError
+
+ALL = ("vhr", "s2")
+# number: domain, zone. Two tiles share an area; D004 is for validation, D022 for test in FLAIR #1 and #2
+TILES = {1: ("D006_2020", "Z1_NN"), 2: ("D006_2020", "Z1_NN"), 7: ("D013_2020", "Z12_UA"), 3: ("D004_2021", "Z1_NN"),
+         77413: ("D022_2021", "Z2_AF")}
+NAMES = ["D006_2020-Z1_NN-IMG_000001", "D006_2020-Z1_NN-IMG_000002", "D013_2020-Z12_UA-IMG_000007"]
+DATES = ["20200103", "20200229", "20200301", "20201231"]    # a leap year: days 3, 60, 61, 366
+CENTRES = {1: [6, 2], 2: [3, 5], 7: [7, 3], 3: [4, 4], 77413: [4, 4]}    # row, column
+H, W = 9, 7
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path_factory, monkeypatch):
+    """Label files of this test only."""
+    monkeypatch.setattr("datasets.splits.FOLDER", tmp_path_factory.mktemp("splits"))
+
+
+def series_values(dates=4, height=H, width=W, dtype=np.uint16):
+    """5000 x date + 100 x band + number of the pixel (modulo 100), so that each value tells where it is from."""
+    t, b, pixel = np.ogrid[:dates, :10, :height * width]
+    return (5000 * t + 100 * b + pixel % 100).astype(dtype).reshape(dates, 10, height, width)
+
+
+def image_values(side=112):
+    """(side, side, 5): row, column, then 50, 60, 70."""
+    at = np.arange(side)
+    bands = [np.repeat(at[:, None], side, 1), np.repeat(at[None], side, 0), *(np.full((side, side), k) for k in (50, 60, 70))]
+    return np.stack(bands, -1).astype(np.uint8)
+
+
+def folders(root, layout, domain, zone):
+    """Of img, msk and sen."""
+    is_test = domain.startswith("D022")
+    if layout == "domains":
+        top = root / "data" / ("flair#2-test" if is_test else "train-val")
+        return [top / domain / zone / kind for kind in ("img", "msk", "sen")]
+    tops = (("flair_2_aerial_test", "flair_2_labels_test", "flair_2_sen_test") if is_test else
+            ("flair_aerial_train", "flair_labels_train", "flair_sen_train"))
+    return [root / top / domain / zone / kind for top, kind in zip(tops, ("img", "msk", "sen"))]
+
+
+def write_image(path, image, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, image, photometric="minisblack", **({"planarconfig": "contig"} if image.ndim == 3 else {}), **how)
+
+
+def write_series(folder, area, data=None, dates=DATES, end="\n"):
+    folder.mkdir(parents=True, exist_ok=True)
+    data = series_values() if data is None else data
+    np.save(folder / f"SEN2_sp_{area}_data.npy", data)
+    np.save(folder / f"SEN2_sp_{area}_masks.npy", np.zeros((len(data), 2, *data.shape[2:]), np.uint8))
+    lines = "".join(f"S2A_MSIL2A_{date}T104031_N0214_R008_T31TFM_20231111T111111{end}" for date in dates)
+    (folder / f"SEN2_sp_{area}_products.txt").write_bytes(lines.encode())
+
+
+def write_flair(root, layout="zips", side=112):
+    for number, (domain, zone) in TILES.items():
+        image, mask, sen = folders(root, layout, domain, zone)
+        write_image(image / f"IMG_{number:06d}.tif", image_values(side))
+        write_image(mask / f"MSK_{number:06d}.tif", np.full((side, side), 1 + number % 5, np.uint8))
+        write_series(sen, f"{domain}-{zone}")
+    write_centroids(root, CENTRES)
+    (root / "DEMO.json").write_text(json.dumps({"side": side}))
+    return root
+
+
+def write_centroids(root, centres, end=".tif"):
+    (root / "flair-2_centroids_sp_to_patch.json").write_text(json.dumps({f"IMG_{n:06d}{end}": at for n, at in centres.items()}))
+
+
+def sen(root, kind="data.npy"):
+    return root / "flair_sen_train" / "D006_2020" / "Z1_NN" / "sen" / f"SEN2_sp_D006_2020-Z1_NN_{kind}"
+
+
+def img(root):
+    return root / "flair_aerial_train" / "D006_2020" / "Z1_NN" / "img" / "IMG_000001.tif"
+
+
+def msk(root):
+    return root / "flair_labels_train" / "D006_2020" / "Z1_NN" / "msk" / "MSK_000001.tif"
+
+
+@pytest.fixture
+def release(tmp_path):
+    return write_flair(tmp_path)
+
+
+def flair(root, split="train", modalities=ALL, **options):
+    return open_dataset("flair", root, split, modalities, **options)
+
+
+# ---- files and splits -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("layout", ["zips", "domains"])
+def test_both_distributions(tmp_path, layout):
+    """FLAIR #1's test images are left alone, though their domain is in FLAIR #2's test split too."""
+    write_flair(tmp_path, layout)
+    for folder in ("data/flair#1-test", "flair_1_aerial_test"):
+        write_image(tmp_path / folder / "D022_2021" / "Z9_AA" / "img" / "IMG_061713.tif", image_values())
+    assert flair(tmp_path).names == NAMES
+    assert flair(tmp_path, "val").names == ["D004_2021-Z1_NN-IMG_000003"]
+    assert flair(tmp_path, "test").names == ["D022_2021-Z2_AF-IMG_077413"]
+    assert all(flair(tmp_path, split)[0]["s2"].shape == (4, 10, 2, 2) for split in ("train", "val", "test"))
+
+
+def test_domains_are_the_official_ones():
+    train_and_val = """
+        D004_2021 D006_2020 D007_2020 D008_2019 D009_2019 D013_2020 D014_2020 D016_2020 D017_2018 D021_2020 D023_2020 D029_2021
+        D030_2021 D031_2019 D032_2019 D033_2021 D034_2021 D035_2020 D038_2021 D041_2021 D044_2020 D046_2019 D049_2020 D051_2019
+        D052_2019 D055_2018 D058_2020 D060_2021 D063_2019 D066_2021 D067_2021 D070_2020 D072_2019 D074_2020 D077_2021 D078_2021
+        D080_2021 D081_2020 D086_2020 D091_2021""".split()
+    test = "D015_2020 D022_2021 D026_2020 D036_2020 D061_2020 D064_2021 D068_2021 D069_2020 D071_2020 D084_2021".split()
+    splits = {name: [domain for domain, split in read_domains().items() if split == name] for name in ("train", "val", "test")}
+    assert {name: len(domains) for name, domains in splits.items()} == {"train": 32, "val": 8, "test": 10}
+    assert [domain[:4] for domain in sorted(splits["val"])] == "D004 D014 D029 D031 D058 D066 D067 D077".split()
+    assert sorted(splits["train"] + splits["val"]) == sorted(train_and_val) and sorted(splits["test"]) == test
+
+
+def test_only_the_series_name_with_a_hyphen(release):
+    index = find_files(release)
+    assert sorted(index["sen"]) == ["D004_2021-Z1_NN", "D006_2020-Z1_NN", "D013_2020-Z12_UA", "D022_2021-Z2_AF"]
+    shutil.move(sen(release), sen(release).with_name("SEN2_sp_D006_2020_Z1_NN_data.npy"))
+    with pytest.raises(UserError, match="D006_2020-Z1_NN-IMG_000001: no file of s2"):
+        flair(release)
+
+
+def test_true_sizes_without_a_marker(tmp_path):
+    """512 pixels: the 500 in the centre; 10 x 10 Sentinel pixels from 5 before the centre on."""
+    image, mask, sen_folder = folders(tmp_path, "zips", "D006_2020", "Z1_NN")
+    photo = np.zeros((512, 512, 5), np.uint8)
+    photo[6, 6], photo[505, 505], photo[5], photo[506] = 7, 8, 9, 9
+    write_image(image / "IMG_000001.tif", photo)
+    write_image(mask / "MSK_000001.tif", np.full((512, 512), 5, np.uint8))
+    data = series_values(1, 40, 30) + np.uint16(7)
+    write_series(sen_folder, "D006_2020-Z1_NN", data, DATES[:1])
+    write_centroids(tmp_path, {1: [21, 13]})
+    tiles = flair(tmp_path)
+    item = tiles[0]
+    assert not tiles.is_demo and tiles.release == "flair" and item["vhr"].shape == (5, 500, 500)
+    assert item["vhr"][0, 0, 0] == 7 and item["vhr"][4, -1, -1] == 8 and (item["vhr"] != 9).all()
+    assert np.array_equal(item["s2"], data[:, :, 16:26, 8:18])
+    write_centroids(tmp_path, {1: [38, 26]})               # too near to the border: moved inside
+    assert np.array_equal(flair(tmp_path)[0]["s2"], data[:, :, 30:40, 20:30])
+
+
+# ---- images ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("compression", [None, "lzw"])
+def test_image_is_the_centre_with_five_bands_in_order(release, compression):
+    write_image(img(release), image_values(), compression=compression)
+    vhr = flair(release)[0]["vhr"]
+    assert vhr.shape == (5, 100, 100) and vhr.dtype == torch.uint8
+    assert vhr[0, :, 0].tolist() == vhr[1, 0].tolist() == list(range(6, 106)) and vhr[2:, 3, 4].tolist() == [50, 60, 70]
+
+
+# ---- series ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("centre, rows, columns", [
+    ([6, 2], (5, 7), (1, 3)), ([2, 6], (1, 3), (5, 7)),    # row first, in an area that is higher than wide
+    ([8, 6], (7, 9), (5, 7)), ([0, 3], (0, 2), (2, 4)), ([0, 0], (0, 2), (0, 2)),    # moved inside at the border
+    ([6.4, 1.6], (5, 7), (1, 3))])
+@pytest.mark.parametrize("end", [".tif", ""])
+def test_series_is_cut_around_its_centre(release, centre, rows, columns, end):
+    write_centroids(release, CENTRES | {1: centre}, end)
+    assert np.array_equal(flair(release)[0]["s2"], series_values()[:, :, slice(*rows), slice(*columns)])
+
+
+@pytest.mark.parametrize("centre", [[9, 3], [3, 7], [-1, 3], [3, -1], [2, 8]])
+def test_centre_outside_its_area(release, centre):
+    write_centroids(release, CENTRES | {2: centre})
+    with pytest.raises(UserError, match=r"D006_2020-Z1_NN-IMG_000002: its centre .* is not inside the 9 x 7 pixels"):
+        flair(release)[1]
+
+
+def test_tiles_of_one_area_see_their_own_ground(release):
+    first, second, _ = flair(release)
+    whole = series_values()
+    assert np.array_equal(first["s2"], whole[:, :, 5:7, 1:3]) and np.array_equal(second["s2"], whole[:, :, 2:4, 4:6])
+    assert torch.equal(first["s2_dates"], second["s2_dates"])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
+def test_only_the_crop_is_taken_from_the_memory_map(release, dtype, monkeypatch):
+    def cut(array, *place):
+        assert isinstance(array, np.memmap)
+        return crop(array, *place)
+    monkeypatch.setattr("datasets.flair.crop", cut)
+    np.save(sen(release), series_values(dtype=dtype))
+    data = flair(release).raw(0, ["s2"])["s2"][0]
+    while data is not None:
+        assert not isinstance(data, np.memmap) and data.nbytes <= 4 * 10 * 2 * 2 * 4
+        data = data.base
+
+
+@pytest.mark.parametrize("dtype, value, expected", [(np.uint16, 40000, 32767), (np.int16, -105, -105), (np.int32, 70000, 32767),
+                                                    (np.uint8, 200, 200)])
+def test_types_of_the_series(release, dtype, value, expected):
+    data = series_values(dtype=dtype)
+    data[0, 0, 5, 1] = value
+    np.save(sen(release), data)
+    s2 = flair(release)[0]["s2"]
+    assert s2.dtype == torch.int16 and s2[0, 0, 0, 0] == expected and np.array_equal(s2[1:], data[1:, :, 5:7, 1:3])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r\n\r\n"])
+def test_dates_are_in_the_products_names(release, end):
+    write_series(sen(release).parent, "D006_2020-Z1_NN", end=end)    # not in 20231111, when it was processed
+    assert flair(release)[0]["s2_dates"].tolist() == [3, 60, 61, 366]
+
+
+def test_two_products_of_a_day_and_dates_of_zeros(release):
+    """The first product of use stays; a date without values goes together with its day."""
+    data = series_values(6)
+    data[[1, 4]] = 0
+    write_series(sen(release).parent, "D006_2020-Z1_NN", data,
+                 ["20200110", "20200111", "20200111", "20200111", "20200112", "20200105"])
+    item = flair(release)[0]
+    assert item["s2_dates"].tolist() == [5, 10, 11] and (item["s2"][:, 0, 0, 0] // 5000).tolist() == [5, 0, 2]
+
+
+def test_cloud_is_looked_up_where_the_tile_is(release):
+    masks = np.zeros((4, 2, H, W), np.uint8)
+    masks[0], masks[1, 0, 5:7, 1:3], masks[2, 1, 5:7, 1:3], masks[3, :, 5, 1] = 100, 90, 90, 100
+    masks[0, :, 5:7, 1:3] = 0                              # cloudy all around
+    np.save(sen(release, "masks.npy"), masks)
+    assert flair(release, max_cloud=40)[0]["s2_dates"].tolist() == [3, 366]    # snow counts too; a quarter is 25 %
+    assert flair(release, max_cloud=20)[0]["s2_dates"].tolist() == [3]
+    assert flair(release)[0]["s2_dates"].tolist() == [3, 60, 61, 366]
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("compression", [None, "lzw"])
+def test_nineteen_mask_values_are_thirteen_classes(release, compression):
+    for high in ([13], [14, 16], [19], []):
+        mask = np.full((112, 112), 5, np.uint8)
+        mask[0, 0], mask[-1, -1], mask[0, 50:50 + len(high)] = 1, 12, high    # one pixel is enough, also where the image is cut
+        write_image(msk(release), mask, compression=compression)
+        data = flair(release, labelled=False)
+        assert np.flatnonzero(data.present(0)).tolist() == [0, 4, 11, *([12] if high else [])]
+    data = flair(release)
+    assert data.labels.shape == (3, 13) and data.labels[1:].argmax(1).tolist() == [2, 2]    # 1 + number % 5 = 3
+    assert (data.classes[0], data.classes[11], data.classes[12]) == ("building", "plowed land", "other")
+
+
+@pytest.mark.parametrize("value", [0, 20])
+def test_values_that_are_no_class(release, value):
+    mask = np.ones((112, 112), np.uint8)
+    mask[3, 3] = value
+    write_image(msk(release), mask)
+    with pytest.raises(UserError, match=r"MSK_000001.tif: shape \(112, 112\) with values from"):
+        flair(release)
+
+
+def test_pretraining_reads_no_labels(release):
+    shutil.rmtree(release / "flair_labels_train")
+    assert flair(release, labelled=False).names == NAMES
+
+
+# ---- prepare.py's way: what is wrong with single tiles is collected ------------------------------------------------
+
+def test_findings_are_collected(release):
+    shutil.copy(img(release), img(release).parent.parent)    # IMG_000001 twice
+    sen(release).unlink()
+    write_centroids(release, {n: at for n, at in CENTRES.items() if n != 7} | {8: [3, 3]})
+    findings = []
+    data = flair(release, labelled=False, findings=findings)
+    assert [(tile, key) for tile, key, _ in findings] == [
+        ("IMG_000008", "vhr"), (NAMES[0], "vhr"), (NAMES[2], "the centroids"), (NAMES[0], "s2"), (NAMES[1], "s2")]
+    assert "2 files of vhr" in findings[1][2] and data.paths["s2"] == [None] * 3
+
+
+# ---- bad input: one clear error that names the culprit --------------------------------------------------------------
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def products(root, text):
+    sen(root, "products.txt").write_text(text)
+
+
+def second_image(root):
+    shutil.copy(img(root), img(root).parent.parent)
+
+
+def no_folders(root):
+    shutil.copytree(root / "flair_aerial_train" / "D006_2020" / "Z1_NN", root / "images")
+    shutil.rmtree(root / "flair_aerial_train" / "D006_2020")
+
+
+CENTROIDS = "flair-2_centroids_sp_to_patch.json"
+
+
+@pytest.mark.parametrize("damage, culprit", [
+    (lambda root: cut_off(sen(root)), "NN_data.npy: cannot be read as a numpy array"),
+    (lambda root: np.save(sen(root), np.array([{}], object), allow_pickle=True), "NN_data.npy: cannot be read as a numpy array"),
+    (lambda root: np.save(sen(root), series_values()[:, :9]), "NN_data.npy: shape (4, 9, 9, 7)"),
+    (lambda root: np.save(sen(root), series_values()[0]), "NN_data.npy: shape (10, 9, 7)"),
+    (lambda root: np.save(sen(root), series_values(3)), "NN_data.npy: shape (3, 10, 9, 7) of type uint16, expected 4"),
+    (lambda root: np.save(sen(root), series_values() > 0), "NN_data.npy: shape (4, 10, 9, 7) of type bool"),
+    (lambda root: np.save(sen(root), series_values()[..., :1]), "is not inside the 9 x 1 pixels"),
+    (lambda root: products(root, "S2A_MSIL2A_\n" * 4), "NN_products.txt: not a list of Sentinel-2 products"),
+    (lambda root: products(root, "S2A_MSIL2A_20200230T1\n" * 4), "NN_products.txt: a date of s2 is not of the form"),
+    (lambda root: sen(root, "products.txt").unlink(), "NN_products.txt: not a list of Sentinel-2 products"),
+    (lambda root: sen(root).unlink(), "D006_2020-Z1_NN-IMG_000001: no file of s2"),
+    (lambda root: (root / CENTROIDS).unlink(), f"no {CENTROIDS} found"),
+    (lambda root: (root / CENTROIDS).write_text("{"), f"{CENTROIDS}: not the centroids"),
+    (lambda root: (root / CENTROIDS).write_text('{"IMG_000001.tif": 3}'), f"{CENTROIDS}: not the centroids"),
+    (lambda root: write_centroids(root, {2: [3, 3], 7: [3, 3]}), "D006_2020-Z1_NN-IMG_000001: no file of the centroids"),
+    (lambda root: cut_off(img(root)), "IMG_000001.tif: cannot be read as TIFF"),
+    (lambda root: write_image(img(root), image_values(110)), "IMG_000001.tif: shape (5, 110, 110)"),
+    (lambda root: write_image(img(root), image_values()[..., :4]), "IMG_000001.tif: shape (112, 112, 4), expected 5 bands"),
+    (lambda root: write_image(img(root), image_values().astype(np.uint16)), "IMG_000001.tif: shape (5, 112, 112) of type uint16"),
+    (second_image, "D006_2020-Z1_NN-IMG_000001: 2 files of vhr"),
+    (no_folders, "IMG_000001.tif: no folders <domain>/<zone>/"),
+    (lambda root: msk(root).unlink(), "D006_2020-Z1_NN-IMG_000001: no files of the labels"),
+    (lambda root: shutil.copy(msk(root), root), "D006_2020-Z1_NN-IMG_000001: 2 files of the labels"),
+    (lambda root: cut_off(msk(root)), "MSK_000001.tif: cannot be read as TIFF"),
+    (lambda root: write_image(msk(root), np.ones((112, 100), np.uint8)), "MSK_000001.tif: shape (112, 100)"),
+    (lambda root: shutil.rmtree(root / "flair_aerial_train"), "no image of a train domain (D006_2020"),
+])
+def test_bad_input(release, damage, culprit):
+    damage(release)
+    with pytest.raises(UserError) as error:
+        flair(release)[0]
+    assert culprit in str(error.value) and "\n" not in str(error.value).strip()
+
+
+@pytest.mark.parametrize("masks, culprit", [
+    (np.zeros((4, 1, H, W), np.uint8), r"NN_masks.npy: shape \(4, 1, 9, 7\)"),
+    (np.zeros((3, 2, H, W), np.uint8), "4 dates of s2 but 3"),
+    (np.zeros((4, 2, 4, 4), np.uint8), "is not inside the 4 x 4 pixels"), (None, "NN_masks.npy: cannot be read")])
+def test_bad_masks(release, masks, culprit):
+    sen(release, "masks.npy").unlink()
+    if masks is not None:
+        np.save(sen(release, "masks.npy"), masks)
+    with pytest.raises(UserError, match=culprit):
+        flair(release, max_cloud=10)[0]
+    assert len(flair(release)[0]["s2"]) == 4    # they are not needed otherwise
+
+
+def test_tiles_cannot_be_cut(release):
+    with pytest.raises(UserError, match="--parts: the labels of flair belong to whole tiles"):
+        flair(release, parts=2)

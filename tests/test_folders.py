@@ -1,0 +1,328 @@
+"""A dataset of one's own, and a sensor added to a known one: what README promises, read and trained on as a user would."""
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import finetune
+import pretrain
+from datasets import open_dataset
+from datasets.demo import write_treesatai
+from datasets.loading import collate
+from datasets.sensors import SENSORS, Sensor
+from models import build_model
+from utils import checkpoint
+from utils.errors import UserError
+from utils.results import KEYS, read_rows
+
+TABLE = [    # patches of 20 m; a tile has 3 x 2 of them
+    Sensor("photo", "image", ("R", "G", "B"), 1, 20, files="photo/{tile}.tif"),
+    Sensor("height", "image", ("h",), 2, 10, files="height/{tile}/h.npy"),
+    Sensor("thermal", "series", ("T1", "T2"), 10, 2, 366, files="thermal/{tile}.npz"),
+    Sensor("water", "series", ("w",), 20, 1, 1200, "2019-01-01", files="water_{tile}.npz", nodata=65535),
+]
+ALL = tuple(sensor.key for sensor in TABLE)
+LINES = ["tile,split,forest,lake", "b2,train,1,0", "a1,val,1,1", "c3,train,0,0", "d4,test,0,1", "e5,train,0,1"]
+DATES = np.array([20200229, 20200301, 20201231])
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path_factory, monkeypatch):
+    """Drawn lists and statistics of this test only, and a table of its own."""
+    for module in ("splits", "band_statistics"):
+        monkeypatch.setattr(f"datasets.{module}.FOLDER", tmp_path_factory.mktemp(module))
+    monkeypatch.setitem(SENSORS, "mine", {sensor.key: sensor for sensor in TABLE})
+
+
+def path_of(root, key, tile="b2"):
+    return root / SENSORS["mine"][key].files.format(tile=tile)
+
+
+def values(key):
+    """What a tile's file holds: numbers that count up, in the type of a typical product."""
+    shape, dtype = {"photo": ((60, 40, 3), np.uint8), "height": ((1, 30, 20), np.float64), "thermal": ((3, 2, 6, 4), np.float64),
+                    "water": ((3, 1, 3, 2), np.uint16)}[key]
+    return (1 + np.arange(np.prod(shape)) % 250).reshape(shape).astype(dtype)
+
+
+def write(root, key, tile="b2", data=None, dates=DATES, save=np.savez):
+    path, data = path_of(root, key, tile), values(key) if data is None else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, data, photometric="rgb", compression="lzw")
+    elif path.suffix == ".npy":
+        np.save(path, data)
+    else:
+        save(path, data=data, dates=dates)
+
+
+def write_lines(root, lines, end="\n"):
+    (root / "labels.csv").write_bytes("".join(line + end for line in lines).encode())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_lines(tmp_path, LINES)
+    for line in LINES[1:]:
+        for key in ALL:
+            write(tmp_path, key, line[:2])
+    return tmp_path
+
+
+def mine(root, split="train", modalities=ALL, **options):
+    return open_dataset("mine", root, split, modalities, **options)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("start, end", [("", "\n"), ("", "\r\n"), ("", "\n\n"), ("\ufeff", "\r\n")])    # as spreadsheets write it
+def test_tiles_and_labels_are_in_the_order_of_the_list(folder, start, end):
+    write_lines(folder, [start + LINES[0], *LINES[1:]], end)
+    data = mine(folder)
+    assert data.names == ["b2", "c3", "e5"] and data.labels.tolist() == [[1, 0], [0, 0], [0, 1]]
+    assert list(data.classes) == ["forest", "lake"]
+    assert mine(folder, "val").names == ["a1"] and mine(folder, "test").labels.tolist() == [[0, 1]]
+    assert (data.release, data.is_demo) == ("mine", False)
+    (folder / "DEMO.json").write_text("{}")
+    assert mine(folder).is_demo
+
+
+def test_files_of_each_kind(folder):
+    item = mine(folder)[0]
+    assert np.array_equal(item["photo"], values("photo").transpose(2, 0, 1)) and item["photo"].dtype == torch.uint8
+    assert np.array_equal(item["height"], values("height")) and item["height"].dtype == torch.float32
+    assert np.array_equal(item["thermal"], values("thermal")) and item["thermal"].dtype == torch.float32
+    assert np.array_equal(item["water"], values("water"))
+    assert item["thermal_dates"].tolist() == [60, 61, 366]     # days of a leap year
+    assert item["water_dates"].tolist() == [424, 425, 730]     # since 1 January 2019
+
+
+def test_series_are_cleaned(folder):
+    data = values("thermal")
+    data[0, 1, 2, 2], data[1] = np.nan, np.inf
+    write(folder, "thermal", data=data)
+    expected = (values("thermal")[0, 1].sum() - values("thermal")[0, 1, 2, 2]) / 23
+    item = mine(folder)[0]
+    assert item["thermal_dates"].tolist() == [60, 366] and item["thermal"][0, 1, 2, 2].item() == pytest.approx(expected)
+    write(folder, "thermal", dates=DATES[[1, 0, 0]])
+    assert np.array_equal(mine(folder)[0]["thermal"], values("thermal")[[1, 0]])
+
+
+def test_unsigned_numbers_beyond_those_torch_computes_with(folder, monkeypatch):
+    """65535 often means that a pixel was not seen; without that entry it is a value, and a high one is the highest."""
+    data = np.full((3, 1, 3, 2), 1000, np.uint16)
+    data[0, 0, 1, 1], data[1], data[2] = 65535, 65535, 40000
+    write(folder, "water", data=data)
+    item = mine(folder)[0]
+    assert (item["water"][0] == 1000).all() and (item["water"][1] == 40000).all() and item["water_dates"].tolist() == [424, 730]
+    monkeypatch.setitem(SENSORS["mine"], "water", Sensor("water", "series", ("w",), 20, 1, 1200, "2019-01-01", TABLE[3].files))
+    water = mine(folder)[0]["water"]
+    assert water.dtype == torch.int16 and water[:, 0, 1, 1].tolist() == [32767] * 3 and water[0, 0, 0, 0] == 1000
+
+
+def test_a_series_may_be_empty(folder):
+    write(folder, "thermal", data=np.zeros((0, 2, 6, 4)), dates=DATES[:0])
+    batch = collate([mine(folder)[0], mine(folder)[1]])
+    assert batch["thermal_padded"].tolist() == [[True] * 3, [False] * 3]
+
+
+# ---- splits ---------------------------------------------------------------------------------------------------------
+
+def test_validation_is_drawn_where_there_is_none(folder):
+    lines = [f"t{k},train,{int(k < 20)},{int(k % 4 == 0)}" for k in range(40)]
+    write_lines(folder, [LINES[0], *lines, "d4,test,0,1"])
+    for line in lines:
+        write(folder, "water", line.split(",")[0])
+    train, val = (mine(folder, split, ["water"]) for split in ("train", "val"))
+    assert len(val) == 6 and not set(train.names) & set(val.names) and len(train) == 34
+    assert set(train.names + val.names) == {line.split(",")[0] for line in lines}
+    assert 2 <= val.labels[:, 0].sum() <= 4 and val.labels[:, 1].sum() in (1, 2)    # stratified: 3 and 1.5
+    numbers = [int(name[1:]) for name in val.names]
+    assert val.labels.tolist() == [[k < 20, k % 4 == 0] for k in numbers]
+    assert mine(folder, "val", ["water"]).names == val.names and mine(folder, "test", ["water"]).names == ["d4"]
+    assert len(mine(folder, "train", ["water"], label_percent=50)) in (16, 17, 18)
+
+
+@pytest.mark.parametrize("lines, culprit", [
+    ([LINES[0], "b2,train,1,2"], "the line 'b2,train,1,2'"), ([LINES[0], "b2,train,1"], "the line 'b2,train,1'"),
+    ([LINES[0], "b2,train,1,0,1"], "the line 'b2,train,1,0,1'"), ([LINES[0], "b2,training,1,0"], "the line 'b2,training,1,0'"),
+    ([*LINES, "b2,val,1,0"], "the line 'b2,val,1,0'"), (["name,split,forest", "b2,train,1"], "below a header tile,split"),
+    ([LINES[0]], "no tile in train"), ([LINES[0], "d4,test,0,1"], "no tile in train"), ([], "cannot be read"),
+    (["tile"], "cannot be read"), (["tile,split", "b2,train"], "its header names no class"),
+    (["tile;split;forest", "b2;train;1"], "cannot be read"), (["\xff" * 200000], "cannot be read")])
+def test_wrong_lists(folder, lines, culprit):
+    write_lines(folder, lines)
+    for split in ("train", "val"):
+        with pytest.raises(UserError) as error:
+            mine(folder, split)
+        assert culprit.replace("train", split if "no tile" in culprit else "train") in str(error.value)
+        assert "labels.csv" in str(error.value) or "no tile" in culprit
+
+
+# ---- bad input: one clear error that names the culprit --------------------------------------------------------------
+
+def flip_bytes(root):
+    write(root, "thermal", data=np.random.default_rng(0).random((3, 2, 6, 4)), save=np.savez_compressed)
+    content = bytearray(path_of(root, "thermal").read_bytes())
+    content[100:200] = bytes(100)
+    path_of(root, "thermal").write_bytes(content)
+
+
+def as_npy(path):
+    with open(path, "wb") as file:
+        np.save(file, values("thermal"))
+
+
+def cut_off(path, count):
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+@pytest.mark.parametrize("damage, culprit", [
+    (lambda root: path_of(root, "height").unlink(), "b2: no file of height"),
+    (lambda root: path_of(root, "water").unlink(), "b2: no file of water"),
+    (lambda root: (root / "labels.csv").unlink(), "labels.csv: cannot be read"),
+    (lambda root: write(root, "photo", data=values("photo")[:50]), "b2.tif: shape (3, 50, 40), expected 40 x 40"),
+    (lambda root: write(root, "thermal", data=np.ones((3, 2, 4, 4))), "thermal/b2.npz: shape (3, 2, 4, 4), expected 6 x 4"),
+    (lambda root: write(root, "height", data=np.ones((1, 20, 30))), "b2/h.npy: shape (1, 20, 30), expected 30 x 20"),
+    (lambda root: write(root, "height", data=np.ones((2, 30, 20))), "b2/h.npy: shape (2, 30, 20)"),
+    (lambda root: write(root, "height", data=np.full((1, 30, 20), np.nan)), "b2/h.npy: holds values that are not finite"),
+    (lambda root: cut_off(path_of(root, "height"), 100), "b2/h.npy: cannot be read as a numpy array"),
+    (lambda root: cut_off(path_of(root, "photo"), 3000), "b2.tif: cannot be read as TIFF"),
+    (lambda root: cut_off(path_of(root, "thermal"), 100), "b2.npz: cannot be read as an npz file"),
+    (lambda root: np.savez(path_of(root, "thermal"), data=values("thermal")), "b2.npz: cannot be read as an npz file"),
+    (lambda root: np.savez(path_of(root, "thermal"), data=np.array([{}]), dates=DATES), "b2.npz: cannot be read as an npz file"),
+    (flip_bytes, "b2.npz: cannot be read as an npz file"),
+    (lambda root: as_npy(path_of(root, "thermal")), "b2.npz: cannot be read as an npz file"),
+    (lambda root: write(root, "thermal", dates=DATES[:2]), "thermal/b2.npz: 3 images but 2 dates"),
+    (lambda root: write(root, "thermal", dates=np.array(20200301)), "thermal/b2.npz: 3 images but 1 dates"),
+    (lambda root: write(root, "thermal", dates=np.array(["2020-03-01"] * 3)), "b2.npz: a date of thermal is not"),
+    (lambda root: write(root, "water", dates=np.array([20200101, 20220415, 20220416])), "the date 20220416 of water is"),
+    (lambda root: write(root, "water", dates=np.array([20181231, 20190101, 20190102])), "the date 20181231 of water is"),
+])
+def test_bad_input(folder, damage, culprit):
+    damage(folder)
+    with pytest.raises(UserError) as error:
+        mine(folder)[0]
+    assert culprit in str(error.value) and "\n" not in str(error.value).strip()
+
+
+def test_all_tiles_have_one_grid(folder):
+    write(folder, "photo", "c3", values("photo")[:40])
+    data = mine(folder)
+    assert data.grid == (3, 2)    # decided before reading starts, on any number of processes
+    with pytest.raises(UserError, match=r"c3.tif: shape \(3, 40, 40\), expected 60 x 40 pixels: 3 x 2 patches of 20"):
+        data[1]
+    assert data[0]["photo"].shape == (3, 60, 40) and data[2]["photo"].shape == (3, 60, 40)
+    write(folder, "photo", data=values("photo")[:9])
+    with pytest.raises(UserError, match=r"b2.tif: shape \(3, 9, 40\), expected 20 x 40 pixels"):    # less than a patch
+        mine(folder, modalities=["photo"])
+
+
+def test_entries_that_cannot_be_read(folder, monkeypatch):
+    monkeypatch.setitem(SENSORS["mine"], "more", Sensor("more", "image", ("x",), 1, 20))
+    with pytest.raises(UserError, match="more: its entry for mine in datasets/sensors.py needs files="):
+        mine(folder, modalities=["more"])
+    monkeypatch.setitem(SENSORS["mine"], "more", Sensor("more", "series", ("x",), 20, 1, 366, files="{tile}.npy"))
+    np.save(folder / "b2.npy", np.ones((3, 1, 3, 2)))
+    np.save(folder / "c3.npy", np.ones((3, 1, 3, 2)))
+    np.save(folder / "e5.npy", np.ones((3, 1, 3, 2)))
+    with pytest.raises(UserError, match="b2.npy: a series needs its dates"):
+        mine(folder, modalities=["more"])[0]
+    with pytest.raises(UserError, match="--parts: the labels of mine belong to whole tiles"):
+        mine(folder, parts=2)
+
+
+def test_findings_are_collected(folder):
+    path_of(folder, "photo", "e5").unlink()
+    path_of(folder, "water", "b2").unlink()
+    path_of(folder, "photo").write_bytes(b"")    # told when it is read
+    findings = []
+    data = mine(folder, findings=findings)
+    assert [(tile, key) for tile, key, _ in findings] == [("e5", "photo"), ("b2", "water")] and data.paths["photo"][2] is None
+
+
+# ---- through the scripts --------------------------------------------------------------------------------------------
+
+SMALL = ["--workers", "0", "--epochs", "1", "--pool", "8", "--batch-size", "8"]
+
+
+def train_and_check(dataset, root, output, added):
+    """Pretrain and fine-tune on all modalities; the encoders of the added ones must have learned. Returns the row."""
+    common = ["--dataset", dataset, "--data-root", str(root), *SMALL]
+    pretrain.main([*common, "--embed-dim", "32", "--depth", "1", "--output", str(output / "pretrain")])
+    saved = checkpoint.load(output / "pretrain" / "pretrained.pt", "pretrained")
+    table = SENSORS[dataset]
+    assert [sensor["key"] for sensor in saved["config"]["sensors"]] == [key for key, sensor in table.items() if sensor.in_all]
+    torch.manual_seed(0)
+    fresh = build_model("omnisat", [sensor for sensor in table.values() if sensor.in_all], embed_dim=32, depth=1).state_dict()
+    for part in [f"{kind}.{key}." for kind in ("encoders", "decoders") for key in added]:
+        weights = [name for name, value in fresh.items() if name.startswith(part) and name.endswith("weight") and value.ndim > 1]
+        assert weights and not [name for name in weights if torch.equal(fresh[name], saved["weights"][name])], part
+    finetune.main([*common, "--init", str(output / "pretrain" / "pretrained.pt"), "--output", str(output / "finetune"),
+                   "--csv", str(output / "table2.csv")])
+    tuned = checkpoint.load(output / "finetune" / "finetuned.pt", "finetuned")
+    for key in added:
+        names = [name for name in saved["weights"] if name.startswith(f"encoders.{key}.") and saved["weights"][name].ndim > 1]
+        assert any(not torch.equal(tuned["weights"][name], saved["weights"][name]) for name in names)
+    (row,) = read_rows(output / "table2.csv")
+    assert [row[name] for name in KEYS] == ["table2", dataset, "omnisat", "self", "none", "all", "100"] and row["status"] == "ok"
+    return row
+
+
+THERMAL = {
+    "npz": Sensor("thermal", "series", ("T1", "T2"), 5, 2, 366, files="thermal/{tile}.npz"),
+    "npy": Sensor("thermal", "image", ("T1", "T2"), 1, 10, files="thermal/{tile}.npy"),
+    "tif": Sensor("thermal", "image", ("T1", "T2", "T3"), 1, 10, files="{tile}_thermal.tif"),
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo")
+    write_treesatai(root, train=16, test=6, seed=3)
+    return root
+
+
+@pytest.mark.parametrize("kind", THERMAL)
+def test_a_new_sensor_is_an_entry(kind, demo, tmp_path, monkeypatch):
+    """One entry and its files: the fourth modality of TreeSatAI-TS is read, pretrained and fine-tuned."""
+    root, rng, sensor = demo, np.random.default_rng(0), THERMAL[kind]
+    monkeypatch.setitem(SENSORS["treesatai-ts"], "thermal", sensor)
+    tiles = [path.stem for path in sorted((root / "aerial").rglob("*.tif"))]
+    assert len(tiles) == 22
+    for k, tile in enumerate(tiles):
+        path = root / sensor.files.format(tile=tile)
+        path.parent.mkdir(exist_ok=True)
+        if kind == "npz":
+            dates = np.array([20200115, 20200301, 20200620, 20201130])[k % 3:]
+            np.savez(path, data=rng.normal(300, 9, (len(dates), 2, 12, 12)).astype(np.float32), dates=dates)
+        elif kind == "npy":
+            np.save(path, rng.normal(300, 9, (2, 60, 60)).astype(np.float32))
+        else:
+            tifffile.imwrite(path, rng.integers(0, 255, (60, 60, 3)).astype(np.uint8), photometric="rgb")
+    item = open_dataset("treesatai-ts", root, "train", ("vhr", "thermal"))[0]
+    file = root / sensor.files.format(tile=item["name"][:-4])
+    content = tifffile.imread(file).transpose(2, 0, 1) if kind == "tif" else np.load(file)
+    expected = content["data"] if kind == "npz" else content
+    assert np.array_equal(item["thermal"], expected) and ("thermal_dates" in item) == (kind == "npz")
+    row = train_and_check("treesatai-ts", root, tmp_path, ["thermal"])
+    assert row["n_test"] == "6" and row["scale"] == "demo"
+
+
+def test_a_dataset_of_ones_own_through_the_scripts(tmp_path):
+    root, rng = tmp_path / "data", np.random.default_rng(0)
+    root.mkdir()
+    splits = ["train"] * 8 + ["val"] * 3 + ["test"] * 4
+    write_lines(root, [LINES[0], *(f"t{k},{split},{k % 2},{int(k % 3 == 0)}" for k, split in enumerate(splits))])
+    for k in range(len(splits)):
+        for key in ALL:
+            noise = rng.integers(1, 250, values(key).shape).astype(values(key).dtype)
+            count = 2 + k % 2 if SENSORS["mine"][key].kind == "series" else None    # series of different lengths
+            write(root, key, f"t{k}", noise[:count], DATES[:count])
+    row = train_and_check("mine", root, tmp_path, ALL)
+    assert row["n_test"] == "4" and row["scale"] == "custom"
+    counts = json.loads((tmp_path / "table2.counts.jsonl").read_text())
+    assert counts["classes"] == ["forest", "lake"]
+    assert np.sum([counts[cell] for cell in ("tp", "fp", "fn", "tn")], 0).tolist() == [4, 4]

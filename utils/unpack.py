@@ -1,0 +1,84 @@
+"""Unpacking what was downloaded as zips, beside them; the zips stay."""
+import errno
+import os
+import re
+import shutil
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)    # errors of the place, not of the zip
+
+
+def places(path, size):
+    """What tells a file that was unpacked by hand: its size and its last three names, or its own where it had fewer folders."""
+    parts = PurePosixPath(path).parts
+    return {(parts[-3:], size), (parts[-1:], size)}
+
+
+def unpack(root):
+    """Unpack every zip below the root into the folder of its name beside it.
+
+    Returns (lines for a report, [(kind, text, zip)] of what is wrong: "broken zip", "unsafe member" or "damaged member").
+    Members that lie unpacked anywhere below the root, in their size, are left alone. Errors: UserError if the disk is too small.
+    """
+    files = [os.path.join(folder, file) for folder, _, names in os.walk(root, followlinks=True) for file in names]
+    zips = sorted(path for path in files if path.endswith(".zip"))
+    there = {place for path in files if zips and os.path.exists(path) for place in places(path, os.path.getsize(path))}
+    lines, unpacked, findings = [], 0, []
+    for path in zips:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                written, found = unpack_one(archive, Path(path), there)
+        except (zipfile.BadZipFile, OSError) as error:
+            written, found = [], [("broken zip", f"{error}; download it again")]
+        findings += [(kind, text, path) for kind, text in found]
+        lines += [f"{path}: {len(written):,} files, {sum(written) / 1e9:.1f} GB"] if written else []
+        unpacked += not written and not found
+    return lines + ([f"{unpacked} zips were unpacked before"] if unpacked else []), findings
+
+
+def unpack_one(archive, path, there):
+    """Returns (bytes of each file written, [(kind, text)]). there: places of the files below the root, to which is added."""
+    folder, members, written, found = path.with_suffix(""), [], [], []
+    for member in archive.infolist():
+        name, parts = member.filename, PurePosixPath(member.filename).parts
+        if member.is_dir() or "__MACOSX" in parts:
+            continue
+        if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or stat.S_ISLNK(member.external_attr >> 16):
+            found.append(("unsafe member", f"{name}: a link, or a name that leads out of the folder; left out"))
+        elif (parts[-3:] if len(parts) > 2 else parts[-1:], member.file_size) not in there:
+            members.append(member)
+    needed, free = sum(member.file_size for member in members), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(f"{path}: to unpack it {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free in {path.parent}")
+    with tqdm(total=needed, desc=f"unpacking {path.name}", unit="B", unit_scale=True, disable=not members) as bar:
+        for member in members:
+            try:
+                write_member(archive, member, folder / member.filename)
+                there |= places(folder / member.filename, member.file_size)
+                written.append(member.file_size)
+            except Exception as error:    # zipfile raises many kinds for damaged members
+                if isinstance(error, OSError) and error.errno in DISK:
+                    raise UserError(f"{path}: cannot be unpacked into {folder} ({error.strerror})") from error
+                found.append(("damaged member", f"{member.filename}: {type(error).__name__} {error}; left out"))
+            bar.update(member.file_size)
+    return written, found
+
+
+def write_member(archive, member, file):
+    """Unpack one member under a temporary name, then rename it; what is there is not overwritten."""
+    if os.path.lexists(file):
+        raise ValueError(f"{file} is there in another size")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.part")
+    try:
+        with archive.open(member) as source, open(temporary, "wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+        os.rename(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
