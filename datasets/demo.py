@@ -1,11 +1,15 @@
-"""Demo data in the raw formats of the real data sets: simulated forest with the real layouts, types, names and defects.
+"""Demo data in the raw formats of the real data sets: simulated ground with the real layouts, types, names and defects.
 
-    python -m datasets.demo --root DIR                       # 320 + 160 tiles, 330 MB, half a minute on 2 cores
+    python -m datasets.demo --root DIR                       # TreeSatAI: 320 + 160 tiles, 330 MB, half a minute on 2 cores
     python -m datasets.demo --root DIR --train 30 --test 10  # a handful
+    python -m datasets.demo --root DIR --dataset pastis-hd   # 100 + 40 patches, 280 MB, half a minute
+    python -m datasets.demo --root DIR --dataset flair       # 100 + 40 patches, 120 MB, half a minute
 
 Nothing here is measured: numbers obtained on demo data say that the code works, not how good the method is.
 
-The forest is in datasets/forest.py; this file writes it down as TreeSatAI-TS and TreeSatAI are distributed.
+This file has the command line, what the data sets share, and TreeSatAI: it writes the forest of datasets/forest.py down as
+TreeSatAI-TS and TreeSatAI are distributed. PASTIS-HD is in datasets/demo_pastis.py, FLAIR #2 in datasets/demo_flair.py; both
+show the landscape of datasets/landscape.py.
 
 Dimension letters: T dates, B bands, K stands of a tile.
 """
@@ -20,6 +24,7 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
+from datasets import demo_flair, demo_pastis
 from datasets.forest import (BORDER, PIXEL, UNLABELLED, aerial, backscatter, digital_numbers, ground_map, labels, observe_s2, plan,
                              reflectance, s1_series, s2_series, speckle, spoil_s1, stand_map, stand_traits, stream)
 from utils.errors import UserError, run
@@ -113,6 +118,44 @@ def write_single_dates(root, name, rng, traits, shares, texture):
         write_tif(root / 'sentinel' / sensor / '60m' / name, np.ascontiguousarray(image[7:13, 7:13]), 10.)
 
 
+def generate(root, wanted, counts, write, jobs, finish, workers=None, unit='tile'):
+    """Write a demo data set once, on several processes, with a bar; returns `root` as a Path.
+
+    wanted: what DEMO.json will hold. counts: {glob pattern below root: files it matches when complete}. write: does one of
+    `jobs`, in any process. finish: called with the list of what write returned, in the order of jobs. unit: what a job is.
+    Does nothing when the same data is there already. UserError: `root` holds other files, or data of other arguments.
+    """
+    root = Path(root)
+    marker, unfinished = root / 'DEMO.json', root / 'DEMO.json.unfinished'
+    for path in (marker, unfinished):
+        if path.exists() and json.loads(path.read_text()) != wanted:
+            raise UserError(f'{path} says {path.read_text()}, asked for is {json.dumps(wanted)}: '
+                            f'delete the folder {root}, or give another --root')
+    if marker.exists():
+        lost = [pattern for pattern, count in counts.items() if len(list(root.glob(pattern))) != count]
+        if lost:
+            raise UserError(f'{marker} says complete, but files are missing in {lost}: delete the folder {root} and run again')
+        print(f'{root}: already there, complete; nothing to do')
+        return root
+    if root.exists() and any(root.iterdir()) and not unfinished.exists():
+        raise UserError(f'{root} holds files but no DEMO.json, so it is not demo data: give an empty or new folder')
+    for folder in {os.path.dirname(pattern) for pattern in counts} | {''}:
+        if '**' not in folder:
+            (root / folder).mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(json.dumps(wanted))                                            # an interrupted run is redone
+
+    workers = max(1, min(workers or os.cpu_count() or 1, len(jobs)))
+    bar = dict(total=len(jobs), desc=f'demo {wanted["dataset"]}', unit=unit)
+    if workers == 1:
+        results = list(tqdm(map(write, jobs), **bar))
+    else:
+        with multiprocessing.Pool(workers) as pool:
+            results = list(tqdm(pool.imap(write, jobs, chunksize=4 if unit == 'tile' else 1), **bar))
+    finish(results)
+    unfinished.replace(marker)                                                           # last: now it is complete
+    return root
+
+
 def write_treesatai(root, train=320, test=160, seed=0, workers=None):
     """Write demo TreeSatAI-TS and TreeSatAI under `root`, laid out like the unpacked release; returns `root` as a Path.
 
@@ -120,51 +163,76 @@ def write_treesatai(root, train=320, test=160, seed=0, workers=None):
     Does nothing when the same data is there already. UserError: `root` holds other files, or data of other arguments.
     """
     root = Path(root)
-    marker, unfinished = root / 'DEMO.json', root / 'DEMO.json.unfinished'
+
+    def finish(entries):
+        for folder in ('labels', 'split'):
+            (root / folder).mkdir(exist_ok=True)
+        (root / 'labels' / 'TreeSatBA_v9_60m_multi_labels.json').write_text(json.dumps(dict(entries)))
+        for split, part in (('train', entries[:train]), ('test', entries[train:])):
+            lines = ''.join(f'{name}\r\n' for name in sorted(name for name, _ in part))
+            (root / 'split' / f'{split}_filenames.lst').write_bytes(lines.encode())
     wanted = dict(demo=True, dataset='treesatai', train=train, test=test, seed=seed, version=VERSION)
-    for path in (marker, unfinished):
-        if path.exists() and json.loads(path.read_text()) != wanted:
-            raise UserError(f'{path} says {path.read_text()}, asked for is {json.dumps(wanted)}: '
-                                  f'delete the folder {root}, or give another --root')
-    if marker.exists():
-        lost = [f for f in FOLDERS if len(list((root / f).glob('*'))) != train + test]
-        if lost:
-            raise UserError(f'{marker} says complete, but files are missing in {lost}: delete the folder {root} and run again')
-        print(f'{root}: already there, complete; nothing to do')
-        return root
-    if root.exists() and any(root.iterdir()) and not unfinished.exists():
-        raise UserError(f'{root} holds files but no DEMO.json, so it is not demo data: give an empty or new folder')
-    for folder in FOLDERS + ('labels', 'split'):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    unfinished.write_text(json.dumps(wanted))                                            # an interrupted run is redone
+    counts = {f'{folder}/*': train + test for folder in FOLDERS}
+    return generate(root, wanted, counts, write_tile, [(root, seed, i) for i in range(train + test)], finish, workers)
 
-    jobs = [(root, seed, i) for i in range(train + test)]
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    bar = dict(total=len(jobs), desc='demo TreeSatAI-TS', unit='tile')
-    if workers <= 1:
-        entries = list(tqdm(map(write_tile, jobs), **bar))
-    else:
-        with multiprocessing.Pool(workers) as pool:
-            entries = list(tqdm(pool.imap(write_tile, jobs, chunksize=4), **bar))
 
-    (root / 'labels' / 'TreeSatBA_v9_60m_multi_labels.json').write_text(json.dumps(dict(entries)))
-    for split, part in (('train', entries[:train]), ('test', entries[train:])):
-        lines = ''.join(f'{name}\r\n' for name in sorted(name for name, _ in part))
-        (root / 'split' / f'{split}_filenames.lst').write_bytes(lines.encode())
-    unfinished.replace(marker)                                                           # last: now it is complete
-    return root
+def write_pastis(root, train=100, test=40, seed=0, workers=None, side=32):
+    """Write demo PASTIS-HD under `root`, laid out like the unpacked release; returns `root` as a Path.
+
+    train: patches in folds 1 to 4, about one in five of them in fold 4, the validation; test: in fold 5. side: Sentinel
+    pixels a side (real: 128). seed, workers and errors: as write_treesatai; an odd seed writes the dates as text.
+    """
+    root, count = Path(root), train + test
+    if count > demo_pastis.MOST:
+        raise UserError(f'{count} patches: there are ids for {demo_pastis.MOST}')
+
+    def finish(parcels):
+        (root / 'metadata.geojson').write_text(demo_pastis.metadata(seed, train, side, parcels))
+    wanted = dict(demo=True, dataset='pastis-hd', train=train, test=test, seed=seed, version=demo_pastis.VERSION, side=side)
+    counts = {f'{folder}/*': count for folder in demo_pastis.FOLDERS}
+    jobs = [(root, seed, i, train, side) for i in range(count)]
+    return generate(root, wanted, counts, demo_pastis.write_patch, jobs, finish, workers)
+
+
+def write_flair(root, train=100, test=40, seed=0, workers=None, layout='original'):
+    """Write demo FLAIR #2 under `root`; returns `root` as a Path.
+
+    train: patches in training and validation domains, about one in five in the latter; test: in test domains. layout:
+    'original', folders as in the first release, or 'domains', as repackaged. seed, workers and errors: as write_treesatai.
+    """
+    if layout not in ('original', 'domains'):
+        raise UserError(f'layout {layout!r}: it is original or domains')
+    root, plan = Path(root), demo_flair.areas(train, test)
+    about = root / 'aux-data' if layout == 'domains' else root
+
+    def finish(entries):
+        about.mkdir(exist_ok=True)
+        for n, name in enumerate(('flair-2_centroids_sp_to_patch.json', 'flair_aerial_metadata.json')):
+            (about / name).write_text(json.dumps({key: value for entry in entries for key, value in entry[n].items()}))
+    wanted = dict(demo=True, dataset='flair', train=train, test=test, seed=seed, version=demo_flair.VERSION,
+                  side=demo_flair.SIDE, layout=layout)
+    counts = {'**/IMG_*.tif': train + test, '**/MSK_*.tif': train + test, '**/SEN2_*': 3 * len(plan)}
+    jobs = [(root, seed, z, area, layout) for z, area in enumerate(plan)]
+    return generate(root, wanted, counts, demo_flair.write_area, jobs, finish, workers, unit='area')
 
 
 def main(argv=None):
+    writers = {'treesatai': write_treesatai, 'pastis-hd': write_pastis, 'flair': write_flair}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--root', required=True, help='folder to write to: new, empty, or an earlier run of this command')
-    parser.add_argument('--dataset', default='treesatai', choices=['treesatai'], help='which data set to imitate')
-    parser.add_argument('--train', type=int, default=320, help='tiles in the train list; 30 are meant to be hard, 300 learnable')
-    parser.add_argument('--test', type=int, default=160, help='tiles in the test list; few tiles make noisy scores')
+    parser.add_argument('--dataset', default='treesatai', choices=list(writers), help='which data set to imitate')
+    parser.add_argument('--train', type=int, help='treesatai: tiles in the train list (default 320; 30 are meant to be hard, '
+                        '300 learnable); pastis-hd: patches in folds 1 to 4; flair: patches in training and validation domains '
+                        '(default 100; one in five is for validation)')
+    parser.add_argument('--test', type=int, help='treesatai: tiles in the test list (default 160); pastis-hd: patches in fold 5; '
+                        'flair: patches in test domains (default 40); few tiles make noisy scores')
     parser.add_argument('--seed', type=int, default=0, help='decides every byte; the number of processes does not')
     args = parser.parse_args(argv)
-    root = write_treesatai(args.root, args.train, args.test, args.seed)
-    print(f'{root}: {args.train} train and {args.test} test tiles of SIMULATED forest')
+    counts = {name: getattr(args, name) for name in ('train', 'test') if getattr(args, name) is not None}
+    root = writers[args.dataset](args.root, seed=args.seed, **counts)
+    made = json.loads((root / 'DEMO.json').read_text())
+    print(f'{root}: {made["train"]} train and {made["test"]} test tiles of SIMULATED '
+          f'{"forest" if args.dataset == "treesatai" else "landscape"}')
 
 
 if __name__ == '__main__':

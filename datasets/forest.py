@@ -140,9 +140,10 @@ def labels(tile, stands):
 
 
 def draw_crowns(rng, species, stands):
-    """Plant trees stand by stand; the highest crown wins. Returns height (304, 304, m), color (304, 304, 4)."""
-    at = (np.arange(SIDE) + .5) / SIDE
-    axis = np.arange(SIDE, dtype=np.float32)
+    """Plant trees stand by stand; the highest crown wins. stands (H, H): height (H, H, m), color (H, H, 4: NIR, G, B, R)."""
+    side = len(stands)
+    at = (np.arange(side) + .5) / side
+    axis = np.arange(side, dtype=np.float32)
     ragged = .16 * smooth_noise(rng, 62, at) + .12 * smooth_noise(rng, 150, at)          # crown outlines are not circles
     height = .3 * smooth_noise(rng, 100, at)
     color = np.float32([122, 84, 78, 84]) * (1 + .10 * smooth_noise(rng, 60, at))[..., None]   # ground between the crowns
@@ -157,13 +158,13 @@ def draw_crowns(rng, species, stands):
         if genus is GENERA['Cleared']:                                                  # grass with herbs, no trees
             top, meadow = 0., 1 + .12 * smooth_noise(rng, 45, at) + .1 * smooth_noise(rng, 12, at)
             color[stands == k] = (tint * meadow[..., None])[stands == k]
-        n = int(SIDE / spacing) + 2
+        n = int(side / spacing) + 2
         grid = np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).reshape(-1, 2)
         centres = (grid + rng.uniform(-.42, .42, (n * n, 2))) * spacing
         radii, lights = diameter / 2 * np.exp(.16 * rng.standard_normal(n * n)), np.exp(.09 * rng.standard_normal(n * n))
         peaks, open_ = top + 2 * rng.standard_normal(n * n), rng.random(n * n) < gaps
         for (cy, cx), radius, light, peak, skip in zip(centres, radii, lights, peaks, open_):
-            if skip or not (0 <= cy < SIDE and 0 <= cx < SIDE) or stands[int(cy), int(cx)] != k:
+            if skip or not (0 <= cy < side and 0 <= cx < side) or stands[int(cy), int(cx)] != k:
                 continue
             y, x = (slice(max(0, int(c - 1.4 * radius)), int(c + 1.4 * radius) + 2) for c in (cy, cx))
             r = np.sqrt((axis[y, None] - cy) ** 2 + (axis[None, x] - cx) ** 2) / radius + ragged[y, x]
@@ -175,17 +176,22 @@ def draw_crowns(rng, species, stands):
 
 
 def aerial(rng, species, stands):
-    """The photo, NIR G B R: crowns lit by the sun, shadows cast, blurred, noise. stands (304, 304): (304, 304, 4) uint8."""
-    height, color = draw_crowns(rng, species, stands)
+    """The photo, NIR G B R, of crowns. stands (304, 304): (304, 304, 4) uint8."""
+    return photo(rng, *draw_crowns(rng, species, stands))
+
+
+def photo(rng, height, color):
+    """Lit by the sun, shadows cast, blurred, noise. height (H, H, m), color (H, H, B with blue third): (H, H, B) uint8."""
+    side = len(height)
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(38, 58))
     to_sun = np.array([np.cos(azimuth), np.sin(azimuth)])
     slope_y, slope_x = (np.clip(s, -2.5, 2.5) for s in np.gradient(height, 2 * PIXEL))   # half slopes: leaves scatter light
     lit = np.sin(elevation) - (slope_y * to_sun[0] + slope_x * to_sun[1]) * np.cos(elevation)
     lit = np.clip(lit / np.sqrt(1 + slope_y ** 2 + slope_x ** 2), 0, 1)
-    shadow, around = np.zeros((SIDE, SIDE), bool), np.pad(height, 80)
+    shadow, around = np.zeros((side, side), bool), np.pad(height, 80)
     for step in np.arange(.6, 15, .6):                                                  # walk towards the sun, in m
         dy, dx = np.rint(to_sun * step / PIXEL).astype(int)
-        towards = around[80 + dy:80 + dy + SIDE, 80 + dx:80 + dx + SIDE]
+        towards = around[80 + dy:80 + dy + side, 80 + dx:80 + dx + side]
         shadow |= towards - step * np.tan(elevation) > height + .3
     lit = np.where(shadow, .12 * lit, lit).astype(np.float32)
     sky = np.float32([.52, .55, .68, .55])                                              # shadows are blue
@@ -244,14 +250,15 @@ def digital_numbers(seen):
 
 
 def weather(rng, data, winter):
-    """What hides the ground on one date: data (10, 6, 6) -> (data, snow, cloud), masks 0..100. winter: 1 in January, -1 in July.
+    """What hides the ground on one date: data (10, H, W) -> (data, snow, cloud), masks 0..100. winter: 1 in January, -1 in July.
 
     About half of the dates are useless. The masks agree mostly: some clouds are missed or called snow, some clear flagged.
     """
     odds = np.array([.42, .09, .11, .34, .03, .01]) + max(winter, 0) * np.array([-.20, 0, 0, .14, 0, .06])
     kind = rng.choice(['clear', 'haze', 'partial', 'cloud', 'shadow', 'snow'], p=odds)
-    field = smooth_noise(rng, 4, (np.arange(6) + .5) / 6)
-    snow, cloud = np.zeros((6, 6)), np.zeros((6, 6))
+    (H, W), side = data.shape[1:], max(data.shape[1:])
+    field = smooth_noise(rng, 4, (np.arange(side) + .5) / side)[:H, :W]
+    snow, cloud = np.zeros((H, W)), np.zeros((H, W))
     if kind == 'haze':
         data = data + rng.uniform(100, 900) * np.linspace(1, .3, 10)[:, None, None] * (1 + .1 * field)
         cloud[:] = rng.choice([0, 0, 9, 15, 30])
@@ -261,13 +268,13 @@ def weather(rng, data, winter):
         data = .2 * data + rng.uniform(3600, 7200) * np.array([1] * 8 + [.25, .26])[:, None, None] * (1 + .05 * field)
         snow[:] = rng.choice([20, 48, 100])
     elif kind in ('cloud', 'partial'):
-        thick = 1 / (1 + np.exp(-6 * (field + rng.uniform(-.3, .3)))) if kind == 'partial' else np.full((6, 6), rng.uniform(.85, 1))
+        thick = 1 / (1 + np.exp(-6 * (field + rng.uniform(-.3, .3)))) if kind == 'partial' else np.full((H, W), rng.uniform(.85, 1))
         deck = rng.uniform(3200, 10000) * np.array([1, .96, .95, .98, .99, .99, 1.02, .99, .66, .52])
         deck = (deck * np.exp(.04 * rng.standard_normal(10)))[:, None, None] * (1 + .04 * field)
         data = data * (1 - thick) + deck * thick
         cloud = np.where(thick > .35, rng.choice([100, 100, 100, 85, 62]), rng.choice([0, 12]))
         if rng.random() < .06:
-            cloud, snow = snow, np.full((6, 6), rng.choice([0, 100]))
+            cloud, snow = snow, np.full((H, W), rng.choice([0, 100]))
     elif rng.random() < .04:
         cloud[:] = rng.integers(1, 80)
     return data, snow, cloud
