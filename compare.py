@@ -16,11 +16,9 @@ import sys
 from pathlib import Path
 
 from utils.errors import UserError, run
-from utils.results import KEYS, read_rows
+from utils.results import CELLS, KEYS, TABLES, key_of, read_rows
 
 RESULTS = Path(__file__).parent / "results"
-CELLS = RESULTS / "paper" / "cells.csv"
-TABLES = ("table2", "table3", "table4", "table5")
 METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
 COLUMN = {"f1_as_printed": "f1_weighted"}    # the values of table 5 are weighted F1, see PAPER.md
 MODALITIES = ("all", "s1", "s2", "vhr")
@@ -32,11 +30,6 @@ DEMO = "DEMO: simulated tiles, small models, not comparable with the paper"
 
 
 # ---- rows to cells --------------------------------------------------------------------------------------------------
-
-def key_of(row):
-    """The key of a row's cell: table, dataset, model, pretraining, ablation, modality, label_percent."""
-    return tuple(row[name] for name in KEYS)
-
 
 def paper_cells(table):
     """The cells that the paper prints: {key: row of cells.csv}; of table 5 the full model first, then by letter."""

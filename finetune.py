@@ -25,7 +25,7 @@ from models import build_model
 from utils import checkpoint, distributed, options
 from utils.errors import UserError, run
 from utils.log import Log, provenance
-from utils.results import read_rows
+from utils.results import finetuning_folder, read_rows
 
 # not in the paper, which gives a rate for pretrained weights only: the official code's
 SCRATCH_RATE = {"flair": 2e-3}    # 2e-4 for the others
@@ -101,8 +101,8 @@ def main(argv=None):
     scratch_rate = SCRATCH_RATE.get(args.dataset, 2e-4)
     rate = args.lr if args.lr is not None else scratch_rate if start_point is None else 2e-5
     modality = options.modality_name(modalities, args.dataset)
-    output = Path(args.output or f"runs/{args.dataset}/omnisat-{pretraining if ablation == 'none' else ablation}-{modality}"
-                                 f"-{args.label_percent}percent-seed{args.seed}")
+    output = Path(args.output or finetuning_folder("runs", args.dataset, pretraining, ablation, modality, args.label_percent,
+                                                   args.seed))
     target = output / "finetuned.pt"
     if target.exists() and checkpoint.load(target, "finetuned")["finished"]:
         raise UserError(f"{target} is finished: evaluate.py scores it; choose another --output, or delete it to start anew")
@@ -113,6 +113,9 @@ def main(argv=None):
         return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, max_cloud=args.max_cloud,
                             parts=args.parts, **choice)
     train, val = distributed.first_alone(lambda: (dataset("train", label_percent=args.label_percent), dataset("val")))
+    if start_point is not None and start_point["val_hash"] != val.list_hash:
+        raise UserError(f"{args.init}: pretrained with another list of validation tiles than {args.data_root} gives now; was a val "
+                        "list added? pretrain again")
     train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world)
     val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world)
     train_loader, val_loader = (make_loader(data, pools, args.workers)
@@ -134,8 +137,8 @@ def main(argv=None):
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
     is_demo = train.is_demo or (start_point is not None and start_point["is_demo"])
-    is_paper = (options.is_default(args, arguments) and size == {"embed_dim": 256, "depth": 6}
-                and (start_point is None or start_point["is_paper"]))
+    is_paper = (options.is_paper(args, arguments, modalities) and size == {"embed_dim": 256, "depth": 6}
+                and (start_point is None or start_point["is_paper"] and start_point["seed"] == args.seed))
     scale = "demo" if is_demo else "paper" if is_paper else "custom"
 
     # ---- log

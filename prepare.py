@@ -24,7 +24,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from datasets import band_statistics, open_dataset, splits
+from datasets import READERS, band_statistics, open_dataset, splits
 from datasets.sensors import SENSORS
 from datasets.tiles import clean
 from utils import options
@@ -33,16 +33,17 @@ from utils.unpack import unpack
 
 VERSION = 1                    # of the checks: results of another version are not taken over
 SPLITS, SEEDS, PERCENT = ("train", "val", "test"), (0, 1, 2), {"pastis-hd": 20}    # of the labels; 10 elsewhere
+ENOUGH = 0.99                  # of the release's tiles; with fewer, zips are missing
 CLOUDY = 80                    # %, mean over the pixels
 RELEASED = {"treesatai-ts": {"train + val": 45337, "test": 5044}, "treesatai": {"train + val": 45337, "test": 5044},
             "pastis-hd": {"train": 1455, "val": 482, "test": 496}, "flair": {"train + val": 61712, "test": 16050}}
 TABLES = {"treesatai-ts": ("table2", "treesatai"), "treesatai": ("table2", "treesatai"), "pastis-hd": ("table3", "pastis-hd"),
           "flair": ("table4", "flair")}    # and the folder that run_tables.sh looks for
 SEVERITIES = {
-    "error": ("missing", "double", "broken", "not listed", "not written"),
+    "error": ("missing", "double", "broken", "too few tiles", "not listed", "not written"),
     "repaired": ("NaN", "infinite", "nodata", "date without data", "same day", "dates unsorted", "crop moved"),
     "note": ("empty series", "nothing left", "cloudy only", "cloud masks", "constant", "radar units", "no label",
-             "number of tiles", "broken zip", "unsafe member", "damaged member")}    # tiles that lack their files are errors
+             "number of tiles", "only a centre", "broken zip", "unsafe member", "damaged member")}    # tiles that lack their files are errors
 
 
 class Finding(NamedTuple):
@@ -215,32 +216,36 @@ def open_splits(name, root, keys):
             error = problem
             findings.append(finding(name, "not listed", error, split))
         own = set(datasets[split].names) if split in datasets else ()
-        findings += [finding(name, kind_of(text, "missing"), text, split if tile in own else "", tile, key)
-                     for tile, key, text in found]
+        findings += [finding(name, "only a centre" if key == "centroids" else kind_of(text, "missing"), text,
+                             split if tile in own else "", tile, key) for tile, key, text in found]
     if not datasets:
         raise error
     sizes = {split: len(dataset) for split, dataset in datasets.items()}
     sizes["train + val"] = sizes.get("train", 0) + sizes.get("val", 0)
     is_demo = any(dataset.is_demo for dataset in datasets.values())
-    findings += [finding(name, "number of tiles", f"{sizes.get(part, 0):,} tiles in {part}, {number:,} in the release", part)
+    findings += [finding(name, "too few tiles" if sizes.get(part, 0) < ENOUGH * number else "number of tiles", f"{sizes.get(part, 0):,} tiles in {part}, {number:,} in the release", part)
                  for part, number in ({} if is_demo else RELEASED.get(name, {})).items() if sizes.get(part, 0) != number]
     return datasets, list(dict.fromkeys(findings))                                # val is drawn from train: both tell the same
 
 
 # ---- what the tables need, and the report ---------------------------------------------------------------------------
 
-def write_lists(args, datasets, keys):
-    """Statistics of the bands, label subsets, collected labels. Returns their files, also those that were there already."""
-    train, percent = datasets["train"], PERCENT.get(args.dataset, 10)
-    band_statistics.training_statistics(train, args.workers if len(train) > 64 else 0)
+def write_lists(args, datasets, keys, records, is_new):
+    """Statistics of the bands, collected labels, label subsets. Returns their files, also those that were there already.
+
+    is_new: whether a tile was read anew: then what an earlier run wrote may be of files that were changed since.
+    """
+    train, percent, files = datasets["train"], PERCENT.get(args.dataset, 10), []
+    band_statistics.training_statistics(train, args.workers if len(train) > 64 else 0, fresh=is_new)
+    for split, data in datasets.items():
+        path = splits.list_path(data.release, data.names, data.origin, "labels")
+        if data.has_label_files and (is_new or not path.exists()):
+            splits.write_labels(path, data.names, [record["label"] for record in records[split]], data.classes)
+        files += [path] if data.has_label_files else []
     for seed in SEEDS:
         open_dataset(args.dataset, args.root, "train", keys, label_percent=percent, seed=seed)
-    for split in ("val", "test"):
-        open_dataset(args.dataset, args.root, split, keys)
-    names = [f"{train.release}-{splits.fingerprint(train.names)[:8]}-{percent}percent-seed{seed}.txt" for seed in SEEDS]
-    names += [f"{data.release}-{splits.fingerprint([*data.names, data.origin])[:8]}-labels.txt" for data in datasets.values()]
-    files = [band_statistics.FOLDER / f"{train.release}-{train.name}-{train.data_hash[:8]}.json"]
-    return files + [splits.FOLDER / name for name in names if (splits.FOLDER / name).exists()]
+        files.append(splits.list_path(train.release, train.names, train.origin, f"{percent}percent-seed{seed}"))
+    return [band_statistics.statistics_path(train), *files]
 
 
 def count_status(datasets, findings):
@@ -346,7 +351,7 @@ def prepare(args, report, progress):
         raise UserError(f"{args.root}: no such folder; --root is the folder of what was downloaded, see README")
 
     # ---- unpack, list, check
-    unpacked, found = unpack(args.root)
+    unpacked, found = unpack(args.root, READERS[args.dataset].skipped if args.dataset in READERS else ())
     findings = [finding(args.dataset, kind, text, modality="zip", file=path) for kind, text, path in found]
     try:
         datasets, found = open_splits(args.dataset, args.root, keys)
@@ -361,7 +366,7 @@ def prepare(args, report, progress):
     files = []
     if not any(row.severity == "error" for row in findings):
         try:
-            files = write_lists(args, datasets, keys)
+            files = write_lists(args, datasets, keys, records, new > 0)
         except UserError as error:
             findings.append(finding(args.dataset, "not written", error))
 

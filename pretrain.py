@@ -24,6 +24,7 @@ from models.omnisat import ABLATIONS
 from utils import checkpoint, distributed, options
 from utils.errors import UserError, run
 from utils.log import Log, provenance
+from utils.results import pretraining_folder
 
 
 def run_epoch(model, loader, pools, device, seed, optimizer=None, progress=None):
@@ -84,8 +85,7 @@ def main(argv=None):
 
     # ---- setup
     rank, world, device = distributed.setup()
-    name = "pretrain" if args.ablation == "none" else f"pretrain-{args.ablation}"
-    output = Path(args.output or f"runs/{args.dataset}/{name}-seed{args.seed}")
+    output = Path(args.output or pretraining_folder("runs", args.dataset, args.ablation, args.seed))
     target = output / "pretrained.pt"
     if target.exists() and checkpoint.load(target, "pretrained")["finished"]:
         raise UserError(f"{target} is finished: choose another --output, or delete it to start anew")
@@ -145,8 +145,8 @@ def main(argv=None):
             checkpoint.save(target, {
                 "kind": "pretrained", "finished": finished, "config": config, "weights": model.state_dict(),
                 "dataset": args.dataset, "epoch": epoch, "val_loss": val_losses["loss"], "hours": hours,
-                "seed": args.seed, "split_hash": train.split_hash, "is_demo": train.is_demo, "source": source,
-                "is_paper": options.is_default(args, arguments) and (args.embed_dim, args.depth) == (256, 6)})
+                "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash, "is_demo": train.is_demo, "source": source,
+                "is_paper": options.is_paper(args, arguments, modalities) and (args.embed_dim, args.depth) == (256, 6)})
         if finished:
             break
     log.close()

@@ -8,7 +8,6 @@
 Rows go to results/TABLE.csv (demo: results/demo/), checkpoints and logs to runs/. What is there already is not run again.
 """
 import argparse
-import csv
 import functools
 import os
 import re
@@ -21,11 +20,9 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from utils.errors import run
-from utils.results import KEYS, identity, read_rows
+from utils.results import CELLS, KEYS, TABLES, finetuning_folder, identity, key_of, pretraining_folder, read_rows
 
 ROOT = Path(__file__).parent
-CELLS = ROOT / "results" / "paper" / "cells.csv"
-TABLES = ("table2", "table3", "table4", "table5")
 FOLDERS = {"treesatai-ts": "treesatai", "treesatai": "treesatai", "pastis-hd": "pastis-hd", "flair": "flair"}
 # The demo's choices: few tiles, a small model, minutes of training. The paper's are the scripts' defaults.
 DEMO_DATA = {"treesatai": ["--train", "160", "--test", "100"], "pastis-hd": ["--train", "120", "--test", "80"],
@@ -40,8 +37,7 @@ DEMO_FINETUNE = {"10": ["--batch-size", "4", "--epochs", "30", "--min-epochs", "
 
 def paper_cells(table):
     """Rows of cells.csv that can be produced: OmniSat's of a table, or of all; fig5 shows those of table 2 with all labels."""
-    with open(CELLS, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["table"] in TABLES and row["model"] == "omnisat"]
+    rows = [row for row in read_rows(CELLS) if row["table"] in TABLES and row["model"] == "omnisat"]
     if table == "fig5":
         return [row for row in rows if row["table"] == "table2" and row["label_percent"] == "100"]
     return [row for row in rows if table == "all" or row["table"] == ("table2" if table == "demo" else table)]
@@ -49,7 +45,7 @@ def paper_cells(table):
 
 def key(cell):
     """The cell's key columns as a CSV line, what --only is matched against."""
-    return ",".join(cell[name] for name in KEYS)
+    return ",".join(key_of(cell))
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -74,14 +70,12 @@ class Commands:
 
     def pretrained(self, cell, seed):
         """The checkpoint that a cell's fine-tuning starts from; the folder is pretrain.py's default."""
-        name = "pretrain" if cell["ablation"] == "none" else f"pretrain-{cell['ablation']}"
-        return self.runs / cell["dataset"] / f"{name}-seed{seed}" / "pretrained.pt"
+        return pretraining_folder(self.runs, cell["dataset"], cell["ablation"], seed) / "pretrained.pt"
 
     def finetuned(self, cell, seed):
         """The checkpoint that a cell is scored with, the same for a cell that two tables print; finetune.py's default."""
-        name = cell["pretraining"] if cell["ablation"] == "none" else cell["ablation"]
-        return (self.runs / cell["dataset"] / f"omnisat-{name}-{cell['modality']}-{cell['label_percent']}percent-seed{seed}"
-                / "finetuned.pt")
+        return finetuning_folder(self.runs, *(cell[name] for name in (
+            "dataset", "pretraining", "ablation", "modality", "label_percent")), seed) / "finetuned.pt"
 
     def csv(self, cell):
         return str(self.results / f"{cell['table']}.csv")
@@ -118,10 +112,10 @@ class Job(NamedTuple):
 
 
 def jobs(cells, seeds, commands):
-    """The jobs that are still to do, each after the one it needs."""
+    """The jobs that are still to do, each after the one it needs, and {name: why} of those that cannot be done."""
     scale = "demo" if commands.demo else "paper"
     done = {identity(row) for table in TABLES for row in read_rows(commands.results / f"{table}.csv") if row["status"] == "ok"}
-    planned, trained = {}, {}
+    planned, trained, blocked = {}, {}, {}
 
     def plan(name, command, needs, folder):
         if name not in planned:
@@ -129,30 +123,37 @@ def jobs(cells, seeds, commands):
         return name
     for seed in seeds:
         for cell in cells:
-            if tuple(cell[name] for name in KEYS) + (seed, scale) in done:
+            if key_of(cell) + (seed, scale) in done:
                 continue
             dataset, name, target, needs = cell["dataset"], f"{key(cell)}, seed {seed}", commands.finetuned(cell, seed), None
             if commands.demo:
                 folder = FOLDERS[dataset]
                 needs = plan(f"data of {folder}", commands.generate(dataset), None, commands.runs / folder)
-            if target in trained or is_finished(target, "finetuned"):             # trained for another table
+            start = commands.pretrained(cell, seed)
+            foreign = [path for path in (target, start) if finished_scale(path) not in (None, scale)]
+            if foreign:
+                blocked[name] = f"{foreign[0].parent} holds a run that is not of scale {scale}: move it away"
+                continue
+            if target in trained or finished_scale(target):                       # trained for another table
                 plan(name, commands.evaluate(cell, seed), trained.get(target, needs), target.parent / cell["table"])
                 continue
-            start = commands.pretrained(cell, seed)
-            if cell["pretraining"] == "self" and not is_finished(start, "pretrained"):
+            if cell["pretraining"] == "self" and not finished_scale(start):
                 title = "pretraining" if cell["ablation"] == "none" else f"pretraining, {cell['ablation']},"
                 needs = plan(f"{title} on {dataset}, seed {seed}", commands.pretrain(cell, seed), needs, start.parent)
             trained[target] = plan(name, commands.finetune(cell, seed), needs, target.parent)
-    return list(planned.values())
+    return list(planned.values()), blocked
 
 
 @functools.cache
-def is_finished(path, kind):
-    """Whether a training ran to its end."""
+def finished_scale(path):
+    """The scale of a training that ran to its end (paper, demo or custom), None if there is none."""
     if not path.exists():
-        return False
+        return None
     from utils.checkpoint import load                                         # torch is only loaded where it is needed
-    return load(path, kind)["finished"]
+    saved = load(path, path.stem)
+    if not saved["finished"]:
+        return None
+    return saved.get("scale") or ("demo" if saved["is_demo"] else "paper" if saved["is_paper"] else "custom")
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -222,8 +223,8 @@ def main(argv=None):
                                                              "e.g. 'treesatai-ts,omnisat,.*,s2,10$'")
     arguments.add_argument("--seeds", default="0", help="comma-separated; each has its own pretraining and label subset (default: 0)")
     arguments.add_argument("--nproc", type=int, default=1, help="processes, one a GPU (default: 1)")
-    arguments.add_argument("--jobs", type=int, metavar="N", help="commands at a time, each on one core, their output in runs/ "
-                                                                  "(default: 1, to the terminal; for the demo the number of cores, at most 8)")
+    arguments.add_argument("--jobs", type=int, metavar="N", help="for the demo: commands at a time, each on one core, their output in "
+                                                                  "runs/demo (default: the number of cores, at most 8)")
     arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README; relative to the repository (default: data)")
     arguments.add_argument("--demo", action="store_true", help="the table on generated data with small models")
     arguments.add_argument("--python", default=sys.executable, help=argparse.SUPPRESS)    # as run_tables.sh found it
@@ -235,12 +236,14 @@ def main(argv=None):
         arguments.error(f"--only: {args.only!r} is no regular expression: {error}")
     if not cells:
         arguments.error(f"--only: no cell matches {args.only!r}; see --list")
-    seeds = args.seeds.split(",")
-    if not all(seed.isdigit() for seed in seeds):
+    if not re.fullmatch(r"\d+(,\d+)*", args.seeds):
         arguments.error(f"--seeds: {args.seeds!r} is not a list like 0,1,2")
+    seeds = list(dict.fromkeys(str(int(seed)) for seed in args.seeds.split(",")))
     at_a_time = args.jobs if args.jobs is not None else min(8, os.cpu_count() or 1) if demo and args.nproc == 1 else 1
     if min(args.nproc, at_a_time) < 1:
         arguments.error("--nproc and --jobs must be at least 1")
+    if at_a_time > 1 and not demo:
+        arguments.error("--jobs: several commands at a time would share one GPU; it is for the demo")
 
     if args.list or args.dry_run:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)                         # `| head` is no error
@@ -253,15 +256,18 @@ def main(argv=None):
     if not demo and not args.dry_run and not Path(data).is_dir():
         arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data (see README)")
     commands = Commands(args.python, data, demo, args.nproc)
-    planned = jobs(cells, seeds, commands)
+    planned, failed = jobs(cells, seeds, commands)
+    for name, why in failed.items():
+        print(f"FAILED {name}: {why}", file=sys.stderr)
     if args.dry_run:
         print(*(shlex.join(job.command) for job in planned), sep="\n")
         return 0
 
-    failed = run_all(planned, at_a_time)
+    total = len(planned) + len(failed)
+    failed |= run_all(planned, at_a_time)
     compared = subprocess.run([args.python, "compare.py", "--results", str(commands.results), *(["--demo"] if demo else [])], cwd=ROOT).returncode
     if failed:
-        print(f"\n{len(failed)} of {len(planned)} jobs failed; the same command runs them again:", file=sys.stderr)
+        print(f"\n{len(failed)} of {total} jobs failed; the same command runs them again:", file=sys.stderr)
         print(*(f"  {name}: {why}" for name, why in failed.items()), sep="\n", file=sys.stderr)
     return 1 if failed or compared else 0
 

@@ -12,6 +12,11 @@ from utils.errors import UserError
 FOLDER = Path(__file__).parent / "stats"
 
 
+def statistics_path(dataset):
+    """The file of a dataset's statistics."""
+    return FOLDER / f"{dataset.release}-{dataset.name}-{dataset.data_hash[:8]}.json"
+
+
 class _Sums(torch.utils.data.Dataset):
     """Number, sum and sum of squares of each band of one tile, all dates, (3, C) float64 for each modality."""
 
@@ -31,15 +36,16 @@ class _Sums(torch.utils.data.Dataset):
         return sums
 
 
-def training_statistics(dataset, workers=0):
+def training_statistics(dataset, workers=0, fresh=False):
     """{key: {"mean": [C], "std": [C]}} of a dataset's training split, in the units of its batches.
 
-    Read from the file of this very list of tiles if there is one, else computed over every tile and written. Call it
-    on one process first. Errors: UserError for a modality without data or a constant band.
+    Read from the file of this very list of tiles and sensors if there is one, else (or if fresh) computed over every tile and
+    written. Call it on one process first. Errors: UserError for a modality without data or a constant band.
     """
-    path = FOLDER / f"{dataset.release}-{dataset.name}-{dataset.data_hash[:8]}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if set(dataset.modalities) <= set(known):
+    path = statistics_path(dataset)
+    known = json.loads(path.read_text()) if path.exists() and not fresh else {}
+    about = {sensor.key: {"bands": list(sensor.bands), "nodata": sensor.nodata} for sensor in dataset.sensors}
+    if all(key in known and known[key].get("sensor") == about[key] for key in dataset.modalities):
         return {key: known[key] for key in dataset.modalities}
     loader = torch.utils.data.DataLoader(_Sums(dataset), batch_size=None, num_workers=workers)
     total = None
@@ -52,7 +58,7 @@ def training_statistics(dataset, workers=0):
         if not (np.isfinite(mean).all() and (std > 0).all()):
             raise UserError(f"{dataset.root}: band without data or without variation in {key} of {dataset.name}: "
                             f"mean {mean.tolist()}, std {std.tolist()}")
-        known[key] = {"mean": mean.tolist(), "std": std.tolist(), "tiles": len(dataset)}
+        known[key] = {"mean": mean.tolist(), "std": std.tolist(), "tiles": len(dataset), "sensor": about[key]}
     FOLDER.mkdir(exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(known, indent=1))

@@ -76,7 +76,8 @@ def crop(array, centroid, side, name):
 class Flair(Tiles):
     """FLAIR #2; see datasets.tiles.Tiles. Tiles are named by domain, zone and image, as D004_2021-Z1_NN-IMG_000001."""
     classes = CLASSES
-    has_masks = True
+    has_masks = has_label_files = True
+    skipped = SKIPPED
 
     def find(self):
         self.index = find_files(self.root)
@@ -94,8 +95,11 @@ class Flair(Tiles):
                 names.append(f"{area}-IMG_{number}")
         names.sort(key=lambda name: name[-6:])
         if self.findings is not None and split == "train":                       # nobody else lists what should be there
-            self.findings.extend((name, "vhr", "its centre is known, but no img/IMG_<number>.tif was found")
-                                 for name in sorted(self._centroids()) if name[-6:] not in self.index["img"])
+            for name in sorted(self._centroids()):
+                if name[-6:] not in self.index["img"]:
+                    has_mask = name[-6:] in self.masks                           # else it may belong to another test set
+                    self.findings.append((name, "vhr", "its mask is there, but no file of vhr (img/IMG_<number>.tif)") if has_mask else
+                                         (name, "centroids", "its centre is listed, but there is no image and no mask"))
         if not names:
             raise UserError(f"{self.root}: no image of a {split} domain ({', '.join(d for d, s in domains.items() if s == split)}) "
                             "found below <domain>/<zone>/img; unpack the zips first")

@@ -47,7 +47,7 @@ class Folders(Tiles):
         names, labels = rows("train")
         if not names:
             return names, labels
-        val = set(saved_subset(self.release, "val", names, labels, VAL_SHARE, SPLIT_SEED))
+        val = set(saved_subset(self.release, "val", names, labels, VAL_SHARE, SPLIT_SEED, self.origin))
         kept = [i for i, name in enumerate(names) if (name in val) == (split == "val")]
         return [names[i] for i in kept], labels[kept]
 

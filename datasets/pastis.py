@@ -65,13 +65,13 @@ def read_target(path):
 
 class Pastis(Tiles):
     """PASTIS-HD; see datasets.tiles.Tiles. Tiles are named by their number, parts by number, row and column."""
-    classes = CLASSES
+    classes, has_label_files = CLASSES, True
 
     def find(self):
         found = [folder for folder, _, names in self._folders() if "metadata.geojson" in names]
         if len(found) != 1:
-            raise UserError(f"{self.root}: {len(found)} metadata.geojson found, at the root or up to two folders below, "
-                            "expected one; is this the folder of PASTIS-HD?")
+            raise UserError(f"{self.root}: {' and '.join(found) or 'no folder'} at the root or up to two folders below has a "
+                            "metadata.geojson, expected one; is this the folder of PASTIS-HD?")
         self.folder_of_files = found[0]
         self.metadata = read_metadata(os.path.join(found[0], "metadata.geojson"))
         marker = os.path.join(found[0], "DEMO.json")

@@ -42,13 +42,18 @@ def stratified_subset(labels, share, seed):
     return np.sort(np.concatenate(drawn))
 
 
-def saved_subset(release, what, names, labels, share, seed):
+def list_path(release, names, origin, what):
+    """The file of what is kept about a list of tiles. origin: text that tells generated data apart, "" otherwise."""
+    return FOLDER / f"{release}-{fingerprint([*names, origin] if origin else names)[:8]}-{what}.txt"
+
+
+def saved_subset(release, what, names, labels, share, seed, origin=""):
     """The stratified subset of a list, from its file if there is one, else drawn and written.
 
     release: e.g. "treesatai". what: e.g. "val" or "10percent". names: the list drawn from; labels (N, K) bool.
     Returns the names of the subset, in the list's order. Errors: UserError if the file was changed.
     """
-    path = FOLDER / f"{release}-{fingerprint(names)[:8]}-{what}-seed{seed}.txt"
+    path = list_path(release, names, origin, f"{what}-seed{seed}")
     if not path.exists():
         subset = [names[i] for i in stratified_subset(labels, share, seed)]
         _write(path, f"{len(subset)} of {len(names)} tiles, stratified, seed {seed}", subset)
@@ -62,21 +67,25 @@ def saved_subset(release, what, names, labels, share, seed):
 def saved_labels(release, names, origin, read, classes):
     """Which classes are present in each tile, from a file of this list of tiles if there is one, else read and written.
 
-    origin: text that tells generated data apart, "" otherwise. read(i): the classes present in tile i, (K,) bool; called
-    on all cores. classes: K names. Returns (N, K) bool.
+    read(i): the classes present in tile i, (K,) bool; called on all cores. classes: K names. Returns (N, K) bool.
     """
-    path = FOLDER / f"{release}-{fingerprint([*names, origin])[:8]}-labels.txt"
+    path = list_path(release, names, origin, "labels")
     if not path.exists():
         workers = min(16, os.cpu_count() or 1) if len(names) > 500 else 0         # few tiles are not worth a start
         loader = DataLoader(_Calls(len(names), read), batch_size=None, num_workers=workers)
         present = tqdm(loader, desc=f"labels of {release}", unit="tile", total=len(names), leave=False)
-        lines = [" ".join([name, *(str(int(k)) for k in np.flatnonzero(row))]) for name, row in zip(names, present)]
-        _write(path, f"numbers of the classes present in {len(names)} tiles, of {', '.join(classes)}", lines)
+        write_labels(path, names, [np.flatnonzero(row).tolist() for row in present], classes)
     labels, row = np.zeros((len(names), len(classes)), bool), {name: i for i, name in enumerate(names)}
     for line in _read(path):
         name, *present = line.split()
         labels[row[name], [int(k) for k in present]] = True
     return labels
+
+
+def write_labels(path, names, present, classes):
+    """The file of saved_labels. present: for each tile the numbers of its classes."""
+    lines = [" ".join([name, *map(str, numbers)]) for name, numbers in zip(names, present)]
+    _write(path, f"numbers of the classes present in {len(names)} tiles, of {', '.join(classes)}", lines)
 
 
 class _Calls(Dataset):

@@ -136,6 +136,8 @@ class Tiles(torch.utils.data.Dataset):
     classes, folder, grid = (), None, None
     drops_unlabelled = False    # whether a tile without any label is left out of training and test
     has_masks = False           # whether cloud(i) can tell
+    has_label_files = False     # whether labels are collected from a mask a tile, see datasets.splits.saved_labels
+    skipped = ()                # folders and zips below the root that are not part of the dataset
 
     def __init__(self, root, split, modalities, name, label_percent=100, seed=0, labelled=True, max_dates=50,
                  max_cloud=None, parts=1, findings=None):
@@ -151,10 +153,14 @@ class Tiles(torch.utils.data.Dataset):
         # what files of labels and statistics depend on besides the tiles: for generated data what it was generated from
         self.origin = Path(marker).read_text() if self.is_demo else ""
 
+        if max_cloud is not None and not (self.has_masks and "s2" in modalities):
+            raise UserError(f"--max-cloud: {name} has no cloud masks" + (" without s2" if self.has_masks else "") + "; leave the option out")
+
         names, labels = self.listed(split)
+        self.list_hash = fingerprint(names)
         if split == "train" and label_percent < 100 and names:
             row = {tile: i for i, tile in enumerate(names)}
-            names = saved_subset(self.release, f"{label_percent}percent", names, labels, label_percent / 100, seed)
+            names = saved_subset(self.release, f"{label_percent}percent", names, labels, label_percent / 100, seed, self.origin)
             labels = labels[[row[tile] for tile in names]]
         if parts > 1:
             names, labels = self.cut(names)
@@ -271,7 +277,7 @@ class Tiles(torch.utils.data.Dataset):
 
     def cloud(self, i):
         """Mean over the pixels of the larger probability of snow and cloud, %, (T,) beside the raw dates of s2."""
-        raise UserError(f"--max-cloud: {self.name} has no cloud masks; leave the option out")
+        raise NotImplementedError                                                 # has_masks says where it is
 
     def read(self, i):
         """One tile, cleaned, all dates: {key: (image (C, H, W), None) or (series (T, C, H, W), day numbers (T,))}."""

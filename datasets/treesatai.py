@@ -199,8 +199,6 @@ class TreeSatAI(Tiles):
             raise UserError(f"{self.root}: no {LABELS_FILE} found, at the root or below")
         if len(self.others[LABELS_FILE]) > 1:
             raise UserError(f"{len(self.others[LABELS_FILE])} label files, {' and '.join(self.others[LABELS_FILE])}: keep one")
-        if self.max_cloud is not None and self.name == "treesatai":
-            raise UserError("--max-cloud: the single-date release of TreeSatAI has no cloud masks; leave the option out")
         return self.others.get("DEMO.json", [None])[0]
 
     def listed(self, split):
@@ -224,7 +222,7 @@ class TreeSatAI(Tiles):
         else:
             names, val = read("train"), read("val")
             if val is None:
-                val = saved_subset(self.release, "val", names, matrix(names), VAL_SHARE, SPLIT_SEED)
+                val = saved_subset(self.release, "val", names, matrix(names), VAL_SHARE, SPLIT_SEED, self.origin)
             held_out = set(val)
             names = val if split == "val" else [tile for tile in names if tile not in held_out]
         return names, matrix(names)

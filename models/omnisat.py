@@ -90,6 +90,8 @@ class OmniSat(nn.Module):
     def set_statistics(self, statistics):
         """statistics: {key: {"mean": [C], "std": [C]}} of the training split, in the file's units (dB for radar)."""
         for key, module in self.standardize.items():
+            if len(statistics[key]["mean"]) != len(module.mean):
+                raise ValueError(f"{key}: statistics of {len(statistics[key]['mean'])} bands for {len(module.mean)}")
             module.mean.copy_(torch.tensor(statistics[key]["mean"]))
             module.std.copy_(torch.tensor(statistics[key]["std"]))
 

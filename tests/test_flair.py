@@ -278,7 +278,7 @@ def test_findings_are_collected(release):
     findings = []
     data = flair(release, labelled=False, findings=findings)
     assert [(tile, key) for tile, key, _ in findings] == [
-        ("IMG_000008", "vhr"), (NAMES[0], "vhr"), (NAMES[2], "the centroids"), (NAMES[0], "s2"), (NAMES[1], "s2")]
+        ("IMG_000008", "centroids"), (NAMES[0], "vhr"), (NAMES[2], "the centroids"), (NAMES[0], "s2"), (NAMES[1], "s2")]
     assert "2 files of vhr" in findings[1][2] and data.paths["s2"] == [None] * 3
 
 

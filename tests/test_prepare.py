@@ -373,7 +373,7 @@ def test_bad_members_and_zips(tmp_path):
 def test_no_space_is_told_before_unpacking(tmp_path, monkeypatch):
     zipped(tmp_path / "aerial.zip", {"a.tif": bytes(3_000_000_000 // 1000)})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 2_000_000))
-    with pytest.raises(UserError, match=r"aerial.zip: to unpack it 0.0 GB are needed, 0.0 GB are free"):
+    with pytest.raises(UserError, match=r"aerial.zip: to unpack it 0.003 GB are needed, 0.002 GB are free"):
         prepare.unpack(tmp_path)
     assert not (tmp_path / "aerial").exists()
 

@@ -1,4 +1,5 @@
 """The three scripts and the tables, run as a user runs them, on a generated miniature."""
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,12 +12,15 @@ import torch
 import evaluate
 import finetune
 import pretrain
+from datasets import open_dataset
+from datasets.band_statistics import training_statistics
 from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
 from models import build_model
 from utils import checkpoint
 from utils.errors import UserError
 from utils.metrics import count, f1_scores, mean_average_precision
+from utils.options import is_paper
 from utils.results import COLUMNS, KEYS, read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +159,8 @@ def test_errors_are_one_line_that_names_the_culprit(demo, pretrained, finetuned,
     cut.write_bytes(pretrained.read_bytes()[:-1000])
     stopped, foreign = tmp_path / "stopped.pt", tmp_path / "foreign.csv"
     checkpoint.save(stopped, checkpoint.load(pretrained, "pretrained") | {"finished": False})
+    other_val = tmp_path / "other_val.pt"
+    checkpoint.save(other_val, checkpoint.load(pretrained, "pretrained") | {"val_hash": "of another list"})
     foreign.write_text("a,b\n1,2\n")
     common = ["--dataset", "treesatai-ts", "--data-root", str(demo), "--output", str(tmp_path / "out"), *SMALL]
     for script, arguments, culprit in (
@@ -168,6 +174,10 @@ def test_errors_are_one_line_that_names_the_culprit(demo, pretrained, finetuned,
             (finetune, [*common, "--init", "none", "--embed-dim", "48"], "--embed-dim must be a multiple of 32"),
             (finetune, [*common, "--init", "none", "--csv", str(foreign)], "not a table of results"),
             (finetune, [*common, "--init", str(stopped)], "stopped in epoch 2"),
+            (finetune, [*common, "--init", str(other_val)], "pretrained with another list of validation tiles"),
+            (finetune, [*common[:4], "--init", "none", "--output", str(finetuned.parent), *SMALL], "is finished: evaluate.py scores it"),
+            (finetune, [*common, "--init", "none", "--modalities", "vhr", "--max-cloud", "5"], "no cloud masks without s2"),
+            (finetune, [*common, "--init", "none", "--parts", "2"], "labels of treesatai-ts belong to whole tiles"),
             (finetune, ["--dataset", "treesatai", *common[2:], "--init", str(pretrained), "--modalities", "vhr"],
              "pretrained on treesatai-ts, not on treesatai"),
             (finetune, ["--dataset", "treesatai", *common[2:], "--init", "none", "--max-cloud", "5"], "no cloud masks"),
@@ -189,3 +199,35 @@ def test_an_error_in_a_reading_process_is_one_line_too(demo, tmp_path):
                           str(tmp_path / "out"), "--workers", "1", *SMALL[2:], *MODEL], cwd=ROOT, capture_output=True, text=True)
     last = run.stderr.splitlines()[-1]
     assert run.returncode != 0 and "error:" in last and victim.name in last and "Traceback" not in run.stderr
+
+
+# ---- which rows are the paper's -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("script, options, modalities, expected", [
+    (pretrain, [], ("vhr", "s2", "s1"), True), (pretrain, [], ("s2",), False), (pretrain, ["--pool", "64"], ("vhr", "s2", "s1"), False),
+    (pretrain, [], ("vhr", "s2", "s1", "thermal"), False), (pretrain, ["--ablation", "no_contrastive"], ("vhr", "s2", "s1"), True),
+    (pretrain, ["--dataset", "flair"], ("vhr", "s2"), True), (pretrain, ["--dataset", "pastis-hd", "--parts", "2"], ("vhr", "s2", "s1"), False),
+    (finetune, ["--init", "none"], ("s2",), True), (finetune, ["--init", "none"], ("s2", "s1-des"), False),
+    (finetune, ["--init", "none", "--lr", "1e-3"], ("s2",), False), (finetune, ["--init", "none", "--max-cloud", "50"], ("s2",), False)])
+def test_only_the_papers_recipe_is_of_scale_paper(script, options, modalities, expected):
+    arguments = script.command_line()
+    args = arguments.parse_args(["--dataset", "treesatai-ts", "--data-root", "x", *options])
+    assert is_paper(args, arguments, modalities) is expected
+
+
+def test_a_dataset_of_ones_own_is_never_of_scale_paper(monkeypatch):
+    monkeypatch.setitem(SENSORS, "mine", {})
+    arguments = pretrain.command_line()
+    assert not is_paper(arguments.parse_args(["--dataset", "mine", "--data-root", "x"]), arguments, ())
+    assert not is_paper(arguments.parse_args(["--dataset", "mine", "--data-root", "x"]), arguments, ("vhr",))
+
+
+def test_statistics_follow_the_sensor(demo, tmp_path, monkeypatch):
+    """Statistics of other bands or another nodata value are not taken from the file, but computed again."""
+    monkeypatch.setattr("datasets.band_statistics.FOLDER", tmp_path)
+    first = training_statistics(open_dataset("treesatai-ts", demo, "train", ("s1",)))
+    monkeypatch.setitem(SENSORS["treesatai-ts"], "s1", dataclasses.replace(SENSORS["treesatai-ts"]["s1"], nodata=-12345))
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text().replace("mean", "old mean"))
+    second = training_statistics(open_dataset("treesatai-ts", demo, "train", ("s1",)))
+    assert first["s1"]["mean"] == second["s1"]["mean"] and "old mean" not in path.read_text()

@@ -17,9 +17,11 @@ import run_tables
 from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
 from models import build_model
+from models.omnisat import ABLATIONS
 from run_tables import Job, run_all
 from utils.options import chosen_modalities
-from utils.results import KEYS, read_rows
+from utils import checkpoint
+from utils.results import KEYS, finetuning_folder, pretraining_folder, read_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,12 +71,13 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
             assert (args.lr == 1e-4) if module is pretrain else (args.lr is None)
         # the folders that the driver counts on are the scripts' defaults
         if module is pretrain:
-            name = "pretrain" if args.ablation == "none" else f"pretrain-{args.ablation}"
-            written.add(f"{args.output or f'runs/{args.dataset}/{name}-seed{args.seed}'}/pretrained.pt")
+            default = pretraining_folder("runs", args.dataset, args.ablation, args.seed)
+            written.add(f"{args.output or default}/pretrained.pt")
         else:
-            init = "none" if args.init == "none" else Path(args.init).parent.name.rsplit("-seed", 1)[0].removeprefix("pretrain").strip("-")
-            written.add(f"{args.output or f'runs/{args.dataset}'}" + ("" if args.output else f"/omnisat-{init or 'self'}-{args.modalities}-"
-                        f"{args.label_percent}percent-seed{args.seed}") + "/finetuned.pt")
+            ablation = next((name for name in ABLATIONS if f"-{name}-" in args.init), "none")
+            default = finetuning_folder("runs", args.dataset, "none" if args.init == "none" else "self", ablation, args.modalities,
+                                        args.label_percent, args.seed)
+            written.add(f"{args.output or default}/finetuned.pt")
 
 
 @pytest.fixture
@@ -116,10 +119,34 @@ def test_a_cell_of_two_tables_is_trained_once(elsewhere, capfd):
     assert len(first) == len(second) == 1 and first[0]["checkpoint_hash"] == second[0]["checkpoint_hash"]
     assert first[0]["f1_weighted"] == second[0]["f1_weighted"] and (first[0]["table"], second[0]["table"]) == ("table2", "table5")
     (elsewhere / "results" / "table2.csv").unlink()                           # a finished training is only scored again
-    run_tables.is_finished.cache_clear()
+    run_tables.finished_scale.cache_clear()
     run_tables.main(["table2", "--demo", "--dry-run", "--only", "treesatai-ts,omnisat,self,none,all,100$"])
     assert [next(w for w in line.split() if w.endswith((".py", ".demo"))) for line in capfd.readouterr().out.splitlines()] == [
         "datasets.demo", "evaluate.py"]
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_the_papers(elsewhere, capfd):
+    only = ["demo", "--only", "treesatai-ts,omnisat,none,none,s2,(10|100)$"]
+    target = elsewhere / "runs" / "treesatai-ts" / "omnisat-none-s2-10percent-seed0" / "finetuned.pt"
+    target.parent.mkdir(parents=True)
+    checkpoint.save(target, {"kind": "finetuned", "finished": True, "scale": "custom"})
+    assert run_tables.main(only) == 1
+    assert "omnisat-none-s2-10percent-seed0 holds a run that is not of scale demo: move it away" in capfd.readouterr().err
+    assert [row["label_percent"] for row in read_rows(elsewhere / "results" / "table2.csv")] == ["100"]    # the rest goes on
+
+
+@pytest.mark.parametrize("options, error", [(["table2", "--jobs", "2"], "--jobs"), (["demo", "--seeds", "0,x"], "--seeds"),
+                                            (["demo", "--only", "no such cell"], "no cell matches"), (["table9"], "invalid choice")])
+def test_wrong_options_are_told(options, error, capsys):
+    with pytest.raises(SystemExit):
+        run_tables.main(options)
+    assert error in capsys.readouterr().err
+
+
+def test_seeds_are_numbers_and_each_is_run_once(capsys):
+    run_tables.main(["table2", "--dry-run", "--seeds", "01,1", "--only", "treesatai-ts,omnisat,none,none,s2,10$"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "--seed 1 " in line
 
 
 def job(name, code, needs=None, folder="."):

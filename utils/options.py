@@ -90,7 +90,18 @@ def check_model(args):
         raise UserError(f"--depth must not be negative, but it is {args.depth}")
 
 
-def is_default(args, arguments):
-    """Whether a run has the paper's recipe: nothing that changes its numbers differs from the option's default."""
+PAPER = {"treesatai-ts": ("vhr", "s2", "s1"), "treesatai": ("vhr", "s2", "s1"), "pastis-hd": ("vhr", "s2", "s1"),
+         "flair": ("vhr", "s2")}    # its datasets, and the modalities it pretrains on
+
+
+def is_paper(args, arguments, modalities):
+    """Whether a run has the paper's recipe: dataset, modalities, and nothing that changes its numbers is set otherwise.
+
+    modalities: of the run; fine-tuning may take some of the paper's, pretraining takes them all.
+    """
+    known, is_finetuning = PAPER.get(args.dataset), hasattr(args, "label_percent")
+    if known is None:
+        return False
     names = ("epochs", "batch_size", "pool", "lr", "patience", "min_epochs", "max_cloud", "parts")
-    return all(getattr(args, name) == arguments.get_default(name) for name in names if hasattr(args, name))
+    return ((set(modalities) <= set(known) if is_finetuning else tuple(modalities) == known)
+            and all(getattr(args, name) == arguments.get_default(name) for name in names if hasattr(args, name)))

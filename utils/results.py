@@ -8,6 +8,8 @@ from pathlib import Path
 
 from utils.errors import UserError
 
+CELLS = Path(__file__).parent.parent / "results" / "paper" / "cells.csv"
+TABLES = ("table2", "table3", "table4", "table5")
 KEYS = ("table", "dataset", "model", "pretraining", "ablation", "modality", "label_percent")    # as in cells.csv
 COLUMNS = KEYS + ("seed", "f1_weighted", "f1_macro", "f1_micro", "map", "n_test", "params", "pretrain_hours",
                   "finetune_hours", "scale", "status", "commit", "dirty", "command", "split_hash", "checkpoint_hash",
@@ -23,6 +25,22 @@ def read_rows(path):
         if not set(KEYS) <= set(rows.fieldnames or ()):
             raise UserError(f"{path}: not a table of results, its columns are {rows.fieldnames}; name another file")
         return list(rows)
+
+
+def key_of(row):
+    """The key of a row's cell: table, dataset, model, pretraining, ablation, modality, label_percent."""
+    return tuple(row[name] for name in KEYS)
+
+
+def pretraining_folder(runs, dataset, ablation, seed):
+    """Where a pretraining is kept: runs/treesatai-ts/pretrain-seed0."""
+    return Path(runs, dataset, f"{'pretrain' if ablation == 'none' else f'pretrain-{ablation}'}-seed{seed}")
+
+
+def finetuning_folder(runs, dataset, pretraining, ablation, modality, percent, seed):
+    """Where a fine-tuning is kept: runs/treesatai-ts/omnisat-self-all-100percent-seed0."""
+    name = pretraining if ablation == "none" else ablation
+    return Path(runs, dataset, f"omnisat-{name}-{modality}-{percent}percent-seed{seed}")
 
 
 def identity(row):

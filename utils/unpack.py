@@ -20,13 +20,16 @@ def places(path, size):
     return {(parts[-3:], size), (parts[-1:], size)}
 
 
-def unpack(root):
-    """Unpack every zip below the root into the folder of its name beside it.
+def unpack(root, skipped=()):
+    """Unpack every zip below the root into the folder of its name beside it; skipped: names of folders and zips to leave alone.
 
     Returns (lines for a report, [(kind, text, zip)] of what is wrong: "broken zip", "unsafe member" or "damaged member").
     Members that lie unpacked anywhere below the root, in their size, are left alone. Errors: UserError if the disk is too small.
     """
-    files = [os.path.join(folder, file) for folder, _, names in os.walk(root, followlinks=True) for file in names]
+    files = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if name not in skipped]
+        files += [os.path.join(folder, name) for name in names if name.removesuffix(".zip") not in skipped]
     zips = sorted(path for path in files if path.endswith(".zip"))
     there = {place for path in files if zips and os.path.exists(path) for place in places(path, os.path.getsize(path))}
     lines, unpacked, findings = [], 0, []
@@ -55,7 +58,7 @@ def unpack_one(archive, path, there):
             members.append(member)
     needed, free = sum(member.file_size for member in members), shutil.disk_usage(path.parent).free
     if needed > free:
-        raise UserError(f"{path}: to unpack it {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free in {path.parent}")
+        raise UserError(f"{path}: to unpack it {needed / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB are free in {path.parent}")
     with tqdm(total=needed, desc=f"unpacking {path.name}", unit="B", unit_scale=True, disable=not members) as bar:
         for member in members:
             try:
