@@ -1,35 +1,96 @@
 """Contrastive loss across modalities (section 3.2, equation 3, figure 4).
 
-Dimensions: B tiles, M modalities, P patches, D embedding.
+Dimensions: B tiles, M modalities, P patches, D embedding, N = B M P tokens.
+The denominator of equation 3 sums over all pairs of tokens. `Denominator` walks through the N x N similarities in blocks, so
+that memory grows with N; `dense_denominator` is the same in one matrix, readable, and the tests hold the two together.
 """
 import torch
 import torch.nn.functional as F
 
+BLOCK, BLOCK_GPU = 1536, 8192    # tokens; measured on a CPU: 512 to 2048 differ by a tenth
 
-def contrastive_loss(tokens, present, temperature=0.1, naive=False):
+
+def contrastive_loss(tokens, present, temperature=0.1, naive=False, dense=False):
     """Minus the mean of equation 3's logarithm (the printed equation lacks the minus sign).
 
     tokens (B, M, P, D): the encoders' f_p^m. present (B, M) bool: False where a tile lacks a modality; such tokens are
     neither anchor, positive nor negative. temperature: gamma. naive: the ablation of table 5, whose denominator leaves
-    out only the anchor itself, not all of T(m, p). Positives of (m, p): the tokens (n, p) with n != m.
-    Returns a scalar, 0 where no token has a positive (a single modality).
+    out only the anchor itself, not all of T(m, p). dense: with the N x N matrix, as are temperatures under 0.025.
+    Positives of (m, p): the tokens (n, p) with n != m. Returns a scalar, 0 where no token has a positive (a single modality).
     """
-    batch, modalities, patches, _ = tokens.shape
+    modalities, patches = tokens.shape[1:3]
     f = F.normalize(tokens, dim=-1)                                           # cosine similarity
     same_patch = torch.einsum("bmpd,bnpd->bmpn", f, f) / temperature
     is_self = torch.eye(modalities, dtype=torch.bool, device=f.device)
     is_positive = present[:, :, None, None] & present[:, None, None, :] & ~is_self[:, None]    # B x M x 1 x M
-    numerator = same_patch.masked_fill(~is_positive, -torch.inf).logsumexp(-1)          # B x M x P
+    is_anchor = is_positive.any(-1).expand(-1, -1, patches)                   # B x M x P
+    # where there is no positive the value is not used; 0 in place of -inf keeps its gradient finite
+    numerator = same_patch.masked_fill(~is_positive, -torch.inf).masked_fill(~is_anchor[..., None], 0).logsumexp(-1)
 
-    f = f.flatten(0, 2)                                                       # BMP x D
-    similarity = f @ f.t() / temperature
-    group = torch.arange(len(f), device=f.device)
-    if not naive:
-        group = group // patches                                              # T(m, p): one number per (tile, modality)
-    is_excluded = (group[:, None] == group[None]) | ~present[:, :, None].expand(-1, -1, patches).flatten()[None]
-    denominator = similarity.masked_fill(is_excluded, -torch.inf).logsumexp(-1).view(batch, modalities, patches)
+    is_token = present[:, :, None].expand(-1, -1, patches).flatten()
+    group = 1 if naive else patches                                           # T(m, p): so many tokens in a row
+    dense = dense or temperature < 0.025                                      # exp(-2 / temperature) would be 0 in float32
+    function = dense_denominator if dense else Denominator.apply
+    log_denominator = function(f.flatten(0, 2), is_token, group, temperature).view_as(is_anchor)
+    loss = torch.where(is_anchor, log_denominator - numerator, 0)
+    return loss.sum() / is_anchor.sum().clamp(min=1)
 
-    is_anchor = is_positive.any(-1).expand(-1, -1, patches)
-    if not is_anchor.any():
-        return tokens.sum() * 0
-    return (denominator - numerator)[is_anchor].mean()
+
+def dense_denominator(f, is_token, group, temperature):
+    """Logarithm of equation 3's denominator.
+
+    f (N, D) of norm 1; is_token (N,) bool: those that count; group: so many tokens in a row are one T(m, p). Returns (N,), -inf
+    where no token counts.
+    """
+    number = torch.arange(len(f), device=f.device) // group
+    is_excluded = (number[:, None] == number[None]) | ~is_token[None]
+    return (f @ f.t() / temperature).masked_fill(is_excluded, -torch.inf).logsumexp(-1)
+
+
+class Denominator(torch.autograd.Function):
+    """dense_denominator with memory linear in N.
+
+    The similarities are symmetric: each pair of blocks is multiplied once, for the rows of both. They are at most 1, so
+    exp((s - 1) / temperature) needs no maximum of its row. Of 2 N^2 D operations a matrix, forward does a half and backward three.
+    """
+
+    @staticmethod
+    def forward(ctx, f, is_token, group, temperature):
+        size = BLOCK_GPU if f.is_cuda else BLOCK
+        ctx.sizes = max(1, size // group) * group, group, temperature         # groups lie within blocks
+        counts = is_token.to(f.dtype)
+        total = f.new_zeros(len(f))
+        for i, j, e in pairs(f, *ctx.sizes):
+            total[i] += e @ counts[j]
+            if i != j:
+                total[j] += counts[i] @ e
+        ctx.save_for_backward(f, counts, total)
+        return total.log() + 1 / temperature
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        f, counts, total = ctx.saved_tensors
+        weight = torch.where(total > 0, gradient / total, 0) / ctx.sizes[2]   # of e[a, b] in the gradient of row a
+        result = torch.zeros_like(f)
+        for i, j, e in pairs(f, *ctx.sizes):
+            # similarity (a, b) is in the sum of row a if b counts, and in that of row b if a does
+            e *= torch.addr(torch.outer(weight[i], counts[j]), counts[i], weight[j])
+            result[i].addmm_(e, f[j])
+            if i != j:
+                result[j].addmm_(e.t(), f[i])
+        return result, None, None, None
+
+
+def pairs(f, size, group, temperature):
+    """Each pair of blocks of the tokens once: (slice i, slice j, exp((f_i . f_j - 1) / temperature)), excluded pairs 0."""
+    blocks = [slice(at, min(at + size, len(f))) for at in range(0, len(f), size)]
+    shift = f.new_full((), -1 / temperature)
+    number = torch.arange(size, device=f.device) // group
+    is_excluded = number[:, None] == number[None]
+    for at, i in enumerate(blocks):
+        for j in blocks[at:]:
+            e = torch.addmm(shift, f[i], f[j].t(), alpha=1 / temperature).exp_()
+            if i == j:                                                        # a T(m, p) lies within one block
+                e.masked_fill_(is_excluded[:len(e), :len(e)], 0)
+            yield i, j, e

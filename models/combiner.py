@@ -3,11 +3,14 @@
 Dimensions: B tiles, M modalities, P patches, D embedding, H heads, K buckets of distances.
 """
 import math
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+PAIRS = 2 ** 20                   # of tokens in one matrix of scores; above, attention goes through the queries in parts
 RATIO = 1.9                       # iRPE's default, and with it its alpha, beta and gamma, in patches:
 ALPHA, BETA, GAMMA = RATIO, 2 * RATIO, 8 * RATIO
 BUCKETS = int(BETA) + 1           # 0..3
@@ -41,13 +44,23 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x, context, buckets):
-        """x (B, N, D) attends to context (B, S, D); buckets (N, S) int64. Returns (B, N, D)."""
+        """x (B, N, D) attends to context (B, S, D); buckets (N, S) whole numbers. Returns (B, N, D)."""
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # B x H x N x D/H
         k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = (q @ self.relative.t()) / q.shape[-1] ** 0.5                               # B x H x N x K
-        bias = bias.gather(-1, buckets.expand(*bias.shape[:2], *buckets.shape))           # B x H x N x S
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        by_bucket = (q @ self.relative.t()) / q.shape[-1] ** 0.5                          # B x H x N x K
+        rows = max(1, PAIRS // buckets.shape[1])
+        if rows >= buckets.shape[0]:
+            x = attend(q, k, v, by_bucket, buckets)
+        else:    # many tokens: some queries after the other, their scores computed again in backward
+            x = torch.cat([checkpoint(attend, *part, use_reentrant=False) for part in zip(
+                q.split(rows, 2), repeat(k), repeat(v), by_bucket.split(rows, 2), buckets.split(rows))], dim=2)
         return self.out(x.transpose(1, 2).flatten(2))
+
+
+def attend(q, k, v, by_bucket, buckets):
+    """Attention of queries q (B, H, N, D/H) to k, v (B, H, S, D/H), each score plus by_bucket (B, H, N, K) at buckets (N, S)."""
+    bias = by_bucket.gather(-1, buckets.long().expand(*by_bucket.shape[:2], *buckets.shape))    # B x H x N x S
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 class Block(nn.Module):
@@ -80,7 +93,7 @@ class Combiner(nn.Module):
     def forward(self, tokens, positions):
         """tokens (B, M, P, D), positions (P, 2; patches): row and column. Returns f* (B, P, D)."""
         modalities, patches = tokens.shape[1:3]
-        buckets = distance_buckets(positions).to(tokens.device)               # the same for all modalities of a patch
+        buckets = distance_buckets(positions).byte().to(tokens.device)        # the same for all modalities of a patch
         g = tokens.flatten(1, 2)                                              # B x MP x D
         for block in self.blocks:
             g = block(g, buckets.repeat(modalities, modalities))              # eq. 1

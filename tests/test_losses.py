@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+import losses.contrastive as contrastive
 from datasets.sensors import Sensor
 from losses.contrastive import contrastive_loss
 from losses.reconstruction import token_error, top_dates
@@ -79,6 +80,33 @@ def test_contrastive_is_equation_3(shape, naive, temperature):
     tokens, present = some_tokens(*shape), torch.ones(shape[:2], dtype=torch.bool)
     loss = contrastive_loss(tokens, present, temperature, naive)
     assert_same(loss, equation_3(tokens, present, temperature, naive), tokens)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 7), (4, 2, 9), (3, 3, 36), (2, 1, 4), (1, 3, 5)])
+@pytest.mark.parametrize("block", [1, 10, 64])
+@pytest.mark.parametrize("naive", [False, True])
+def test_contrastive_in_blocks_is_the_dense_form(shape, block, naive, monkeypatch):
+    """Blocks of one T(m, p) and of several, the last one shorter, tokens missing: value and gradient, in both precisions."""
+    monkeypatch.setattr(contrastive, "BLOCK", block)
+    present = torch.rand(shape[:2]) < 0.7
+    present[0] = True
+    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        tokens = torch.randn(*shape, 16, dtype=dtype, requires_grad=True)
+        losses = [contrastive_loss(tokens, present, naive=naive, dense=dense) for dense in (False, True)]
+        ours, dense = (torch.autograd.grad(loss, tokens)[0] for loss in losses)
+        torch.testing.assert_close(*losses, rtol=bound, atol=bound)
+        assert (ours - dense).norm() <= bound * dense.norm()
+
+
+def test_contrastive_memory_does_not_grow_with_the_square(monkeypatch):
+    """No tensor of the backward graph or of a step is larger than the tokens and a block of similarities."""
+    monkeypatch.setattr(contrastive, "BLOCK", 64)
+    sizes, original = [], contrastive.pairs
+    monkeypatch.setattr(contrastive, "pairs", lambda *a: (sizes.append(e.numel()) or (i, j, e) for i, j, e in original(*a)))
+    tokens = torch.randn(40, 3, 8, 4, requires_grad=True)    # 960 tokens
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        contrastive_loss(tokens, torch.ones(40, 3, dtype=torch.bool)).backward()
+    assert max(sizes) == max(64 * 64, tokens.numel()) and len(sizes) > 2 * 15 * 16 / 2
 
 
 def test_contrastive_default_temperature_is_a_tenth():

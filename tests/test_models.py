@@ -184,6 +184,26 @@ def test_blocks_are_residual():
         assert_same([block(x, *inputs)], [y + block.mlp(y)], [*block.attention.parameters(), *block.mlp.parameters()])
 
 
+@pytest.mark.parametrize("pairs", [1, 1000, 3000])
+def test_attention_in_parts_is_attention(pairs, monkeypatch):
+    """Queries one after the other, some at a time with a shorter rest, and all but a few: values and all gradients."""
+    combiner = Combiner(32, 2, 4).double()
+    tokens = double(2, 3, 16, 32).requires_grad_()    # 48 tokens
+    positions = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    whole = combiner(tokens, positions)
+    monkeypatch.setattr("models.combiner.PAIRS", pairs)
+    assert_same([combiner(tokens, positions)], [whole], [tokens, *combiner.parameters()])
+
+
+def test_attention_in_parts_keeps_no_matrix_of_all_scores(monkeypatch):
+    monkeypatch.setattr("models.combiner.PAIRS", 2 ** 10)
+    attention, x = Attention(16, 2), torch.randn(1, 512, 16)
+    sizes, buckets = [], torch.zeros(512, 512, dtype=torch.uint8)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t):
+        attention(x, x, buckets).sum().backward()
+    assert max(sizes) < 2 * 512 * 512 * 4 / 8    # heads x queries x keys x float32, by far
+
+
 def test_distance_buckets_by_hand():
     """iRPE's piecewise index of the rounded distance d, for d > 1.9: round(1.9 + 1.9 ln(d / 1.9) / ln 8), 3 at most.
 
