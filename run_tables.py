@@ -216,7 +216,7 @@ def main(argv=None):
     arguments = argparse.ArgumentParser(prog="run_tables.sh", description=__doc__,
                                         formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("table", choices=[*TABLES, "fig5", "all", "demo"],
-                           help="a table; fig5: what figure 5 shows; all; or demo: table2 --demo, a quarter of an hour")
+                           help="a table; fig5: what figure 5 shows; all; or demo: table2 --demo, ten minutes")
     arguments.add_argument("--list", action="store_true", help="print the cells that can be produced, as CSV, and stop")
     arguments.add_argument("--dry-run", action="store_true", help="print the commands that would run, one a line, and stop")
     arguments.add_argument("--only", metavar="PATTERN", help="only cells whose line of --list matches this regular expression, "
