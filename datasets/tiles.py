@@ -131,7 +131,7 @@ class Tiles(torch.utils.data.Dataset):
     find(): looks for the files (self.index, if it needs one); returns the path of DEMO.json, which marks generated data,
         or None.
     listed(split): all tiles of a split and their labels (N, K) bool.
-    paths_of(key): one file a tile, and raw(i, keys): its content, for sensors that have no `files` in their entry.
+    paths_of(sensor): one file a tile, and raw(i, keys): its content, for sensors that have no `files` in their entry.
     """
     classes, folder, grid = (), None, None
     drops_unlabelled = False    # whether a tile without any label is left out of training and test
