@@ -27,6 +27,7 @@ from tqdm import tqdm
 from datasets import READERS, band_statistics, open_dataset, splits
 from datasets.sensors import SENSORS
 from datasets.tiles import clean
+from run_tables import FOLDERS
 from utils import options
 from utils.errors import UserError, run
 from utils.unpack import unpack
@@ -37,8 +38,7 @@ ENOUGH = 0.99                  # of the release's tiles; with fewer, zips are mi
 CLOUDY = 80                    # %, mean over the pixels
 RELEASED = {"treesatai-ts": {"train + val": 45337, "test": 5044}, "treesatai": {"train + val": 45337, "test": 5044},
             "pastis-hd": {"train": 1455, "val": 482, "test": 496}, "flair": {"train + val": 61712, "test": 16050}}
-TABLES = {"treesatai-ts": ("table2", "treesatai"), "treesatai": ("table2", "treesatai"), "pastis-hd": ("table3", "pastis-hd"),
-          "flair": ("table4", "flair")}    # and the folder that run_tables.sh looks for
+TABLES = {"treesatai-ts": "table2", "treesatai": "table2", "pastis-hd": "table3", "flair": "table4"}
 SEVERITIES = {
     "error": ("missing", "double", "broken", "too few tiles", "not listed", "not written"),
     "repaired": ("NaN", "infinite", "nodata", "date without data", "same day", "dates unsorted", "crop moved"),
@@ -123,7 +123,7 @@ def check_data(dataset, i, sensor, data, days):
         radar = dataset.finish(sensor.key, whole)[:, sensor.bands.index("VV")]
         if radar.min() >= 0 or radar.max() < -39:                                 # power taken for dB, or dB for power
             yield "radar units", f"VV from {radar.min():.3g} to {radar.max():.3g} dB; was the file converted?"
-    if sensor.key == "s2" and dataset.has_masks:
+    if sensor.key == "s2" and dataset.has_cloud_masks:
         yield from check_cloud(dataset, i, kept, len(days))
 
 
@@ -319,13 +319,12 @@ def write_report(path, findings):
 
 def next_command(args, is_demo):
     """What to type after this."""
-    table, folder = TABLES.get(args.dataset, (None, None))
     root = Path(os.path.normpath(args.root))
     if is_demo:
         return "bash run_tables.sh demo"
-    if root.name != folder:                                                       # a dataset, or a place, of one's own
+    if root.name != FOLDERS.get(args.dataset):                                                       # a dataset, or a place, of one's own
         return f"python pretrain.py --dataset {args.dataset} --data-root {args.root}"
-    return f"bash run_tables.sh {table}" + ("" if str(root.parent) == "data" else f" --data {root.parent}")
+    return f"bash run_tables.sh {TABLES[args.dataset]}" + ("" if str(root.parent) == "data" else f" --data {root.parent}")
 
 
 # ---- the script -----------------------------------------------------------------------------------------------------

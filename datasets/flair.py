@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.sensors import SENSORS
-from datasets.splits import FOLDER, saved_labels
+from datasets.splits import FOLDER
 from datasets.tiles import Tiles, day_numbers, read_npy, read_tif
 from utils.errors import UserError
 
@@ -69,14 +68,19 @@ def crop(array, centroid, side, name):
     row, column = centroid
     if not (0 <= row < height and 0 <= column < width) or side > min(height, width):
         raise UserError(f"{name}: its centre {tuple(centroid)} is not inside the {height} x {width} pixels of its Sentinel-2 area")
-    top, left = (int(np.clip(at - side // 2, 0, size - side)) for at, size in ((row, height), (column, width)))
+    top, left = first_pixel(row, side, height), first_pixel(column, side, width)
     return array[..., top:top + side, left:left + side]
+
+
+def first_pixel(centre, side, size):
+    """Where side pixels around the centre begin, all of them within 0..size."""
+    return int(np.clip(centre - side // 2, 0, size - side))
 
 
 class Flair(Tiles):
     """FLAIR #2; see datasets.tiles.Tiles. Tiles are named by domain, zone and image, as D004_2021-Z1_NN-IMG_000001."""
     classes = CLASSES
-    has_masks = has_label_files = True
+    has_cloud_masks = has_label_files = True
     skipped = SKIPPED
 
     def find(self):
@@ -103,10 +107,7 @@ class Flair(Tiles):
         if not names:
             raise UserError(f"{self.root}: no image of a {split} domain ({', '.join(d for d, s in domains.items() if s == split)}) "
                             "found below <domain>/<zone>/img; unpack the zips first")
-        if not self.labelled:
-            return names, np.zeros((len(names), len(CLASSES)), bool)
-        self.names = names
-        return names, saved_labels(self.release, names, self.origin, self.present, CLASSES)
+        return names, self.labels_of(names)
 
     def _area(self, number, path):
         """Domain and zone of an image, as D004_2021-Z1_NN, from its folders."""
@@ -127,9 +128,6 @@ class Flair(Tiles):
                             f"{self.side} x {self.side} and 1 to {HIGHEST}")
         return np.isin(np.arange(1, len(CLASSES) + 1), np.minimum(mask, len(CLASSES)))
 
-    def check_label(self, i):
-        return self.present(i)
-
     def sources(self, i):
         series = self.paths.get("s2", [None] * len(self))[i]
         beside = [series.replace("_data.npy", end) for end in ("_masks.npy", "_products.txt")] if series else []
@@ -142,14 +140,11 @@ class Flair(Tiles):
         height, width = read_npy(self.paths[key][i]).shape[-2:]
         side, moved = self.grid[0], []
         for what, at, size in zip(("rows", "columns"), self.centroids[i], (height, width)):
-            top = at - side // 2
-            if shift := int(np.clip(top, 0, size - side)) - top:
+            if shift := first_pixel(at, side, size) - (at - side // 2):
                 moved.append(f"{shift:+d} {what}")
         return [f"by {' and '.join(moved)}: the centre {self.centroids[i]} is near the border of {height} x {width} pixels"] * bool(moved)
 
-    def paths_of(self, sensor):
-        if sensor.files:
-            return super().paths_of(sensor)
+    def own_paths(self, sensor):
         if sensor.key == "vhr":
             return self.one_each("vhr", [self.index["img"][name[-6:]] for name in self.names], "img/IMG_<number>.tif")
         centroids = self._centroids()
@@ -170,12 +165,9 @@ class Flair(Tiles):
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not the centroids of FLAIR #2 ({error}); download it again") from error
 
-    def raw(self, i, keys):
+    def read_own(self, i, sensors):
         """The centre of the image (100 of 102.4 m), and the series of the same ground out of its area's."""
-        table = SENSORS[self.name]
-        own = [key for key in keys if table[key].files is None]
-        return ({key: self._image(i) if key == "vhr" else self._series(i, table[key]) for key in own}
-                | super().raw(i, [key for key in keys if key not in own]))
+        return {sensor.key: self._image(i) if sensor.key == "vhr" else self._series(i, sensor) for sensor in sensors}
 
     def _image(self, i):
         path, size = self.paths["vhr"][i], self.grid[0] * PATCH

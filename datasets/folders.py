@@ -8,11 +8,9 @@ import os
 
 import numpy as np
 
-from datasets.splits import saved_subset
+from datasets.splits import drawn_val
 from datasets.tiles import Tiles
 from utils.errors import UserError
-
-VAL_SHARE, SPLIT_SEED = 0.15, 0
 
 
 class Folders(Tiles):
@@ -47,7 +45,7 @@ class Folders(Tiles):
         names, labels = rows("train")
         if not names:
             return names, labels
-        val = set(saved_subset(self.release, "val", names, labels, VAL_SHARE, SPLIT_SEED, self.origin))
+        val = set(drawn_val(self.release, names, labels, self.origin))
         kept = [i for i, name in enumerate(names) if (name in val) == (split == "val")]
         return [names[i] for i in kept], labels[kept]
 

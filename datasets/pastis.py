@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.splits import saved_labels
 from datasets.tiles import Tiles, read_npy
 from utils.errors import UserError
 
@@ -96,13 +95,6 @@ class Pastis(Tiles):
         names = [tile for tile, entry in self.metadata.items() if entry["fold"] in FOLDS[split]]
         return names, self.labels_of(names)
 
-    def labels_of(self, names):
-        """Which crops are present in each tile or part, (N, 18) bool; nothing is read if no labels are wanted."""
-        if not self.labelled:
-            return np.zeros((len(names), len(CLASSES)), bool)
-        self.names = names
-        return saved_labels(self.release, names, self.origin, self.present, CLASSES)
-
     def target(self, i):
         return os.path.join(self.base(), "ANNOTATIONS", f"TARGET_{self.tile(i)}.npy")
 
@@ -117,9 +109,6 @@ class Pastis(Tiles):
         if self.is_part(i):
             target = target[self.window(i, target.shape[0], 0), self.window(i, target.shape[1], 1)]
         return np.isin(np.arange(1, VOID), target)
-
-    def check_label(self, i):
-        return self.present(i)
 
     def sources(self, i):
         return super().sources(i) + [self.target(i), os.path.join(self.base(), "metadata.geojson")]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 
 FOLDER = Path(__file__).parent / "splits"
+VAL_SHARE, SPLIT_SEED = 0.15, 0
 
 
 def fingerprint(names):
@@ -62,6 +63,11 @@ def saved_subset(release, what, names, labels, share, seed, origin=""):
         raise UserError(f"{path}: holds tiles that are not in the list it was drawn from; restore it with git, or delete it "
                         "to draw it again")
     return subset
+
+
+def drawn_val(release, names, labels, origin):
+    """The validation tiles, out of the training list (N names), of a release that has no list of them."""
+    return saved_subset(release, "val", names, labels, VAL_SHARE, SPLIT_SEED, origin)
 
 
 def saved_labels(release, names, origin, read, classes):

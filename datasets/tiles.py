@@ -13,7 +13,7 @@ import tifffile
 import torch
 
 from datasets.sensors import SENSORS
-from datasets.splits import fingerprint, saved_subset
+from datasets.splits import fingerprint, saved_labels, saved_subset
 from utils.errors import UserError
 
 MISSING_SHARE = 0.5            # a date goes if a band lacks more of its pixels
@@ -131,11 +131,12 @@ class Tiles(torch.utils.data.Dataset):
     find(): looks for the files (self.index, if it needs one); returns the path of DEMO.json, which marks generated data,
         or None.
     listed(split): all tiles of a split and their labels (N, K) bool.
-    paths_of(sensor): one file a tile, and raw(i, keys): its content, for sensors that have no `files` in their entry.
+    own_paths(sensor): one file a tile, and read_own(i, sensors): their content, for sensors without `files` in their entry.
+    present(i): the classes of tile i, (K,) bool, where has_label_files.
     """
     classes, folder, grid = (), None, None
     drops_unlabelled = False    # whether a tile without any label is left out of training and test
-    has_masks = False           # whether cloud(i) can tell
+    has_cloud_masks = False     # whether cloud(i) can tell
     has_label_files = False     # whether labels are collected from a mask a tile, see datasets.splits.saved_labels
     skipped = ()                # folders and zips below the root that are not part of the dataset
 
@@ -153,8 +154,8 @@ class Tiles(torch.utils.data.Dataset):
         # what files of labels and statistics depend on besides the tiles: for generated data what it was generated from
         self.origin = Path(marker).read_text() if self.is_demo else ""
 
-        if max_cloud is not None and not (self.has_masks and "s2" in modalities):
-            raise UserError(f"--max-cloud: {name} has no cloud masks" + (" without s2" if self.has_masks else "") + "; leave the option out")
+        if max_cloud is not None and not (self.has_cloud_masks and "s2" in modalities):
+            raise UserError(f"--max-cloud: {name} has no cloud masks" + (" without s2" if self.has_cloud_masks else "") + "; leave the option out")
 
         names, labels = self.listed(split)
         self.list_hash = fingerprint(names)
@@ -189,12 +190,23 @@ class Tiles(torch.utils.data.Dataset):
     def paths_of(self, sensor):
         """The file of each tile, None where it is missing and `findings` took note. Errors: UserError naming the tile."""
         if sensor.files is None:
-            raise UserError(f"{sensor.key}: its entry for {self.name} in datasets/sensors.py needs files=, such as "
-                            f"'{sensor.key}/{{tile}}.npz'")
+            return self.own_paths(sensor)
         paths = [os.path.join(self.base(), sensor.files.format(tile=self.tile(i))) for i in range(len(self.names))]
         folders = {os.path.dirname(path) for path in paths}
         there = {os.path.join(folder, name) for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)}
         return self.one_each(sensor.key, [[path] if path in there else [] for path in paths], sensor.files)
+
+    def own_paths(self, sensor):
+        """paths_of for a sensor without `files`."""
+        raise UserError(f"{sensor.key}: its entry for {self.name} in datasets/sensors.py needs files=, such as "
+                        f"'{sensor.key}/{{tile}}.npz'")
+
+    def labels_of(self, names):
+        """Which classes are present in each tile, (N, K) bool, collected from its mask; none is read if no labels are wanted."""
+        if not self.labelled:
+            return np.zeros((len(names), len(self.classes)), bool)
+        self.names = names
+        return saved_labels(self.release, names, self.origin, self.present, self.classes)
 
     def one_each(self, key, found, form):
         """The one file of each tile out of those found for it. form: how the file is named, for the error."""
@@ -211,7 +223,7 @@ class Tiles(torch.utils.data.Dataset):
 
     def check_label(self, i):
         """The classes of tile i, (K,) bool, read anew. Errors: UserError; here they were read with the list of tiles."""
-        return self.labels[i].numpy() > 0
+        return self.present(i) if self.has_label_files else self.labels[i].numpy() > 0
 
     def sources(self, i):
         """The files that tile i is made from; one that is not there counts too, as it may come."""
@@ -232,7 +244,13 @@ class Tiles(torch.utils.data.Dataset):
 
     def raw(self, i, keys):
         """One tile as the files have it: {key: (image (C, H, W), None) or (series (T, C, H, W), day numbers (T,))}."""
-        return {key: self.read_file(i, SENSORS[self.name][key]) for key in keys}
+        sensors = [SENSORS[self.name][key] for key in keys]
+        tile = self.read_own(i, [sensor for sensor in sensors if sensor.files is None])
+        return tile | {sensor.key: self.read_file(i, sensor) for sensor in sensors if sensor.files}
+
+    def read_own(self, i, sensors):
+        """raw for sensors without `files`."""
+        return {}
 
     def read_file(self, i, sensor):
         """A file of the common formats, checked against the sensor's entry."""
@@ -277,7 +295,7 @@ class Tiles(torch.utils.data.Dataset):
 
     def cloud(self, i):
         """Mean over the pixels of the larger probability of snow and cloud, %, (T,) beside the raw dates of s2."""
-        raise NotImplementedError                                                 # has_masks says where it is
+        raise NotImplementedError                                                 # has_cloud_masks says where it is
 
     def read(self, i):
         """One tile, cleaned, all dates: {key: (image (C, H, W), None) or (series (T, C, H, W), day numbers (T,))}."""

@@ -11,13 +11,13 @@ where <tile>.tif is the tile's name in the lists and <stem> the same without its
 import json
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from datasets.sensors import SENSORS
-from datasets.splits import saved_subset
+from datasets.splits import drawn_val
 from datasets.tiles import Tiles, read_tif
 from utils.errors import UserError
 
@@ -26,7 +26,6 @@ CLASSES = ("Abies", "Acer", "Alnus", "Betula", "Cleared", "Fagus", "Fraxinus", "
 LABELS_FILE = "TreeSatBA_v9_60m_multi_labels.json"
 AREA = 0.07                    # a class counts if an entry's area is strictly larger
 SIZE, GRID = 300, 6            # pixels of the image after the centre crop; pixels of the series
-VAL_SHARE, SPLIT_SEED = 0.15, 0
 FLOOR = 1e-4                   # linear power under this is -40 dB: below a GRD product's noise
 SINGLE_DATE = 120              # the single-date release has no dates; not in the paper: the official code's day
 
@@ -120,14 +119,22 @@ def read_single(path, key, bands):
     return image[None, [names.index(band) for band in bands]], np.array([SINGLE_DATE])
 
 
+@contextmanager
+def _h5(path):
+    """An open series file, by h5py's low level: 2.5 times faster. Errors: UserError naming the file."""
+    try:
+        yield h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY)
+    except (OSError, RuntimeError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as HDF5 ({error}); download it again") from error
+
+
 def read_h5(path, keys):
     """The series of one tile: {key: (data (T, C, 6, 6) float32, days of the year (T,) int64)}, as they are in the file.
 
     S2 in digital numbers, S1 in linear power. T = 0 is legal. Errors: UserError naming the file and the dataset.
     """
     series = {}
-    try:
-        file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY)    # h5py's low level: 2.5 times faster
+    with _h5(path) as file:
         for key in keys:
             prefix, start, bands = SERIES[key]
             data = _read_dataset(file, path, f"{prefix}-data", np.float32)
@@ -138,17 +145,13 @@ def read_h5(path, keys):
                 raise UserError(f"{path}: {prefix}-data has shape {data.shape} and {len(products)} products, expected "
                                 f"T x {bands} x {GRID} x {GRID} and T")
             series[key] = data, days_of_year(products, start, path)
-    except (OSError, RuntimeError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as HDF5 ({error}); download it again") from error
     return series
 
 
 def read_cloud(path):
     """Mean over the pixels of the larger probability of snow and cloud, %, (T,)."""
-    try:
-        masks = _read_dataset(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY), path, "sen-2-masks", np.float32)
-    except (OSError, RuntimeError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as HDF5 ({error}); download it again") from error
+    with _h5(path) as file:
+        masks = _read_dataset(file, path, "sen-2-masks", np.float32)
     if masks.ndim != 4 or masks.shape[1] < 2:                                     # T x 2 or 10 x 6 x 6: further ones are empty
         raise UserError(f"{path}: sen-2-masks has shape {masks.shape}, expected T x 2 or more x {GRID} x {GRID}")
     return masks[:, :2].max(1).mean((1, 2))
@@ -194,7 +197,7 @@ class TreeSatAI(Tiles):
 
     def find(self):
         self.index, self.others = find_files(self.root)
-        self.has_masks = self.name == "treesatai-ts"
+        self.has_cloud_masks = self.name == "treesatai-ts"
         if LABELS_FILE not in self.others:
             raise UserError(f"{self.root}: no {LABELS_FILE} found, at the root or below")
         if len(self.others[LABELS_FILE]) > 1:
@@ -222,7 +225,7 @@ class TreeSatAI(Tiles):
         else:
             names, val = read("train"), read("val")
             if val is None:
-                val = saved_subset(self.release, "val", names, matrix(names), VAL_SHARE, SPLIT_SEED, self.origin)
+                val = drawn_val(self.release, names, matrix(names), self.origin)
             held_out = set(val)
             names = val if split == "val" else [tile for tile in names if tile not in held_out]
         return names, matrix(names)
@@ -230,26 +233,19 @@ class TreeSatAI(Tiles):
     def tile(self, i):
         return self.names[i][:-len(".tif")]
 
-    def paths_of(self, sensor):
-        """One file a tile. Errors: UserError naming the tile without a file, or the two files of one tile."""
-        if sensor.files:
-            return super().paths_of(sensor)
+    def own_paths(self, sensor):
         is_h5 = self.name == "treesatai-ts" and sensor.key in SERIES
         found = self.index["ts" if is_h5 else sensor.key]
         return self.one_each(sensor.key, [found.get(self.tile(i), []) for i in range(len(self.names))],
                              "sentinel-ts/<stem>_<year>.h5" if is_h5 else f"tif of {sensor.key}")
 
-    def raw(self, i, keys):
+    def read_own(self, i, sensors):
         """Series of TreeSatAI-TS lie in one file, which is opened once."""
-        table = SENSORS[self.name]
-        own = [key for key in keys if table[key].files is None]
-        series = [key for key in own if key != "vhr"]
-        tile = {"vhr": (read_vhr(self.paths["vhr"][i]), None)} if "vhr" in own else {}
+        series = [sensor for sensor in sensors if sensor.key != "vhr"]
+        tile = {"vhr": (read_vhr(self.paths["vhr"][i]), None)} if len(series) < len(sensors) else {}
         if self.name == "treesatai":
-            tile |= {key: read_single(self.paths[key][i], key, table[key].bands) for key in series}
-        elif series:
-            tile |= read_h5(self.paths[series[0]][i], series)
-        return tile | super().raw(i, [key for key in keys if key not in own])
+            return tile | {sensor.key: read_single(self.paths[sensor.key][i], sensor.key, sensor.bands) for sensor in series}
+        return tile | (read_h5(self.paths[series[0].key][i], [sensor.key for sensor in series]) if series else {})
 
     def cloud(self, i):
         return read_cloud(self.paths["s2"][i])

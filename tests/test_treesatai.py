@@ -9,10 +9,9 @@ import torch
 from conftest import TILES, write_h5, write_tif
 
 from datasets.loading import collate
-from datasets.splits import FOLDER, fingerprint, saved_subset
+from datasets.splits import FOLDER, SPLIT_SEED, VAL_SHARE, fingerprint, saved_subset
 from datasets.tiles import choose_dates, clean
-from datasets.treesatai import (CLASSES, LABELS_FILE, SPLIT_SEED, VAL_SHARE, decibel, find_files, read_cloud, read_labels, read_list,
-                                read_vhr)
+from datasets.treesatai import CLASSES, LABELS_FILE, decibel, find_files, read_cloud, read_labels, read_list, read_vhr
 from datasets.treesatai import TreeSatAI as Reader
 from datasets.treesatai import read_h5 as raw_h5
 from utils.errors import UserError
