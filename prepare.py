@@ -43,7 +43,7 @@ SEVERITIES = {
     "error": ("missing", "double", "broken", "too few tiles", "not listed", "not written"),
     "repaired": ("NaN", "infinite", "nodata", "date without data", "same day", "dates unsorted", "crop moved"),
     "note": ("empty series", "nothing left", "cloudy only", "cloud masks", "constant", "radar units", "no label",
-             "number of tiles", "only a centre", "broken zip", "unsafe member", "damaged member")}    # tiles that lack their files are errors
+             "number of tiles", "only a centre", "broken zip", "unsafe member", "damaged member")}
 
 
 class Finding(NamedTuple):
@@ -223,8 +223,10 @@ def open_splits(name, root, keys):
     sizes = {split: len(dataset) for split, dataset in datasets.items()}
     sizes["train + val"] = sizes.get("train", 0) + sizes.get("val", 0)
     is_demo = any(dataset.is_demo for dataset in datasets.values())
-    findings += [finding(name, "too few tiles" if sizes.get(part, 0) < ENOUGH * number else "number of tiles", f"{sizes.get(part, 0):,} tiles in {part}, {number:,} in the release", part)
-                 for part, number in ({} if is_demo else RELEASED.get(name, {})).items() if sizes.get(part, 0) != number]
+    for part, number in ({} if is_demo else RELEASED.get(name, {})).items():
+        if (found := sizes.get(part, 0)) != number:
+            kind = "too few tiles" if found < ENOUGH * number else "number of tiles"
+            findings.append(finding(name, kind, f"{found:,} tiles in {part}, {number:,} in the release", part))
     return datasets, list(dict.fromkeys(findings))                                # val is drawn from train: both tell the same
 
 
@@ -322,7 +324,7 @@ def next_command(args, is_demo):
     root = Path(os.path.normpath(args.root))
     if is_demo:
         return "bash run_tables.sh demo"
-    if root.name != FOLDERS.get(args.dataset):                                                       # a dataset, or a place, of one's own
+    if root.name != FOLDERS.get(args.dataset):                            # a dataset, or a place, of one's own
         return f"python pretrain.py --dataset {args.dataset} --data-root {args.root}"
     return f"bash run_tables.sh {TABLES[args.dataset]}" + ("" if str(root.parent) == "data" else f" --data {root.parent}")
 

@@ -53,7 +53,7 @@ def run_epoch(model, loader, pools, device, seed, optimizer=None, progress=None)
                 progress.update(step_size)
     if optimizer is not None:
         distributed.share_statistics(model)
-    sums = torch.zeros(1 + len(model.terms), device=device) + sums                               # a process may have had no pool at all
+    sums = torch.zeros(1 + len(model.terms), device=device) + sums            # a process may have had no pool at all
     means = (distributed.sum_over_processes(sums) / tiles).tolist()
     return dict(zip(("loss", *model.terms), means))
 
@@ -118,8 +118,8 @@ def main(argv=None):
     log = Log(output, rank, source | {"options": vars(args), "world": world, "parameters": size})
     if rank == 0:
         print(f"pretraining on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
-              f"{', '.join(modalities)}{'' if args.ablation == 'none' else ', ' + args.ablation}; {size / 1e6:.2f} M parameters; {args.batch_size} tiles a step in pools of "
-              f"{train_pools.pool}; {world} process(es) on {source['device']}", file=sys.stderr)
+              f"{', '.join(modalities)}{'' if args.ablation == 'none' else ', ' + args.ablation}; {size / 1e6:.2f} M parameters; "
+              f"{args.batch_size} tiles a step in pools of {train_pools.pool}; {world} process(es) on {source['device']}", file=sys.stderr)
         if train_pools.idle():
             print(train_pools.idle(), file=sys.stderr)
 
@@ -145,8 +145,8 @@ def main(argv=None):
             checkpoint.save(target, {
                 "kind": "pretrained", "finished": finished, "config": config, "weights": model.state_dict(),
                 "dataset": args.dataset, "epoch": epoch, "val_loss": val_losses["loss"], "hours": hours,
-                "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash, "is_demo": train.is_demo, "source": source,
-                "is_paper": options.is_paper(args, arguments, modalities) and (args.embed_dim, args.depth) == (256, 6)})
+                "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
+                "is_demo": train.is_demo, "source": source, "is_paper": options.is_paper(args, arguments, modalities) and (args.embed_dim, args.depth) == (256, 6)})
         if finished:
             break
     log.close()

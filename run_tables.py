@@ -265,7 +265,8 @@ def main(argv=None):
 
     total = len(planned) + len(failed)
     failed |= run_all(planned, at_a_time)
-    compared = subprocess.run([args.python, "compare.py", "--results", str(commands.results), *(["--demo"] if demo else [])], cwd=ROOT).returncode
+    compare = [args.python, "compare.py", "--results", str(commands.results), *(["--demo"] if demo else [])]
+    compared = subprocess.run(compare, cwd=ROOT).returncode
     if failed:
         print(f"\n{len(failed)} of {total} jobs failed; the same command runs them again:", file=sys.stderr)
         print(*(f"  {name}: {why}" for name, why in failed.items()), sep="\n", file=sys.stderr)
