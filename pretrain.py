@@ -146,7 +146,8 @@ def main(argv=None):
                 "kind": "pretrained", "finished": finished, "config": config, "weights": model.state_dict(),
                 "dataset": args.dataset, "epoch": epoch, "val_loss": val_losses["loss"], "hours": hours,
                 "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
-                "is_demo": train.is_demo, "source": source, "is_paper": options.is_paper(args, arguments, modalities) and (args.embed_dim, args.depth) == (256, 6)})
+                "is_demo": train.is_demo, "source": source,
+                "is_paper": options.is_paper(args, arguments, modalities) and (args.embed_dim, args.depth) == (256, 6)})
         if finished:
             break
     log.close()
