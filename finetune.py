@@ -31,14 +31,19 @@ from utils.results import finetuning_folder, read_rows
 SCRATCH_RATE = {"flair": 2e-3}    # 2e-4 for the others
 
 
-def train_epoch(model, loader, pools, device, optimizer, progress):
-    """One pass over the training tiles with binary cross-entropy. Returns its mean over the tiles of all processes."""
+def train_epoch(model, loader, pools, device, autocast, optimizer, progress):
+    """One pass over the training tiles with binary cross-entropy. Returns its mean over the tiles of all processes.
+
+    autocast: the context of the forward pass.
+    """
     model.train()
     batches, total, tiles = iter(loader), torch.zeros((), device=device), 0
     for step_size, step_pools in pools.steps():
         for _, indices in step_pools:
             batch = distributed.to_device(next(batches), device)
-            loss = F.binary_cross_entropy_with_logits(model(batch), batch["label"])
+            with autocast:
+                logits = model(batch)
+            loss = F.binary_cross_entropy_with_logits(logits.float(), batch["label"])
             (loss * len(indices) / step_size).backward()
             total += loss.detach() * len(indices)
         distributed.sum_gradients(model)
@@ -60,6 +65,7 @@ def command_line():
                            help="use a stratified subset of the training labels, drawn with the seed; validation and test "
                                 "stay whole")
     options.add_model_options(arguments, None, None)
+    options.add_machine_options(arguments)
     training = options.add_training_options(arguments, epochs=200)
     training.add_argument("--lr", type=float, help="of Adam (default: 2e-5 from a checkpoint, the paper's; from "
                                                    "scratch the official code's, 2e-4, and 2e-3 on flair)")
@@ -74,7 +80,7 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = arguments.parse_args(argv)
-    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent", "parts")
+    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent", "parts", "tiles_at_once")
     options.check_model(args)
     if args.csv:
         read_rows(args.csv)                                                   # another kind of table is told now, not at the end
@@ -133,7 +139,8 @@ def main(argv=None):
     else:
         checkpoint.start_from(model, start_point, args.init)
     model.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), rate)
+    autocast = options.set_up(model, args, device)
+    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
     is_demo = train.is_demo or (start_point is not None and start_point["is_demo"])
@@ -158,7 +165,7 @@ def main(argv=None):
         train_pools.epoch = epoch
         with tqdm(total=len(train), desc=f"fine-tune {epoch}/{args.epochs}", unit="tile", leave=False,
                   disable=rank > 0) as progress:
-            loss = train_epoch(model, train_loader, train_pools, device, optimizer, progress)
+            loss = train_epoch(model, train_loader, train_pools, device, autocast, optimizer, progress)
         if not math.isfinite(loss):
             raise UserError(f"{output}: the loss is {loss} in epoch {epoch}; the best epoch before is {best_epoch or 'none'}; "
                             "try a lower --lr")

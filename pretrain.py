@@ -27,20 +27,23 @@ from utils.log import Log, provenance
 from utils.results import pretraining_folder
 
 
-def run_epoch(model, loader, pools, device, seed, optimizer=None, progress=None):
+def run_epoch(model, loader, pools, device, autocast, seed, optimizer=None, progress=None):
     """One pass over the split: {"loss"} and the loss's terms, means over the tiles of all processes.
 
-    Without an optimizer nothing is learned. The masks follow (seed, epoch, number of the pool), whatever the process.
+    autocast: the context of the forward pass. Without an optimizer nothing is learned. The masks follow (seed, epoch, number of
+    the pool), whatever the process. Nothing here waits for the device before the end of the epoch.
     """
     model.train(optimizer is not None)
-    generator = torch.Generator(device)
+    generator = torch.Generator()
     batches, sums, tiles = iter(loader), 0, 0
     with torch.set_grad_enabled(optimizer is not None):
         for step_size, step_pools in pools.steps():
             for number, indices in step_pools:
-                batch = distributed.to_device(next(batches), device)
+                batch = next(batches)
                 generator.manual_seed((seed * 10_007 + pools.epoch) * 1_000_003 + number)
-                loss, terms = model.pretrain_loss(batch, generator)
+                masks = model.draw_masks(batch, generator)                    # on the CPU, where the batch still is
+                with autocast:
+                    loss, terms = model.pretrain_loss(distributed.to_device(batch, device), masks)
                 if optimizer is not None:
                     (loss * len(indices) / step_size).backward()
                 sums = sums + torch.stack([loss, *(terms[name] for name in model.terms)]).detach() * len(indices)
@@ -67,6 +70,7 @@ def command_line():
                        help="a row of table 5: no_index_bypass: the image decoder does without the encoder's pooling indices; "
                             "no_date_filtering: all dates are reconstructed; no_contrastive, no_reconstruction: without that loss; "
                             "naive_contrastive: patches of the same tile and modality are negatives too")
+    options.add_machine_options(arguments)
     training = options.add_training_options(arguments, epochs=250)
     training.add_argument("--lr", type=float, default=1e-4, help="of Adam")
     training.add_argument("--patience", type=int, default=40,
@@ -79,7 +83,7 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = arguments.parse_args(argv)
-    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "parts")
+    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "parts", "tiles_at_once")
     options.check_model(args)
     modalities = options.chosen_modalities(args.modalities, args.dataset)
 
@@ -109,7 +113,8 @@ def main(argv=None):
     model = build_model("omnisat", train.sensors, **config["options"])
     model.set_statistics(statistics)
     model.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), args.lr)
+    autocast = options.set_up(model, args, device)
+    optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
     # ---- log
@@ -129,8 +134,8 @@ def main(argv=None):
         train_pools.epoch = epoch
         with tqdm(total=len(train), desc=f"pretrain {epoch}/{args.epochs}", unit="tile", leave=False,
                   disable=rank > 0) as progress:
-            losses = run_epoch(model, train_loader, train_pools, device, args.seed, optimizer, progress)
-        val_losses = run_epoch(model, val_loader, val_pools, device, seed=0)
+            losses = run_epoch(model, train_loader, train_pools, device, autocast, args.seed, optimizer, progress)
+        val_losses = run_epoch(model, val_loader, val_pools, device, autocast, seed=0)
         if not math.isfinite(losses["loss"] + val_losses["loss"]):
             raise UserError(f"{output}: the loss is {losses} in epoch {epoch}, on validation {val_losses}: stopped before "
                             "this epoch was saved; try a lower --lr")

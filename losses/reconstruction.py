@@ -20,10 +20,10 @@ def token_error(prediction, target, is_used=None):
 def top_dates(attention, padded, share=0.25):
     """The dates with the highest attention of each patch: the unsupervised cloud filter of section 3.1.
 
-    attention (B, P, T); padded (B, T) bool, True where there is no date; share: of the valid dates, rounded up, so that
-    a series of one date keeps it. Returns index (B, P, K) int64 and is_used (B, K) bool with K = ceil(share x T).
+    attention (N, T); padded (N, T) bool, True where there is no date; share: of the valid dates, rounded up, so that
+    a series of one date keeps it. Returns index (N, K) int64 and is_used (N, K) bool with K = ceil(share x T).
     """
-    wanted = ((~padded).sum(1).double() * share - 1e-9).ceil()                # B; 0.3 x 50 is 15 dates, not 16
-    most = max(1, math.ceil(attention.shape[-1] * share - 1e-9))
-    index = attention.masked_fill(padded[:, None], -1).topk(most, dim=-1).indices
+    wanted = ((~padded).sum(1).double() * share - 1e-9).ceil()                # N; 0.3 x 50 is 15 dates, not 16
+    most = max(1, math.ceil(attention.shape[1] * share - 1e-9))
+    index = attention.masked_fill(padded, -1).topk(most, dim=1).indices
     return index, torch.arange(most, device=padded.device) < wanted[:, None]

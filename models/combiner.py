@@ -52,14 +52,16 @@ class Attention(nn.Module):
         if rows >= buckets.shape[0]:
             x = attend(q, k, v, by_bucket, buckets)
         else:    # many tokens: some queries after the other, their scores computed again in backward
-            x = torch.cat([checkpoint(attend, *part, use_reentrant=False) for part in zip(
+            x = torch.cat([checkpoint(attend, *part, use_reentrant=False, preserve_rng_state=False) for part in zip(
                 q.split(rows, 2), repeat(k), repeat(v), by_bucket.split(rows, 2), buckets.split(rows))], dim=2)
         return self.out(x.transpose(1, 2).flatten(2))
 
 
 def attend(q, k, v, by_bucket, buckets):
     """Attention of queries q (B, H, N, D/H) to k, v (B, H, S, D/H), each score plus by_bucket (B, H, N, K) at buckets (N, S)."""
-    bias = by_bucket.gather(-1, buckets.long().expand(*by_bucket.shape[:2], *buckets.shape))    # B x H x N x S
+    # a product, not a gather: its backward is a product too, where a gather's would add to four numbers a row one by one
+    is_bucket = (buckets[:, None] == torch.arange(BUCKETS, device=buckets.device)[:, None]).to(q.dtype)    # N x K x S
+    bias = torch.einsum("bhnk,nks->bhns", by_bucket, is_bucket)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
@@ -93,9 +95,10 @@ class Combiner(nn.Module):
     def forward(self, tokens, positions):
         """tokens (B, M, P, D), positions (P, 2; patches): row and column. Returns f* (B, P, D)."""
         modalities, patches = tokens.shape[1:3]
-        buckets = distance_buckets(positions).byte().to(tokens.device)        # the same for all modalities of a patch
+        buckets = distance_buckets(positions).byte()                          # the same for all modalities of a patch
         g = tokens.flatten(1, 2)                                              # B x MP x D
+        between = buckets.repeat(modalities, modalities)
         for block in self.blocks:
-            g = block(g, buckets.repeat(modalities, modalities))              # eq. 1
+            g = block(g, between)                                             # eq. 1
         f = self.token.expand(len(g), patches, -1)                            # P copies, one at each patch
         return self.norm(self.cross(f, buckets.repeat(1, modalities), g))     # eq. 2

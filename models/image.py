@@ -5,7 +5,9 @@ A strided convolution, then max-pools with residual blocks between them, collaps
 walks the same sizes back and puts each value where the encoder's max-pool took it from ("index bypass", as in SegNet,
 Badrinarayanan et al. 2017): the token need not store the layout of the patch, only its radiometry.
 Sizes for W = 50: 24 -> 12 -> 6 -> 3 -> 1, for W = 40: 20 -> 10 -> 5 -> 2 -> 1.
+Both keep their activations channels last, the layout that convolutions are fastest in, on CPU and GPU alike.
 """
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -57,15 +59,18 @@ class ImageEncoder(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(dim) for _ in self.sizes[1:])
 
     def forward(self, x):
-        """x (N, C, W, W): standardised patches. Returns tokens (N, D) and the indices of each max-pool for the decoder."""
-        x = F.gelu(self.stem(x))
+        """x (N, C, W, W): standardised patches.
+
+        Returns tokens (N, D) and for the decoder the indices of each max-pool (N, D, w, w) int16, within the pixels before it.
+        """
+        x = F.gelu(self.stem(x.contiguous(memory_format=torch.channels_last)))
         indices = []
         for block in self.blocks:
             x, index = F.max_pool2d(x, 2, return_indices=True)
-            indices.append(index)
+            indices.append(index.short())                                     # a quarter of int64's memory
             x = block(x)
         x, index = F.max_pool2d(x, self.sizes[-1], return_indices=True)    # N x D x 1 x 1
-        indices.append(index)
+        indices.append(index.short())
         return x.flatten(1), indices
 
 
@@ -93,4 +98,5 @@ class ImageDecoder(nn.Module):
         """The inverse of a max-pool over `window` pixels: (N, D, w, w) -> (N, D, size, size)."""
         if not self.bypass:
             return F.interpolate(x, size=(size, size))
-        return F.max_unpool2d(x, index, window, output_size=(size, size))
+        x = F.max_unpool2d(x, index.long(), window, output_size=(size, size))
+        return x.contiguous(memory_format=torch.channels_last)

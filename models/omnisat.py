@@ -6,6 +6,7 @@ there is no date; its values are finite). Values come as they are in the file (d
 """
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from losses.contrastive import contrastive_loss
 from losses.reconstruction import token_error, top_dates
@@ -14,6 +15,7 @@ from models.image import ImageDecoder, ImageEncoder
 from models.series import SeriesDecoder, SeriesEncoder
 
 MASK_SHARE = 0.75              # not in the paper: the official code's
+PATCHES_AT_ONCE = 2 ** 14      # of one modality; PASTIS-HD's 128 tiles have eight times as many
 DATE_SHARE = 0.25              # section 3.1
 # of table 5, by the names of results/paper/cells.csv; each changes pretraining only
 ABLATIONS = ("none", "no_index_bypass", "no_date_filtering", "no_contrastive", "naive_contrastive", "no_reconstruction")
@@ -35,12 +37,20 @@ class Standardize(nn.Module):
 def patchify(x, patch):
     """Cut into patches of patch x patch pixels, row by row (section 3.4, tokenization).
 
-    x (B, C, H, W) -> (B, P, C, patch, patch), or a series (B, T, C, H, W) -> (B, P, T, C x patch x patch).
+    x (B, C, H, W) -> (B, P, C, patch, patch), or a series (B, T, C, H, W) -> (B, P, T, C, patch, patch).
     """
     x = x.unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))               # ... C x rows x patch x columns x patch
-    if x.ndim == 6:
-        return x.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    return x.permute(0, 3, 5, 1, 2, 4, 6).flatten(1, 2).flatten(3)
+    return x.movedim((-4, -2), (1, 2)).flatten(1, 2)
+
+
+def part_of(batch, tiles):
+    """The batch of some of its tiles, a slice."""
+    return {key: value[tiles] for key, value in batch.items()}
+
+
+def send(tensor, device):
+    """A tensor of the CPU to the device, without waiting for what the device is at."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def random_mask(present, patches, share, generator=None):
@@ -61,7 +71,11 @@ class OmniSat(nn.Module):
     sensors: list of datasets.sensors.Sensor, images or series, one or more. embed_dim: D. depth: B of the paper, the
     number of self-attention blocks. num_classes: K; 0 builds the decoders for pretraining, else the classifier.
     ablation: one of ABLATIONS; the model has the same parameters under each.
+
+    tiles_at_once: the tiles of a pool whose activations are kept; more are worked through in parts, and those activations
+    computed again in backward. Loss and gradients are those of the whole pool. None: as PATCHES_AT_ONCE has it.
     """
+    tiles_at_once = None
 
     def __init__(self, sensors, embed_dim=256, depth=6, heads=8, num_classes=0, ablation="none"):
         super().__init__()
@@ -87,6 +101,11 @@ class OmniSat(nn.Module):
         self.combiner = Combiner(embed_dim, depth, heads)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else None
 
+    def compile_networks(self):
+        """Compile each network where it stands; names of weights do not change."""
+        for network in (*self.encoders.values(), *(self.decoders or {}).values(), *self.combiner.blocks, self.combiner.cross):
+            network.compile()
+
     def set_statistics(self, statistics):
         """statistics: {key: {"mean": [C], "std": [C]}} of the training split, in the file's units (dB for radar)."""
         for key, module in self.standardize.items():
@@ -95,30 +114,62 @@ class OmniSat(nn.Module):
             module.mean.copy_(torch.tensor(statistics[key]["mean"]))
             module.std.copy_(torch.tensor(statistics[key]["std"]))
 
+    def parts(self, batch):
+        """Slices of the tiles that are worked on at a time: tiles_at_once, or so many as PATCHES_AT_ONCE allows."""
+        rows, columns = self.grid(batch)
+        tiles = len(batch[next(iter(self.sensors))])
+        size = self.tiles_at_once or max(1, PATCHES_AT_ONCE // (rows * columns))
+        return [slice(at, at + size) for at in range(0, tiles, size)]
+
+    def in_parts(self, function, parts):
+        """[function(part) for each part]; of several parts the activations are not kept but computed again in backward."""
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return [function(part) for part in parts]
+        return [checkpoint(function, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+
     def encode(self, batch):
         """Each modality's patches to tokens.
 
-        Returns tokens (B, M, P, D), present (B, M) bool, and per modality what its decoder needs: the patches (its
-        target) with the pooling indices of an image, or the attention over dates of a series.
+        Returns tokens (B, M, P, D), present (B, M) bool, and per modality what its decoder needs, a list: the pooling indices
+        of an image (B, P, D, w, w), or the attention over dates of a series (B, P, T).
         """
+        parts = self.parts(batch)
+        if len(parts) == 1:
+            return self.encode_part(batch)
+
+        def patches_of(key):
+            return lambda tiles: (self.patches(key, part_of(batch, tiles)), batch[f"{key}_padded"][tiles])
+        statistics = {key: self.encoders[key].pool_statistics(patches_of(key), parts, self.in_parts)
+                      for key, sensor in self.sensors.items() if sensor.kind == "series"}
+        tokens, present, context = zip(*self.in_parts(lambda tiles: self.encode_part(part_of(batch, tiles), statistics), parts))
+        return torch.cat(tokens), torch.cat(present), {key: [torch.cat(values) for values in zip(*(part[key] for part in context))]
+                                                       for key in self.sensors}
+
+    def encode_part(self, batch, statistics=None):
+        """encode for some tiles of a pool. statistics: what batch norm needs of the whole pool, by modality."""
         tokens, present, context = [], [], {}
         for key, sensor in self.sensors.items():
-            x = patchify(self.standardize[key](batch[key]), sensor.patch)     # B x P x ...
+            x = self.patches(key, batch)
             if sensor.kind == "image":
                 token, indices = self.encoders[key](x.flatten(0, 1))          # images are encoded patch by patch
                 token, present_m = token.unflatten(0, x.shape[:2]), x.new_ones(len(x), dtype=torch.bool)
-                context[key] = x, indices
+                context[key] = [index.unflatten(0, x.shape[:2]) for index in indices]
             else:
                 padded = batch[f"{key}_padded"]
-                token, attention = self.encoders[key](x, batch[f"{key}_dates"], padded)
+                token, attention = self.encoders[key](x, batch[f"{key}_dates"], padded, statistics and statistics[key])
                 present_m = ~padded.all(1)
-                context[key] = x, attention
-            tokens.append(token)
+                context[key] = [attention.detach()]
+            tokens.append(token.to(self.mask_token.dtype))                    # whatever autocast made of it
             present.append(present_m)
         return torch.stack(tokens, 1), torch.stack(present, 1), context
 
-    def positions(self, batch):
-        """Row and column of each patch, (P, 2). Errors: ValueError if the modalities do not share one grid of patches."""
+    def patches(self, key, batch):
+        """Standardised patches of a modality, (B, P, C, W, W) of an image, (B, P, T, C x W x W) of a series."""
+        x = self.standardize[key](patchify(batch[key], self.sensors[key].patch))
+        return x if self.sensors[key].kind == "image" else x.flatten(3)
+
+    def grid(self, batch):
+        """Rows and columns of patches. Errors: ValueError if the modalities do not share one grid."""
         grids = {}
         for key, sensor in self.sensors.items():
             height, width = batch[key].shape[-2:]
@@ -128,49 +179,70 @@ class OmniSat(nn.Module):
         if len(set(grids.values())) > 1:
             raise ValueError("the modalities must share one grid of patches, here it is "
                              + ", ".join(f"{rows} x {columns} for {key}" for key, (rows, columns) in grids.items()))
-        return torch.cartesian_prod(*(torch.arange(n) for n in grids[key]))
+        return grids[key]
 
-    def combine(self, tokens, is_masked, positions):
-        """Equations 1, 2 and 4. tokens (B, M, P, D), is_masked (B, M, P) bool, positions (P, 2). Returns f* (B, P, D)."""
+    def combine(self, tokens, is_masked, grid):
+        """Equations 1, 2 and 4. tokens (B, M, P, D), is_masked (B, M, P) bool, grid: rows, columns. Returns f* (B, P, D)."""
         tokens = torch.where(is_masked[..., None], self.mask_token, tokens)
-        return self.combiner(tokens, positions)
+        return self.combiner(tokens, torch.cartesian_prod(*(torch.arange(n, device=tokens.device) for n in grid)))
 
     def forward(self, batch):
         """Logits (B, K): mean of f* over the patches, one linear layer."""
-        positions = self.positions(batch)
         tokens, present, _ = self.encode(batch)
-        f = self.combine(tokens, ~present[:, :, None].expand(tokens.shape[:3]), positions)
-        return self.head(f.mean(1))
+        is_masked, grid = ~present[:, :, None].expand(tokens.shape[:3]), self.grid(batch)
+        f = self.in_parts(lambda tiles: self.combine(tokens[tiles], is_masked[tiles], grid).mean(1), self.parts(batch))
+        return self.head(torch.cat(f))
 
-    def pretrain_loss(self, batch, generator=None):
-        """Sum of equations 3 and 5. generator: of the masks, on the batch's device.
+    def draw_masks(self, batch, generator=None):
+        """K of equation 4, for pretrain_loss: "is_masked" (B, M, P) bool, and "is_target", the same without missing tokens.
+
+        batch: as the loader gives it, on the CPU. There the masks are drawn and stay: how many tokens a decoder gets is then
+        known without waiting for the device.
+        """
+        if "reconstruction" not in self.terms:                                # nothing is masked
+            return {}
+        rows, columns = self.grid(batch)
+        present = torch.stack([~batch[f"{key}_padded"].all(1) if sensor.kind == "series" else
+                               torch.ones(len(batch[key]), dtype=torch.bool) for key, sensor in self.sensors.items()], 1)
+        is_masked = random_mask(present, rows * columns, MASK_SHARE, generator)
+        return {"is_masked": is_masked, "is_target": is_masked & present[:, :, None]}
+
+    def pretrain_loss(self, batch, masks):
+        """Sum of equations 3 and 5. masks: draw_masks of the same batch.
 
         Returns the loss and its terms, {"contrastive", "reconstruction"} or what the ablation leaves of them, all scalars.
         """
-        positions, terms = self.positions(batch), {}
         tokens, present, context = self.encode(batch)
+        terms = {}
         if "contrastive" in self.terms:
             terms["contrastive"] = contrastive_loss(tokens, present, naive=self.ablation == "naive_contrastive")
-        if "reconstruction" in self.terms:                                    # without it nothing is masked or combined
-            is_masked = random_mask(present, tokens.shape[2], MASK_SHARE, generator)
-            f = self.combine(tokens, is_masked, positions)
-            terms["reconstruction"] = self.reconstruct(f, is_masked & present[:, :, None], batch, context)
+        if "reconstruction" in self.terms:
+            is_masked, is_target, grid = send(masks["is_masked"], tokens.device), masks["is_target"], self.grid(batch)
+
+            def errors_of(tiles):
+                f = self.combine(tokens[tiles], is_masked[tiles], grid)
+                return self.reconstruct(f, is_target[tiles], part_of(batch, tiles),
+                                        {key: [value[tiles] for value in values] for key, values in context.items()}).sum()
+            errors = torch.stack(self.in_parts(errors_of, self.parts(batch))).sum()
+            terms["reconstruction"] = errors / max(1, int(is_target.sum()))
         return sum(terms.values()), terms
 
     def reconstruct(self, f, is_target, batch, context):
-        """Equation 5, decoding only what counts. f (B, P, D), is_target (B, M, P) bool: K without missing tokens."""
+        """The summands of equation 5 (N,), one for each target: nothing else is decoded.
+
+        f (B, P, D); is_target (B, M, P) bool, on the CPU; context: of encode.
+        """
         errors, date_share = [], 1 if self.ablation == "no_date_filtering" else DATE_SHARE
         for m, (key, sensor) in enumerate(self.sensors.items()):
-            tile, patch = is_target[:, m].nonzero(as_tuple=True)              # N targets of this modality
-            x = context[key][0][tile, patch]
+            target = send(is_target[:, m].flatten().nonzero()[:, 0], f.device)     # N of B x P
+            token, *context_m = (value.flatten(0, 1).index_select(0, target) for value in (f, *context[key]))
+            x = patchify(batch[key], sensor.patch).flatten(0, 1).index_select(0, target)
             if sensor.kind == "image":
-                indices = [index.unflatten(0, f.shape[:2])[tile, patch] for index in context[key][1]]
-                errors.append(token_error(self.decoders[key](f[tile, patch], indices), x))
+                errors.append(token_error(self.decoders[key](token, context_m), self.standardize[key](x)))
             else:
-                attention, dates, padded = context[key][1], batch[f"{key}_dates"], batch[f"{key}_padded"]
-                index, is_used = top_dates(attention.detach(), padded, date_share)
-                index = index[tile, patch]                                    # N x K dates of each target
-                prediction = self.decoders[key](f[tile, patch], dates[tile].gather(1, index))
-                target = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-                errors.append(token_error(prediction, target, is_used[tile]))
-        return torch.cat(errors).sum() / is_target.sum().clamp(min=1)
+                tile = target // f.shape[1]
+                dates, padded = (batch[f"{key}_{name}"].index_select(0, tile) for name in ("dates", "padded"))
+                index, is_used = top_dates(*context_m, padded, date_share)    # N x K dates of each target
+                x = self.standardize[key](torch.take_along_dim(x, index[:, :, None, None, None], 1)).flatten(2)
+                errors.append(token_error(self.decoders[key](token, dates.gather(1, index)), x, is_used))
+        return torch.cat(errors)

@@ -42,10 +42,10 @@ def pretraining(ablation, monkeypatch):
                 return value
             patch.setattr(omnisat, name, wrapped)
         spy("random_mask", lambda mask, *_: seen["masks"].append(mask))
-        spy("top_dates", lambda value, *_: seen["dates"].append(value))
+        spy("top_dates", lambda value, attention, padded, *_: seen["dates"].append((*value, (~padded).sum(1))))
         spy("token_error", lambda value, prediction, *_: seen["predictions"].setdefault(len(seen["predictions"]), prediction.detach()))
         model.combiner.register_forward_hook(lambda module, inputs, output: seen["combined"].append(output.detach()))
-        loss, terms = model.pretrain_loss(batch(), torch.Generator().manual_seed(5))
+        loss, terms = model.pretrain_loss(batch(), model.draw_masks(batch(), torch.Generator().manual_seed(5)))
     loss.backward()
     assert set(terms) == set(model.terms) and torch.equal(loss, sum(terms.values()))
     return seen | {"terms": {name: term.item() for name, term in terms.items()}, "model": model,
@@ -88,12 +88,12 @@ def test_differs_in_what_it_says_and_nothing_else(ablation, monkeypatch):
 
 
 def test_no_date_filtering_takes_every_valid_date_and_the_default_a_quarter(monkeypatch):
-    for ablation, expected in (("none", [[3, 2, 3], [3, 3, 3]]), ("no_date_filtering", [[12, 8, 12], [12, 12, 12]])):
-        used = [is_used.sum(1).tolist() for _, is_used in pretraining(ablation, monkeypatch)["dates"]]
-        assert used == expected
-    for index, is_used in pretraining("no_date_filtering", monkeypatch)["dates"]:
-        for tile, number in enumerate(is_used.sum(1)):
-            assert (index[tile, :, :number].sort().values == torch.arange(number)).all()    # valid ones, each once
+    for ablation, expected in (("none", [{(12, 3), (8, 2)}, {(12, 3)}]), ("no_date_filtering", [{(12, 12), (8, 8)}, {(12, 12)}])):
+        seen = pretraining(ablation, monkeypatch)["dates"]                    # of the targets of series, of those of radar
+        assert [set(zip(valid.tolist(), is_used.sum(1).tolist())) for _, is_used, valid in seen] == expected
+    for index, _, valid in seen:
+        for chosen, number in zip(index, valid):
+            assert (chosen[:number].sort().values == torch.arange(number)).all()    # valid ones, each once
 
 
 def test_naive_contrastive_is_the_loss_with_more_negatives(monkeypatch):

@@ -38,7 +38,8 @@ def step_gradients(rank, world):
     pools.epoch = 2
     for step_size, step_pools in pools.steps():
         for number, indices in step_pools:
-            loss, _ = model.pretrain_loss(batch_of(indices), torch.Generator().manual_seed(number))
+            batch = batch_of(indices)
+            loss, _ = model.pretrain_loss(batch, model.draw_masks(batch, torch.Generator().manual_seed(number)))
             (loss * len(indices) / step_size).backward()
         distributed.sum_gradients(model)
         gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()})

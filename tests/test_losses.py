@@ -207,10 +207,10 @@ def equation_5(model, f, is_target, batch, context):
         row, column, w = p // side, p % side, sensor.patch
         x = batch[sensor.key][i][..., row * w:(row + 1) * w, column * w:(column + 1) * w]
         if sensor.kind == "image":
-            indices = [index[i * side ** 2 + p][None] for index in context[sensor.key][1]]
+            indices = [index[i, p][None] for index in context[sensor.key]]
             terms.append(((decoder(f[i, p][None], indices)[0] - x) ** 2).sum() / (3 * 10 * 10))
         else:
-            attention = context[sensor.key][1][i, p].tolist()
+            attention = context[sensor.key][0][i, p].tolist()
             valid = (~batch[f"{sensor.key}_padded"][i]).nonzero().flatten().tolist()
             best = sorted(valid, key=lambda t: -attention[t])[:math.ceil(len(valid) / 4)]
             square = 0
@@ -229,7 +229,7 @@ def test_reconstruction_is_equation_5():
     for imp in ["000", "003", "102", "201", "202", "011", "113", "220", "222", "021"]:        # tile, modality, patch
         is_target[tuple(map(int, imp))] = True
     f = torch.randn(3, 4, 32, dtype=torch.float64, requires_grad=True)
-    loss = model.reconstruct(f, is_target, batch, context)
+    loss = model.reconstruct(f, is_target, batch, context).mean()
     assert_same(loss, equation_5(model, f, is_target, batch, context), [f, *model.decoders.parameters()])
     is_used = is_target.any(1)
     gradient, = torch.autograd.grad(loss, f)
@@ -239,11 +239,11 @@ def test_reconstruction_is_equation_5():
 def test_pretrain_loss_is_equation_3_plus_equation_5():
     """Section 3.3's last line, with equation 3 on the tokens before masking and K without the missing tokens."""
     model, batch = OmniSat(TOY, embed_dim=32, depth=1).double(), toy_batch()
-    loss, terms = model.pretrain_loss(batch, torch.Generator().manual_seed(3))
+    loss, terms = model.pretrain_loss(batch, model.draw_masks(batch, torch.Generator().manual_seed(3)))
     tokens, present, context = model.encode(batch)
     assert present.tolist() == [[True, True, True], [True, True, False], [True, True, True]]
     is_masked = random_mask(present, 4, 0.75, torch.Generator().manual_seed(3))
-    f = model.combine(tokens, is_masked, model.positions(batch))
+    f = model.combine(tokens, is_masked, model.grid(batch))
     wanted = {"contrastive": equation_3(tokens, present, 0.1),
               "reconstruction": equation_5(model, f, is_masked & present[..., None], batch, context)}
     torch.testing.assert_close(terms, wanted)
@@ -252,22 +252,20 @@ def test_pretrain_loss_is_equation_3_plus_equation_5():
 
 def test_top_dates_by_hand():
     """Section 3.1: the top 25 % of the valid dates, rounded up; never a padded one; an empty series has none."""
-    attention = torch.tensor([[[1, 9, 2, 8, 3, 7, 4, 6], [8, 1, 7, 2, 6, 3, 5, 4]],        # 8 valid: 2
-                              [[1, 2, 5, 4, 3, 0, 0, 0], [5, 4, 3, 2, 1, 0, 0, 0]],        # 5 valid: ceil(1.25) = 2
-                              [[1, 2, 4, 3, 9, 9, 9, 9], [4, 3, 2, 1, 9, 9, 9, 9]],        # 4 valid: 1
-                              [[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]],        # 1 valid: itself, seen or not
-                              [[1, 2, 3, 4, 5, 6, 7, 8], [0, 0, 0, 0, 0, 0, 0, 0]]]).float()
-    valid = [range(8), range(5), range(4), [3], []]
-    padded = torch.tensor([[t not in dates for t in range(8)] for dates in valid])
-    index, is_used = top_dates(attention, padded)
-    assert index.shape == (5, 2, 2) and is_used.shape == (5, 2)
-    chosen = [[set(index[i, p][is_used[i]].tolist()) for p in range(2)] for i in range(5)]
-    assert chosen == [[{1, 3}, {0, 2}], [{2, 3}, {0, 1}], [{2}, {0}], [{3}, {3}], [set(), set()]]
+    cases = [([1, 9, 2, 8, 3, 7, 4, 6], range(8), {1, 3}), ([8, 1, 7, 2, 6, 3, 5, 4], range(8), {0, 2}),    # 8 valid: 2
+             ([1, 2, 5, 4, 3, 0, 0, 0], range(5), {2, 3}), ([5, 4, 3, 2, 1, 0, 0, 0], range(5), {0, 1}),    # ceil(1.25) = 2
+             ([1, 2, 4, 3, 9, 9, 9, 9], range(4), {2}), ([4, 3, 2, 1, 9, 9, 9, 9], range(4), {0}),          # 1
+             ([0, 0, 0, 1, 0, 0, 0, 0], [3], {3}), ([0, 0, 0, 0, 0, 0, 0, 0], [3], {3}),                    # itself, seen or not
+             ([1, 2, 3, 4, 5, 6, 7, 8], [], set())]
+    padded = torch.tensor([[t not in valid for t in range(8)] for _, valid, _ in cases])
+    index, is_used = top_dates(torch.tensor([attention for attention, _, _ in cases]).float(), padded)
+    assert index.shape == is_used.shape == (9, 2)
+    assert [set(index[i][is_used[i]].tolist()) for i in range(9)] == [chosen for _, _, chosen in cases]
 
 
 def test_top_dates_of_one_date_and_of_another_share():
     """Section 3.1: a single-date series is reconstructed whole; a share of 1 takes all valid dates."""
-    index, is_used = top_dates(torch.tensor([[[1.]], [[0.]]]), torch.tensor([[False], [True]]))
-    assert index.tolist() == [[[0]], [[0]]] and is_used.tolist() == [[True], [False]]
-    index, is_used = top_dates(torch.tensor([[[1., 3., 2.]]]), torch.tensor([[False, False, True]]), share=1)
-    assert index[0, 0][is_used[0]].tolist() == [1, 0]
+    index, is_used = top_dates(torch.tensor([[1.], [0.]]), torch.tensor([[False], [True]]))
+    assert index.tolist() == [[0], [0]] and is_used.tolist() == [[True], [False]]
+    index, is_used = top_dates(torch.tensor([[1., 3., 2.]]), torch.tensor([[False, False, True]]), share=1)
+    assert index[0][is_used[0]].tolist() == [1, 0]

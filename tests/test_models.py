@@ -128,12 +128,12 @@ def test_series_encoder_is_ltae():
 
 def test_series_encoder_ignores_padding_and_order():
     """Section 3.1: appended padded dates, whatever they hold, and the order of the dates change nothing."""
-    encoder, x, dates = SeriesEncoder(3, 30, 32), torch.randn(2, 5, 4, 3), torch.randint(31, (2, 4))
+    encoder, x, dates = SeriesEncoder(3, 30, 32).double(), double(2, 5, 4, 3), torch.randint(31, (2, 4))
     padded = torch.zeros(2, 4, dtype=torch.bool)
     token, attention = encoder(x, dates, padded)
-    more = encoder(torch.cat([x, 1e3 * torch.randn(2, 5, 3, 3)], 2), torch.cat([dates, torch.randint(31, (2, 3))], 1),
+    more = encoder(torch.cat([x, 1e3 * double(2, 5, 3, 3)], 2), torch.cat([dates, torch.randint(31, (2, 3))], 1),
                    torch.cat([padded, ~padded[:, :3]], 1))
-    torch.testing.assert_close(more, (token, torch.cat([attention, torch.zeros(2, 5, 3)], 2)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(more, (token, torch.cat([attention, torch.zeros(2, 5, 3).double()], 2)), rtol=0, atol=1e-12)
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(encoder(x[:, :, order], dates[:, order], padded), (token, attention[:, :, order]))
     assert not torch.allclose(encoder(x[:, :, order], dates, padded)[0], token, atol=1e-3)    # the dates do count
@@ -281,16 +281,16 @@ def test_random_mask_is_uniform():
 
 
 def test_patchify_by_hand():
-    """Section 3.4: a 4 x 4 image in patches of 2 x 2, row by row; a series is cut alike and flattened."""
+    """Section 3.4: a 4 x 4 image in patches of 2 x 2, row by row; a series is cut alike."""
     x = torch.arange(16).view(1, 1, 4, 4)
     wanted = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert patchify(x, 2).shape == (1, 4, 1, 2, 2) and patchify(x, 2).flatten(2)[0].tolist() == wanted
     date = torch.cat([x + 20 * c for c in range(3)], 1)
     series = torch.stack([date + 1000 * b + 100 * t for b in range(2) for t in range(5)])
-    cut = patchify(series.view(2, 5, 3, 4, 4), 2)                   # B x P x T x C*2*2
+    cut = patchify(series.view(2, 5, 3, 4, 4), 2)                   # B x P x T x C x 2 x 2
     for b, p, t in [(0, 0, 0), (1, 3, 4), (0, 2, 1), (1, 1, 3)]:
-        assert cut[b, p, t].tolist() == [1000 * b + 100 * t + 20 * c + v for c in range(3) for v in wanted[p]]
-    images = patchify(series.view(10, 3, 4, 4), 2).view(2, 5, 4, 12).transpose(1, 2)
+        assert cut[b, p, t].flatten().tolist() == [1000 * b + 100 * t + 20 * c + v for c in range(3) for v in wanted[p]]
+    images = patchify(series.view(10, 3, 4, 4), 2).view(2, 5, 4, 3, 2, 2).transpose(1, 2)
     assert torch.equal(images, cut)
 
 
@@ -338,7 +338,7 @@ def test_image_sizes_and_reach(patch):
 def test_any_mixture_of_sensors_pretrains_and_classifies(sensors):
     """Section 3: one to four modalities, any kinds; gradients reach all that trains, and nothing else (equation 4)."""
     model, batch = toy(sensors), make_batch(sensors)
-    loss, terms = model.pretrain_loss(batch)
+    loss, terms = model.pretrain_loss(batch, model.draw_masks(batch))
     assert loss.isfinite() and loss == terms["contrastive"] + terms["reconstruction"]
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
@@ -359,7 +359,7 @@ def test_logits_are_the_mean_of_f_and_one_layer():
     is_masked = torch.rand(3, 2, 9) < 0.5                           # equation 4
     replaced = tokens.clone()
     replaced[is_masked] = model.mask_token.detach()
-    torch.testing.assert_close(model.combine(tokens, is_masked, grid(3)), model.combiner(replaced, grid(3)))
+    torch.testing.assert_close(model.combine(tokens, is_masked, (3, 3)), model.combiner(replaced, grid(3)))
 
 
 def test_modalities_on_different_grids():
@@ -367,7 +367,7 @@ def test_modalities_on_different_grids():
     model, batch = toy([S2, S1]), make_batch([S2, S1], side=4)
     for shape in ((3, 3), (2, 8)):                                  # 2 x 8 patches are as many as 4 x 4
         with pytest.raises(ValueError, match=f"one grid of patches, here it is 4 x 4 for s2, {shape[0]} x {shape[1]} for s1"):
-            model.pretrain_loss(batch | {"s1": torch.randn(3, 6, 2, *(n * S1.patch for n in shape))})
+            model.encode(batch | {"s1": torch.randn(3, 6, 2, *(n * S1.patch for n in shape))})
     with pytest.raises(ValueError, match="vhr: 50 x 51 pixels"):
         toy([VHR])(make_batch([VHR]) | {"vhr": torch.zeros(3, 4, 50, 51)})
 
@@ -396,12 +396,12 @@ def test_empty_series_is_in_no_loss():
     """Equations 3 and 5: tokens of an empty series are neither matched nor reconstructed."""
     model, batch = toy([VHR, S2]), make_batch([VHR, S2], valid=(6, 0, 4))
     batch["s2"].requires_grad_()
-    loss, terms = model.pretrain_loss(batch, torch.Generator().manual_seed(2))
+    loss, terms = model.pretrain_loss(batch, model.draw_masks(batch, torch.Generator().manual_seed(2)))
     gradient, = torch.autograd.grad(loss, batch["s2"])
     assert (gradient[1] == 0).all() and gradient[0].any() and gradient[2].any()
     changed = dict(batch, s2=batch["s2"].detach().clone())
     changed["s2"][1] = 9
-    assert model.pretrain_loss(changed, torch.Generator().manual_seed(2))[1] == terms
+    assert model.pretrain_loss(changed, model.draw_masks(changed, torch.Generator().manual_seed(2)))[1] == terms
     _, present, _ = model.encode(batch)
     assert present.tolist() == [[True, True], [True, False], [True, True]]
 
@@ -411,7 +411,7 @@ def test_modality_missing_in_all_tiles_stays_finite(sensors):
     """Equations 3 and 5 over what is there, possibly nothing: finite loss, finite gradients, finite logits."""
     model, batch = toy(sensors), make_batch(sensors)
     batch["s2_padded"][:] = True
-    loss, _ = model.pretrain_loss(batch)
+    loss, _ = model.pretrain_loss(batch, model.draw_masks(batch))
     loss.backward()
     assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert not any(p.grad is not None and p.grad.any() for p in model.encoders["s2"].parameters())
@@ -428,8 +428,7 @@ def test_inputs_are_standardised():
         assert model.standardize["s1"](shaped).flatten().tolist() == [-2, 2, 0, 23.5]
     assert model.state_dict()["standardize.vhr.std"].tolist() == [4, 5, 6]
     batch = make_batch([VHR, S1])
-    _, _, context = model.encode(batch)
-    torch.testing.assert_close(context["vhr"][0][0, 3, :, 9, 0], (batch["vhr"][0, :, 19, 10] - mean) / std)
+    torch.testing.assert_close(model.patches("vhr", batch)[0, 3, :, 9, 0], (batch["vhr"][0, :, 19, 10] - mean) / std)
 
 
 def test_tiles_are_not_mixed():

@@ -53,7 +53,7 @@ def test_pretraining_steps_lower_the_loss(real):
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     losses = []
     for _ in range(4):
-        loss, terms = model.pretrain_loss(batch, torch.Generator().manual_seed(0))
+        loss, terms = model.pretrain_loss(batch, model.draw_masks(batch, torch.Generator().manual_seed(0)))
         losses.append((loss.item(), terms["contrastive"].item()))
         optimizer.zero_grad()
         loss.backward()

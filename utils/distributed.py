@@ -1,5 +1,7 @@
 """One process and torchrun are one code path: without torchrun there is one process, of rank 0."""
+import ctypes
 import os
+import sys
 from datetime import timedelta
 
 import torch
@@ -15,10 +17,24 @@ def setup():
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
+    else:
+        reuse_memory()
     if world > 1:
         # others wait for rank 0 while it reads all tiles for the statistics
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     return rank, world, device
+
+
+def reuse_memory():
+    """Have the C library keep freed memory for the next step.
+
+    By default it gives large blocks back to the system, and to get them again page by page takes up to a third of a step on a
+    CPU (benchmarks/README.md). The settings are M_MMAP_MAX and M_TRIM_THRESHOLD of mallopt(3); other libraries have none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-4, 0)
+        mallopt(-1, -1)
 
 
 def finish():

@@ -1,6 +1,8 @@
 """Command-line options that the scripts share."""
 import argparse
 
+import torch
+
 from datasets import default_modalities
 from datasets.sensors import SENSORS
 from utils.errors import UserError
@@ -52,6 +54,20 @@ def add_training_options(options, epochs):
     return group
 
 
+def add_machine_options(options):
+    """Speed and memory; what is learned stays the same but for rounding."""
+    group = options.add_argument_group("speed and memory")
+    group.add_argument("--precision", choices=("float32", "bfloat16"),
+                       help="bfloat16: matrix products and convolutions by torch's autocast, weights and sums in float32 (default: "
+                            "bfloat16 on a GPU, float32 on a CPU); scores are always computed in float32")
+    group.add_argument("--tiles-at-once", type=int, metavar="TILES",
+                       help="tiles of a pool whose activations are kept; the others' are computed again in backward, which takes "
+                            "about a third more time and changes no result (default: as many as have 16,384 patches, so 455 of "
+                            "TreeSatAI-TS, 163 of FLAIR, 16 of PASTIS-HD)")
+    group.add_argument("--compile", action="store_true", help="compile the networks with torch.compile: minutes at the start, faster "
+                                                              "steps on a GPU; needs a C++ compiler")
+
+
 def add_model_options(options, default_dim, default_depth):
     group = options.add_argument_group("model")
     group.add_argument("--embed-dim", type=int, default=default_dim, metavar="D", help="embedding size; the paper: 256")
@@ -78,8 +94,17 @@ def modality_name(modalities, dataset):
 def check_positive(args, *names):
     """Errors: UserError for a number that must be at least 1 and is not."""
     for name in names:
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+
+
+def set_up(model, args, device):
+    """Set the options of add_machine_options. Returns the autocast context for forward passes."""
+    model.tiles_at_once = args.tiles_at_once
+    if args.compile:
+        model.compile_networks()
+    precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def check_model(args):
