@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.splits import FOLDER
-from datasets.tiles import Tiles, day_numbers, read_npy, read_tif
+from datasets.tiles import Tiles, day_numbers, fetch, read_npy, read_tif
 from utils.errors import UserError
 
 # mask values 1..12, and all that are higher
@@ -183,14 +183,12 @@ class Flair(Tiles):
         if data.ndim != 4 or data.shape[:2] != (len(days), len(sensor.bands)) or data.dtype.kind not in "iuf":
             raise UserError(f"{path}: shape {data.shape} of type {data.dtype}, expected {len(days)} (as many as products) x "
                             f"{len(sensor.bands)} x H x W numbers")
-        data = np.array(crop(data, self.centroids[i], self.grid[0], self.names[i]))
-        if data.dtype.kind == "f":
-            return data.astype(np.float32), days
-        return np.minimum(data.astype(np.int64), 32767).astype(np.int16), days    # torch does not compute with uint16
+        return crop(data, self.centroids[i], self.grid[0], self.names[i]), days
 
     def cloud(self, i):
         path = self.paths["s2"][i].replace("_data.npy", "_masks.npy")
         masks = read_npy(path)
         if masks.ndim != 4 or masks.shape[1] < 2:
             raise UserError(f"{path}: shape {masks.shape}, expected T x 2 (snow, cloud) x H x W")
-        return crop(masks[:, :2], self.centroids[i], self.grid[0], self.names[i]).max(1).mean((1, 2))
+        masks = crop(masks[:, :2], self.centroids[i], self.grid[0], self.names[i])
+        return fetch(masks, np.arange(len(masks))).max(1).mean((1, 2))

@@ -4,6 +4,8 @@ A step of the optimiser sees `batch` tiles in all, cut into pools of at most `po
 one process, and the contrastive loss looks for negatives inside it. Pool k of a step goes to process k modulo their
 number: one process with 384 tiles works through the same three pools as three processes with 128 tiles each.
 """
+from functools import reduce
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -63,7 +65,8 @@ def collate(items):
             continue                                                              # with their series
         if f"{key}_dates" in items[0]:
             longest = max(1, *(len(value) for value in values))
-            data = values[0].new_zeros(len(items), longest, *values[0].shape[1:])
+            kind = reduce(torch.promote_types, (value.dtype for value in values))    # files of one sensor may differ
+            data = torch.zeros(len(items), longest, *values[0].shape[1:], dtype=kind)
             dates = torch.zeros(len(items), longest, dtype=torch.int64)
             padded = torch.ones(len(items), longest, dtype=torch.bool)
             for i, (value, item) in enumerate(zip(values, items)):

@@ -3,6 +3,7 @@
 Dimensions: N tiles, K classes, T dates, C bands, H x W pixels.
 """
 import logging
+import mmap
 import os
 import zipfile
 import zlib
@@ -40,7 +41,7 @@ def read_tif(path, bands):
 
 
 def read_npy(path):
-    """An array file, memory-mapped: only what is taken from it is read."""
+    """An array file, memory-mapped: nothing is read yet, see fetch."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
@@ -57,6 +58,35 @@ def read_npz(path):
             return file["data"], np.ravel(file["dates"])
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:    # npy: TypeError
         raise UserError(f"{path}: cannot be read as an npz file with data and dates ({error})") from error
+
+
+def fetch(mapped, dates, nodata=None):
+    """Some dates (n,) of a memory-mapped series or of a window in its images, (T, C, H, W): (n, C, H, W), as native.
+
+    Left to itself the system reads more from the disk than what is touched, for a small window the whole file. So it is told
+    where each band of each date lies beforehand: it reads these pages only, and all at once instead of one after the other.
+    """
+    if hasattr(mmap, "MADV_WILLNEED"):                                            # not on Windows
+        mapped._mmap.madvise(mmap.MADV_RANDOM)
+        start = mapped.ctypes.data - np.frombuffer(mapped._mmap, np.uint8).ctypes.data
+        date, band, row, column = mapped.strides
+        length = (mapped.shape[2] - 1) * row + (mapped.shape[3] - 1) * column + mapped.itemsize
+        for at in (start + np.add.outer(np.multiply(dates, date), np.arange(mapped.shape[1]) * band)).ravel().tolist():
+            page = at - at % mmap.PAGESIZE
+            mapped._mmap.madvise(mmap.MADV_WILLNEED, page, at + length - page)
+    return native(mapped[dates], nodata)
+
+
+def native(data, nodata=None):
+    """Numbers in a type that torch computes with, no wider than needed: float64 becomes float32, half precision stays.
+
+    uint16 becomes int16, clipped to 32767, or int32 if the nodata value is larger, such as 65535: it must stay apart.
+    """
+    if data.dtype.newbyteorder("=") == np.uint16:
+        is_wide = nodata is not None and nodata > 32767
+        return data.astype(np.int32) if is_wide else np.minimum(data, 32767).astype(np.int16)
+    is_double = data.dtype.kind == "f" and data.dtype.itemsize > 4
+    return data.astype(np.float32 if is_double else data.dtype.newbyteorder("="), copy=False)
 
 
 # ---- series ---------------------------------------------------------------------------------------------------------
@@ -77,6 +107,17 @@ def day_numbers(dates, sensor, path):
     return numbers
 
 
+def missing(data, nodata=None):
+    """Which numbers are NaN, infinite or nodata: bool of the same shape, or one False for all."""
+    if data.dtype.kind != "f":
+        return np.False_ if nodata is None else data == nodata
+    if data.dtype == np.float16:                                                  # np.isfinite takes 15 times longer on these
+        is_missing = (data.view(np.uint16) & 0x7C00) == 0x7C00
+    else:
+        is_missing = ~np.isfinite(data)
+    return is_missing if nodata is None else is_missing | (data == nodata)
+
+
 def clean(data, days, is_cloudy=False, nodata=None):
     """What makes a series usable: data (T, C, H, W) and days (T,) in, the same with fewer dates out, in time order.
 
@@ -84,15 +125,11 @@ def clean(data, days, is_cloudy=False, nodata=None):
     the products' nodata; so do cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first that
     is left stays: they are slices of one pass. Other missing pixels become the mean of their band on that date.
     """
-    with np.errstate(invalid="ignore", over="ignore"):                            # infinite ones of both signs
-        total = data.sum((1, 2, 3), dtype=np.float32 if data.dtype.kind == "f" else np.int64)    # one pass finds what is wrong
     is_bad = np.zeros(len(data), bool) | is_cloudy
-    for t in np.flatnonzero(total == 0):
+    for t in np.flatnonzero(data[:, 0, 0, 0] == 0):                               # one pixel clears most dates
         is_bad[t] |= not data[t].any()
-    is_missing = None
-    if not np.isfinite(total).all() or nodata is not None and (data == nodata).any():
-        is_missing = ~np.isfinite(data) if nodata is None else ~np.isfinite(data) | (data == nodata)
-    if is_missing is not None:
+    is_missing = missing(data, nodata)
+    if is_missing.any():
         is_bad |= (is_missing.mean((2, 3)) > MISSING_SHARE).any(1)
         values = np.where(is_missing, np.float32(0), data)
         mean = values.sum((2, 3), keepdims=True) / np.maximum(1, (~is_missing).sum((2, 3), keepdims=True))
@@ -242,18 +279,26 @@ class Tiles(torch.utils.data.Dataset):
         """Dates (T,) as YYYYMMDD of a series whose file holds none."""
         raise UserError(f"{path}: a series needs its dates: an npz file with data and dates")
 
-    def raw(self, i, keys):
-        """One tile as the files have it: {key: (image (C, H, W), None) or (series (T, C, H, W), day numbers (T,))}."""
+    def stored(self, i, keys):
+        """raw, but series of .npy files are memory-mapped, in the file's type, their pixels not read yet."""
         sensors = [SENSORS[self.name][key] for key in keys]
         tile = self.read_own(i, [sensor for sensor in sensors if sensor.files is None])
         return tile | {sensor.key: self.read_file(i, sensor) for sensor in sensors if sensor.files}
 
+    def raw(self, i, keys):
+        """One tile as the files have it: {key: (image (C, H, W), None) or (series (T, C, H, W), day numbers (T,))}."""
+        return {key: (self.whole(key, data), days) for key, (data, days) in self.stored(i, keys).items()}
+
+    def whole(self, key, data):
+        """All dates of a stored series; other data as it is."""
+        return fetch(data, np.arange(len(data)), SENSORS[self.name][key].nodata) if isinstance(data, np.memmap) else data
+
     def read_own(self, i, sensors):
-        """raw for sensors without `files`."""
+        """stored for sensors without `files`."""
         return {}
 
     def read_file(self, i, sensor):
-        """A file of the common formats, checked against the sensor's entry."""
+        """stored for a file of the common formats, checked against the sensor's entry."""
         path, dates = self.paths[sensor.key][i], None
         if path.endswith(".tif"):
             data = read_tif(path, len(sensor.bands))
@@ -267,18 +312,15 @@ class Tiles(torch.utils.data.Dataset):
         self.check_grid(sensor, data.shape, path)
         if self.parts > 1:
             data = data[..., self.window(i, data.shape[-2], 0), self.window(i, data.shape[-1], 1)]
-        data = np.array(data, dtype=np.float32 if data.dtype.kind == "f" else data.dtype.newbyteorder("="))
-        if data.dtype == np.uint16:                                               # torch computes with int16
-            is_wide = sensor.nodata is not None and sensor.nodata > 32767         # such as 65535: it must stay apart
-            data = data.astype(np.int32) if is_wide else np.minimum(data, 32767).astype(np.int16)
         if sensor.kind == "image":
+            data = native(np.array(data), sensor.nodata)
             if data.dtype.kind == "f" and not np.isfinite(data).all():
                 raise UserError(f"{path}: holds values that are not finite")
             return data, None
         dates = self.days(i, sensor, path) if dates is None else dates
         if len(dates) != len(data):
             raise UserError(f"{path}: {len(data)} images but {len(dates)} dates")
-        return data, day_numbers(dates, sensor, path)
+        return data if isinstance(data, np.memmap) else native(data, sensor.nodata), day_numbers(dates, sensor, path)
 
     def check_grid(self, sensor, shape, path):
         """Errors: UserError if a file's pixels (H, W last in shape) are not the dataset's grid of patches."""
@@ -297,28 +339,52 @@ class Tiles(torch.utils.data.Dataset):
         """Mean over the pixels of the larger probability of snow and cloud, %, (T,) beside the raw dates of s2."""
         raise NotImplementedError                                                 # has_cloud_masks says where it is
 
+    def is_cloudy(self, i, key, days):
+        """Which dates of a series max_cloud leaves out, (T,) bool."""
+        if key != "s2" or self.max_cloud is None:
+            return np.zeros(len(days), bool)
+        is_cloudy = self.cloud(i) > self.max_cloud
+        if len(is_cloudy) != len(days):
+            raise UserError(f"{self.paths[key][i]}: {len(days)} dates of s2 but {len(is_cloudy)} cloud masks")
+        return is_cloudy
+
+    def cleaned(self, key, data, days, is_cloudy=False):
+        """What is usable of a raw series, in time order: data (T, C, H, W), days (T,)."""
+        data, days = clean(data, days, is_cloudy, SENSORS[self.name][key].nodata)
+        return self.finish(key, data), days
+
     def read(self, i):
         """One tile, cleaned, all dates: {key: (image (C, H, W), None) or (series (T, C, H, W), day numbers (T,))}."""
-        tile = {}
-        for key, (data, days) in self.raw(i, self.modalities).items():
-            if days is not None:
-                is_cloudy = False
-                if key == "s2" and self.max_cloud is not None:
-                    is_cloudy = self.cloud(i) > self.max_cloud
-                    if len(is_cloudy) != len(days):
-                        raise UserError(f"{self.paths[key][i]}: {len(days)} dates of s2 but {len(is_cloudy)} cloud masks")
-                data, days = clean(data, days, is_cloudy, SENSORS[self.name][key].nodata)
-                data = self.finish(key, data)
-            tile[key] = data, days
-        return tile
+        return {key: (data, None) if days is None else self.cleaned(key, data, days, self.is_cloudy(i, key, days))
+                for key, (data, days) in self.raw(i, self.modalities).items()}
+
+    def chosen(self, i, key, data, days, rng):
+        """At most max_dates of a stored series, cleaned: data (T, C, H, W), days (T,). rng: see choose_dates.
+
+        Of a memory-mapped file, days are chosen first and only these are read. If one of them turns out to be of no use, all
+        are read and the choice is made anew among what is: a series has fewer than max_dates only if there are no more.
+        """
+        is_cloudy = self.is_cloudy(i, key, days)
+        if isinstance(data, np.memmap) and len(distinct := np.unique(days[~is_cloudy])) > self.max_dates:
+            state = rng and rng.bit_generator.state
+            wanted = distinct[choose_dates(len(distinct), self.max_dates, rng)]
+            dates = np.flatnonzero(np.isin(days, wanted) & ~is_cloudy)            # all acquisitions: the first may be of no use
+            some, usable = self.cleaned(key, fetch(data, dates, SENSORS[self.name][key].nodata), days[dates])
+            if len(usable) == len(wanted):
+                return some, usable
+            if rng:
+                rng.bit_generator.state = state                                   # as if these dates had not been chosen
+        data, days = self.cleaned(key, self.whole(key, data), days, is_cloudy)
+        chosen = choose_dates(len(days), self.max_dates, rng)
+        return data[chosen], days[chosen]
 
     def __getitem__(self, index):
         i, epoch = index if isinstance(index, tuple) else (index, None)
         rng = None if epoch is None else np.random.default_rng((self.seed, epoch, i))
         item = {"name": self.names[i], "label": self.labels[i]}
-        for key, (data, days) in self.read(i).items():
+        for key, (data, days) in self.stored(i, self.modalities).items():
             if days is not None:
-                chosen = choose_dates(len(days), self.max_dates, rng)
-                data, item[f"{key}_dates"] = data[chosen], torch.from_numpy(days[chosen])
+                data, days = self.chosen(i, key, data, days, rng)
+                item[f"{key}_dates"] = torch.from_numpy(days)
             item[key] = torch.from_numpy(data)
         return item

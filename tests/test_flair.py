@@ -1,5 +1,6 @@
 """The reader of FLAIR #2, trap by trap, on a hand-made miniature: images of 112 pixels, whose centre holds 2 x 2 patches."""
 import json
+import mmap
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from datasets import open_dataset
 from datasets.flair import crop, find_files, read_domains
+from datasets.tiles import fetch
 from utils.errors import UserError
 
 ALL = ("vhr", "s2")
@@ -204,14 +206,43 @@ def test_only_the_crop_is_taken_from_the_memory_map(release, dtype, monkeypatch)
         data = data.base
 
 
-@pytest.mark.parametrize("dtype, value, expected", [(np.uint16, 40000, 32767), (np.int16, -105, -105), (np.int32, 70000, 32767),
-                                                    (np.uint8, 200, 200)])
-def test_types_of_the_series(release, dtype, value, expected):
+@pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="the system cannot be told what will be read")
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_only_pages_with_pixels_of_chosen_dates_are_asked_for(release, monkeypatch, order):
+    """And no others are read ahead. A band of 60 x 70 pixels is 2.05 pages long, the crop in it 2 rows."""
+    asked = set()
+
+    class Map(mmap.mmap):
+        def madvise(self, advice, start=0, length=0):
+            if advice == mmap.MADV_WILLNEED:
+                asked.update(range(start // mmap.PAGESIZE, -(-(start + length) // mmap.PAGESIZE)))
+            else:
+                assert advice == mmap.MADV_RANDOM and not asked
+    days = [f"2020{month:02d}{day:02d}" for month in (1, 2) for day in range(1, 11)]
+    data = series_values(20, 60, 70) % 30000
+    write_series(sen(release).parent, "D006_2020-Z1_NN", np.asarray(data, order=order), days)
+    write_centroids(release, CENTRES | {1: [33, 41]})
+    tiles = flair(release, modalities=("s2",), max_dates=6)
+    monkeypatch.setattr(mmap, "mmap", Map)
+    item = tiles[0]
+    dates = np.linspace(0, 19, 6).round().astype(int)
+    assert np.array_equal(item["s2"], data[dates][..., 32:34, 40:42]) and len(item["s2_dates"]) == 6
+    places = 128 + 2 * np.arange(data.size).reshape(data.shape, order=order)      # of the pixels in the file
+    used = set(places[dates][..., 32:34, 40:42].ravel() // mmap.PAGESIZE)
+    assert used <= asked and (order == "F" or asked == used) and len(used) < 100
+
+
+@pytest.mark.parametrize("dtype, value, kept, expected", [
+    (np.uint16, 40000, np.int16, 32767), (np.int16, -105, np.int16, -105), (">i2", -105, np.int16, -105),
+    (np.uint8, 200, np.uint8, 200), (np.int32, 70000, np.int32, 70000),
+    (np.float16, 0.5, np.float16, 0.5), (np.float64, 0.1, np.float32, np.float32(0.1))])
+def test_types_of_the_series(release, dtype, value, kept, expected):
+    """They stay what they are, where torch can compute with them and no precision is lost that matters."""
     data = series_values(dtype=dtype)
     data[0, 0, 5, 1] = value
     np.save(sen(release), data)
-    s2 = flair(release)[0]["s2"]
-    assert s2.dtype == torch.int16 and s2[0, 0, 0, 0] == expected and np.array_equal(s2[1:], data[1:, :, 5:7, 1:3])
+    s2 = flair(release)[0]["s2"].numpy()
+    assert s2.dtype == kept and s2[0, 0, 0, 0] == expected and np.array_equal(s2[1:], data[1:, :, 5:7, 1:3])
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r\n\r\n"])
@@ -238,6 +269,27 @@ def test_cloud_is_looked_up_where_the_tile_is(release):
     assert flair(release, max_cloud=40)[0]["s2_dates"].tolist() == [3, 366]    # snow counts too; a quarter is 25 %
     assert flair(release, max_cloud=20)[0]["s2_dates"].tolist() == [3]
     assert flair(release)[0]["s2_dates"].tolist() == [3, 60, 61, 366]
+
+
+def test_dates_are_chosen_among_those_without_clouds(release, monkeypatch):
+    """One product of 2 January is cloudy, and both of 4 January; the rest is not read."""
+    read = []
+
+    def counted(mapped, dates, nodata=None):
+        read.append((mapped.shape[1], list(dates)))
+        return fetch(mapped, dates, nodata)
+    monkeypatch.setattr("datasets.tiles.fetch", counted)
+    data, masks = series_values(9, dtype=np.int32), np.zeros((9, 2, H, W), np.uint8)
+    days = ["20200101", "20200102", "20200102", "20200103", "20200104", "20200104", "20200105", "20200106", "20200107"]
+    masks[[1, 4, 5], 1] = 90
+    write_series(sen(release).parent, "D006_2020-Z1_NN", data, days)
+    np.save(sen(release, "masks.npy"), masks)
+    tiles = flair(release, modalities=("s2",), max_dates=3, max_cloud=40)
+    item = tiles[0]                                                               # evenly among 1, 2, 3, 5, 6, 7
+    assert item["s2_dates"].tolist() == [1, 3, 7] and read == [(10, [0, 3, 8])]
+    drawn = {tuple(tiles[0, epoch]["s2_dates"].tolist()) for epoch in range(20)}
+    assert len(drawn) > 9 and {day for days in drawn for day in days} == {1, 2, 3, 5, 6, 7}
+    assert 1 not in {t for _, dates in read for t in dates} and {len(dates) for _, dates in read} == {3}
 
 
 # ---- labels ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A dataset of one's own, and a sensor added to a known one: what README promises, read and trained on as a user would."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import finetune
 import pretrain
 from datasets import open_dataset
+from datasets.band_statistics import training_statistics
 from datasets.demo import write_treesatai
 from datasets.loading import collate
 from datasets.sensors import SENSORS, Sensor
@@ -97,6 +99,41 @@ def test_files_of_each_kind(folder):
     assert np.array_equal(item["water"], values("water"))
     assert item["thermal_dates"].tolist() == [60, 61, 366]     # days of a leap year
     assert item["water_dates"].tolist() == [424, 425, 730]     # since 1 January 2019
+
+
+def test_types_stay_as_narrow_as_in_the_files(folder):
+    """Only double precision becomes single; where files differ, a batch is in the wider type."""
+    write(folder, "thermal", data=values("thermal").astype(np.float16))
+    write(folder, "thermal", "c3", data=values("thermal") * 1000)
+    write(folder, "height", data=values("height").astype(">f2"))
+    write(folder, "water", data=values("water").astype(">u2"))
+    data = mine(folder)
+    batch = collate([data[0], data[1]])
+    assert data[0]["thermal"].dtype == data[0]["height"].dtype == torch.float16
+    assert np.array_equal(data[0]["thermal"], values("thermal")) and np.array_equal(data[0]["height"], values("height"))
+    assert data[0]["water"].dtype == torch.int32 and np.array_equal(data[0]["water"], values("water"))
+    assert batch["thermal"].dtype == batch["height"].dtype == torch.float32
+    assert np.array_equal(batch["thermal"], np.stack([values("thermal"), values("thermal") * 1000]))
+
+
+def test_half_precision_is_cleaned_and_summed_up_in_more(folder, monkeypatch):
+    """Sums over a band go far beyond 65504, the largest number of half precision; what overflowed it is missing."""
+    data = np.full((3, 2, 6, 4), 60000, np.float16)
+    data[0, 1, 2, 2], data[0, 0, 0, 0], data[0, 0, 0, 1], data[2], data[1, 0] = np.nan, np.inf, -np.inf, 0, 50000
+    for tile in ("b2", "c3", "e5"):
+        write(folder, "thermal", tile, data=data)
+    item = mine(folder)[0]
+    assert item["thermal"].dtype == torch.float16 and item["thermal_dates"].tolist() == [60, 61]
+    assert (item["thermal"][0] == 60000).all() and (item["thermal"][1, 0] == 50000).all()
+    monkeypatch.setitem(SENSORS["mine"], "thermal", replace(TABLE[2], nodata=50000))
+    assert mine(folder)[0]["thermal_dates"].tolist() == [60]
+    monkeypatch.setitem(SENSORS["mine"], "thermal", TABLE[2])
+    data[:, 1, :3] = 10000
+    for tile in ("b2", "c3", "e5"):
+        write(folder, "thermal", tile, data=data[:2], dates=DATES[:2])
+    found = training_statistics(mine(folder, modalities=["thermal"]))["thermal"]
+    whole = np.stack([mine(folder)[0]["thermal"].numpy()] * 3).astype(float)
+    assert found["mean"] == pytest.approx(whole.mean((0, 1, 3, 4))) and found["std"] == pytest.approx(whole.std((0, 1, 3, 4)))
 
 
 def test_series_are_cleaned(folder):

@@ -11,6 +11,7 @@ from datasets import default_modalities, open_dataset
 from datasets.loading import collate
 from datasets.pastis import CLASSES
 from datasets.sensors import SENSORS
+from datasets.tiles import choose_dates, fetch
 from models.omnisat import patchify
 from utils.errors import UserError
 
@@ -173,6 +174,88 @@ def test_the_descending_orbit_only_if_asked_for(release):
     assert "s1-des" not in pastis(release)[0]
 
 
+# ---- long series: dates are chosen, then read -----------------------------------------------------------------------
+
+LONG = {"S2": [*S2_DATES, 20181001, 20190915], "S1A": [20190600 + day for day in (5, 3, 9, 12, 1, 20, 3, 28)],
+        "S1D": DATES["S1D"]}
+
+
+@pytest.fixture
+def long_series(release, monkeypatch):
+    """Series with unsorted and double days. Returns the root and the list that the dates read from files are added to."""
+    write_tile(release, 10000, dates=LONG)
+    write_metadata(release, dates=LONG)
+    read = []
+
+    def counted(mapped, dates, nodata=None):
+        read.append(dates.tolist())
+        return fetch(mapped, dates, nodata)
+    monkeypatch.setattr("datasets.tiles.fetch", counted)
+    return release, read
+
+
+def check_plain(tiles, i, epoch, read):
+    """tiles[i, epoch] is what choosing after reading and cleaning everything gives. Returns it, and in `read` what it read."""
+    rng = None if epoch is None else np.random.default_rng((tiles.seed, epoch, i))
+    expected = {}
+    for key, (data, days) in tiles.read(i).items():
+        dates = choose_dates(len(days), tiles.max_dates, rng)
+        expected[key] = data[dates], days[dates]
+    read.clear()
+    item = tiles[i] if epoch is None else tiles[i, epoch]
+    for key, (data, days) in expected.items():
+        assert np.array_equal(item[f"{key}_dates"], days) and np.array_equal(item[key], data)
+        assert item[key].numpy().dtype == data.dtype
+    return item
+
+
+@pytest.mark.parametrize("epoch", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_only_chosen_dates_are_read(long_series, epoch, parts):
+    """And they are the same as if all were read first: of s2 13 distinct days, of s1 7, of s1-des 3."""
+    root, read = long_series
+    tiles = pastis(root, modalities=("s2", "s1", "s1-des"), max_dates=5, parts=parts, seed=7)
+    item = check_plain(tiles, parts - 1, epoch, read)
+    assert [len(item[f"{key}_dates"]) for key in ("s2", "s1", "s1-des")] == [5, 5, 3]
+    days = [{tuple(values)[t] for t in dates} for values, dates in zip(LONG.values(), read)]
+    assert [len(of_key) for of_key in days] == [5, 5, 3]
+    for values, dates, of_key in zip(LONG.values(), read, days):                  # all acquisitions of a day
+        assert dates == [t for t, day in enumerate(values) if day in of_key]
+
+
+@pytest.mark.parametrize("epoch", [None, 0, 1, 2, 3])
+def test_chosen_dates_that_are_of_no_use(long_series, epoch):
+    """Dates that are not chosen may hold anything; if a chosen one is of no use, the choice is made among those that are."""
+    root, read = long_series
+    tiles = pastis(root, modalities=("s2", "s1"), max_dates=5)
+    before = check_plain(tiles, 0, epoch, read)
+    chosen, data = read[0], np.load(s2_path(root))
+    data[np.setdiff1d(np.arange(len(data)), chosen)] = -10000
+    save(s2_path(root), data)
+    after = tiles[0] if epoch is None else tiles[0, epoch]
+    assert all(torch.equal(after[key], before[key]) for key in ("s2", "s2_dates", "s1", "s1_dates"))
+
+    data = s2_values(len(LONG["S2"]))
+    data[chosen[2]] = -10000
+    save(s2_path(root), data)
+    item = check_plain(tiles, 0, epoch, read)                                     # s1 too: as many random numbers were drawn
+    assert len(item["s2"]) == 5 and read[0] == chosen and (item["s2"] >= 0).all()
+    data[4:] = -10000
+    save(s2_path(root), data)
+    assert len(check_plain(tiles, 0, epoch, read)["s2"]) == 4 - (chosen[2] < 4)    # all that are left
+
+
+def test_of_one_day_the_second_acquisition_may_be_the_one(long_series):
+    root, read = long_series
+    data = s1_values(len(LONG["S1A"]), -10)
+    data[1] = np.nan                                                              # 3 June, which is there twice
+    save(s1_path(root), data)
+    tiles = pastis(root, modalities=("s1",), max_dates=6)
+    for epoch in range(6):
+        check_plain(tiles, 0, epoch, read)
+        assert len(read) == 1
+
+
 # ---- values ---------------------------------------------------------------------------------------------------------
 
 def test_nodata_of_sentinel_2(release):
@@ -198,8 +281,8 @@ def test_missing_values_and_half_precision_of_sentinel_1(release):
     data[0, 1, 2, 2], data[0, 2, 2, 2] = np.inf, -np.inf
     save(s1_path(release), data)
     s1 = pastis(release)[0]["s1"]
-    assert s1.dtype == torch.float32 and torch.isfinite(s1).all() and len(s1) == 2
-    assert s1[0, 0, 0, 0].item() == pytest.approx(-(62 * 20 + 20.5) / 63, abs=1e-4)    # half precision has steps of 0.016
+    assert s1.dtype == torch.float16 and torch.isfinite(s1).all() and len(s1) == 2    # as in the file: half the bytes
+    assert s1[0, 0, 0, 0].item() == pytest.approx(-(62 * 20 + 20.5) / 63, abs=0.01)    # half precision has steps of 0.016
     assert s1[0, 1:, 2, 2].tolist() == [-25, 5]
     data[1, 2].flat[:33] = np.nan
     save(s1_path(release), data)
@@ -249,10 +332,10 @@ def test_a_patch_is_the_same_ground_in_all_modalities(release):
     batch = collate([pastis(release)[0]])
     table = SENSORS["pastis-hd"]
     vhr, s2 = (patchify(batch[key], table[key].patch)[0] for key in ("vhr", "s2"))
-    assert vhr.shape == (4, 3, 40, 40) and s2.shape == (4, 12, 160)
+    assert vhr.shape == (4, 3, 40, 40) and s2.shape == (4, 12, 10, 4, 4)
     for patch, (row, column) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
         expected = number[4 * row:4 * row + 4, 4 * column:4 * column + 4] + 1
-        assert (s2[patch].numpy() == np.tile(expected.flatten(), 10)).all()
+        assert (s2[patch].flatten(1).numpy() == np.tile(expected.flatten(), 10)).all()
         assert (vhr[patch].numpy() == np.kron(expected, np.ones((10, 10)))).all()
 
 
