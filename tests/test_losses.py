@@ -109,6 +109,24 @@ def test_contrastive_memory_does_not_grow_with_the_square(monkeypatch):
     assert max(sizes) == max(64 * 64, tokens.numel()) and len(sizes) > 2 * 15 * 16 / 2
 
 
+@pytest.mark.parametrize("naive", [False, True])
+def test_contrastive_in_autocast_rounds_only_the_factors_of_products(naive, monkeypatch):
+    """The denominator is the dense form's of rounded tokens, in float32; all else, and so the loss, hardly moves."""
+    monkeypatch.setattr(contrastive, "BLOCK", 64)
+    tokens, present = torch.randn(5, 3, 9, 64, requires_grad=True), torch.rand(5, 3) < 0.8
+    f = torch.nn.functional.normalize(tokens.detach(), dim=-1).flatten(0, 2)
+    is_token, group = present[:, :, None].expand(-1, -1, 9).flatten(), 1 if naive else 9
+    rounded = contrastive.Denominator.apply(f, is_token, group, 0.1, torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, contrastive.dense_denominator(f.bfloat16().float(), is_token, group, 0.1), rtol=1e-5, atol=1e-5)
+    whole = contrastive_loss(tokens, present, naive=naive)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = contrastive_loss(tokens, present, naive=naive)
+    assert loss.dtype == torch.float32 and 0 < abs(loss - whole) < 1e-3
+    gradient, wanted = (torch.autograd.grad(value, tokens)[0] for value in (loss, whole))
+    assert 0 < (gradient - wanted).norm() < 1e-2 * wanted.norm()
+
+
 def test_contrastive_default_temperature_is_a_tenth():
     """Section 3.4: gamma = 0.1; T(m, p) is excluded by default."""
     tokens, present = some_tokens(2, 3, 2), torch.ones(2, 3, dtype=torch.bool)

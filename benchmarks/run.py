@@ -1,0 +1,342 @@
+"""Time, memory and operations of each part of pretraining, on the machine that this runs on, against the plain form.
+
+    python -m benchmarks.run                                        # every part for every dataset
+    python -m benchmarks.run --datasets treesatai-ts --parts step   # one of them
+    python -m benchmarks.run --parts contrastive --tiles 32
+
+Each row is measured in a process of its own: the best of --repeats after a first run, which counts the operations. GB is
+the peak above the inputs. "share" is operations a second out of those of a matrix product measured in the same run; it can be
+over 100 % on a CPU where convolutions come from a faster library than matrix products. Forms: ours; plain, the
+straightforward form of benchmarks/plain.py; ours and plain once more with the memory settings of the other (CPU only).
+Values are random, shapes the real ones, 35 to 50 dates a series. Hours are those of 250 epochs at that rate. Without a GPU
+the figures are this CPU's; nothing else is needed to run it on one.
+"""
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+import h5py
+import numpy as np
+import tifffile
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from benchmarks import plain
+from datasets import default_modalities, open_dataset
+from datasets.demo import write_flair, write_pastis, write_treesatai
+from datasets.sensors import SENSORS
+from losses.contrastive import contrastive_loss
+from models.omnisat import OmniSat
+from utils.distributed import reuse_memory, to_device
+from utils.log import provenance
+
+DIM, DATES, EPOCHS = 256, 50, 250
+# patches a side; training tiles; tiles of a row on a CPU
+DATASETS = {"treesatai-ts": (6, 38_537, 16), "pastis-hd": (32, 1_455, 1), "flair": (10, 47_712, 4)}
+PARTS = ("reader", "encoder", "combiner", "contrastive", "decoders", "optimiser", "step")
+GPU_TILES = 128
+MORE_TOKENS = (24_624, 49_140, 98_280)    # of contrastive: its memory grows with them
+MORE_SIDES = (16, 24)                     # of step on PASTIS-HD: likewise
+
+
+# ---- what is measured -----------------------------------------------------------------------------------------------
+
+def random_batch(sensors, tiles, side, device):
+    """A batch of random values in the types that the readers give, its first half of the tiles with fewer dates."""
+    batch, random = {}, torch.Generator().manual_seed(0)
+    for sensor in sensors:
+        shape = len(sensor.bands), side * sensor.patch, side * sensor.patch
+        if sensor.kind == "image":
+            batch[sensor.key] = torch.randint(256, (tiles, *shape), dtype=torch.uint8, generator=random)
+            continue
+        is_optical = len(sensor.bands) > 3
+        values = torch.randn(tiles, DATES, *shape, generator=random, dtype=torch.float32)
+        batch[sensor.key] = (1000 * values).short() if is_optical else values
+        batch[f"{sensor.key}_dates"] = torch.randint(1, sensor.period, (tiles, DATES), generator=random)
+        lengths = torch.randint(35, DATES + 1, (tiles, 1), generator=random)
+        lengths[0] = DATES
+        batch[f"{sensor.key}_padded"] = torch.arange(DATES) >= lengths
+    return to_device(batch, device)
+
+
+def task(row, device):
+    """The function that a row is about: one forward and backward pass, or one step."""
+    sensors, is_plain = [SENSORS[row["dataset"]][key] for key in row["keys"]], row["form"].startswith("plain")
+    tiles, side = row["tiles"], row["side"]
+    shape = tiles, len(sensors), side ** 2
+    torch.manual_seed(0)
+    model = OmniSat(sensors, DIM)
+    model.set_statistics({s.key: {"mean": [0.] * len(s.bands), "std": [1000. if len(s.bands) > 3 else 50.] * len(s.bands)}
+                          for s in sensors})
+    model.to(device).tiles_at_once = row["tiles_at_once"]
+    if row["compile"] and not is_plain:
+        model.compile_networks()
+    if row["part"] == "contrastive":
+        tokens, present = torch.randn(*shape, DIM, device=device, requires_grad=True), torch.ones(shape[:2], dtype=torch.bool, device=device)
+        return lambda: contrastive_loss(tokens, present, dense=is_plain).backward()
+    if row["part"] == "optimiser":
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        return torch.optim.Adam(model.parameters(), 1e-4, **({"foreach": False} if is_plain else {"fused": True})).step
+    batch = random_batch(sensors, tiles, side, device)
+    masks = model.draw_masks({key: value.cpu() for key, value in batch.items()}, torch.Generator().manual_seed(0))
+    if row["part"] == "encoder":
+        encode = (lambda: plain.encode(model, batch)[0]) if is_plain else (lambda: model.encode(batch)[0])
+        return lambda: encode().square().mean().backward()
+    is_masked = masks["is_masked"].to(device)
+    if row["part"] == "combiner":
+        tokens = torch.randn(*shape, DIM, device=device, requires_grad=True)
+        if is_plain:
+            return lambda: plain.combine(model, tokens, is_masked).square().mean().backward()
+        return lambda: torch.cat(model.in_parts(lambda part: model.combine(tokens[part], is_masked[part], (side, side)),
+                                                model.parts(batch))).square().mean().backward()
+    if row["part"] == "decoders":
+        f = torch.randn(tiles, side ** 2, DIM, device=device, requires_grad=True)
+        with torch.no_grad():
+            context = plain.encode(model, batch)[2] if is_plain else model.encode(batch)[2]
+        if is_plain:
+            return lambda: plain.reconstruct(model, f, masks["is_target"].to(device), batch, context).backward()
+        return lambda: model.reconstruct(f, masks["is_target"], batch, context).mean().backward()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, **({"foreach": False} if is_plain else {"fused": True}))
+
+    def step():
+        loss, _ = plain.pretrain_loss(model, batch, masks) if is_plain else model.pretrain_loss(batch, masks)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+# ---- how ------------------------------------------------------------------------------------------------------------
+
+def memory(device, peak):
+    """GB of this process on the device, at the peak or now."""
+    if device.type == "cuda":
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 1e9
+    if peak:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e9
+
+
+def measure(row, results):
+    """Run a row in this process; puts the figures, or a text where there are none."""
+    torch.set_num_threads(row["threads"])
+    device = torch.device(row["device"])
+    if device.type == "cpu" and row["form"] in ("ours", "plain, memory kept"):
+        reuse_memory()
+    try:
+        if row["part"] == "ceiling":
+            return results.put({"flops": ceiling(device, row["precision"])})
+        function = task(row, device)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=row["precision"] == "bfloat16")
+
+        def run():
+            with autocast:
+                function()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+        before = memory(device, peak=False)
+        with FlopCounterMode(display=False) as counter:
+            run()
+        flops = counter.get_total_flops()
+        if row["part"] == "contrastive":                                      # by the definition: in-place products are not counted
+            flops = 4 * (row["tiles"] * len(row["keys"]) * row["side"] ** 2) ** 2 * DIM
+        times = []
+        for _ in range(row["repeats"]):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        results.put({"seconds": min(times), "gb": memory(device, peak=True) - before, "gflop": flops / 1e9})
+    except torch.OutOfMemoryError:
+        results.put("out of memory")
+
+
+def ceiling(device, precision):
+    """Operations a second of a plain matrix product, the best of several."""
+    size, depth, count = (8192, 8192, 20) if device.type == "cuda" else (4096, DIM, 10)
+    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b, times = torch.randn(size, depth, device=device, dtype=kind), torch.randn(depth, size, device=device, dtype=kind), []
+    for _ in range(count):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size * size * depth / min(times)
+
+
+def in_a_process(row):
+    """The figures of a row, or the text of why there are none."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(row, sender))
+    process.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        found = "ended early: out of memory?"
+    process.join()
+    return found
+
+
+def _send(row, pipe):
+    class Results:
+        put = staticmethod(pipe.send)
+    measure(row, Results)
+
+
+def readers(name, root, repeats):
+    """Median ms a tile, ours and the plain calls, from the page cache in one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        if root is None:
+            write = {"treesatai-ts": write_treesatai, "pastis-hd": write_pastis, "flair": write_flair}[name]
+            root = write(folder, train=8, test=4, **({"side": 128} if name == "pastis-hd" else {}))
+        data = open_dataset(name, str(root), "train", default_modalities(name), labelled=False)
+        times = {"ours": [], "plain": []}
+        for _ in range(repeats):
+            for i in range(min(len(data), 8)):
+                for form, read in (("ours", lambda: data[i, 0]), ("plain", lambda: read_plainly(data.sources(i)))):
+                    start = time.perf_counter()
+                    read()
+                    times[form].append(time.perf_counter() - start)
+    return {form: statistics.median(taken) for form, taken in times.items()}
+
+
+def read_plainly(paths):
+    """Every array of the files, whole, in float32, and every date, with the usual calls."""
+    for path in map(Path, paths):
+        if path.suffix == ".tif":
+            tifffile.imread(path).astype(np.float32)
+        elif path.suffix == ".npy" and "TARGET" not in path.name and "masks" not in path.name:
+            np.load(path).astype(np.float32)
+        elif path.suffix == ".h5":
+            with h5py.File(path) as file:
+                for sensor, start in (("sen-2", 11), ("sen-1-asc", 17)):
+                    file[f"{sensor}-data"][()]
+                    for product in file[f"{sensor}-products"][()]:
+                        datetime.strptime(product.decode()[start:start + 8], "%Y%m%d").timetuple().tm_yday
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+def rows_of(args, device):
+    """What to measure, a dict each."""
+    rows = []
+
+    def add(dataset, part, form, tiles, side=None, keys=None, **more):
+        keys = list(keys or default_modalities(dataset))
+        rows.append({"dataset": dataset, "part": part, "form": form, "tiles": tiles, "side": side or DATASETS[dataset][0], "keys": keys,
+                     "device": str(device), "precision": args.precision, "compile": args.compile,
+                     "threads": args.threads, "repeats": args.repeats, "tiles_at_once": args.tiles_at_once} | more)
+    for dataset in args.datasets:
+        tiles = args.tiles or (GPU_TILES if device.type == "cuda" else DATASETS[dataset][2])
+        for part in args.parts:
+            if part == "encoder":
+                for key in default_modalities(dataset):
+                    for form in ("plain", "ours"):
+                        add(dataset, part, form, tiles, keys=[key])
+            elif part == "contrastive":
+                pool = args.tiles or (GPU_TILES if device.type == "cuda" or dataset == "treesatai-ts" else DATASETS[dataset][2] * 4)
+                add(dataset, part, "plain", pool)
+                add(dataset, part, "ours", pool)
+                if dataset == "treesatai-ts" and args.tiles is None:
+                    for tokens in MORE_TOKENS:
+                        add(dataset, part, "ours", tokens // 108)
+            elif part != "reader":
+                forms = ["plain", "ours"]
+                if part == "step" and device.type == "cpu" and dataset == "treesatai-ts":
+                    forms = ["plain", "plain, memory kept", "ours", "ours, memory given back"]
+                for form in forms:
+                    add(dataset, part, form, tiles)
+                if part == "step" and dataset == "pastis-hd" and args.tiles is None:
+                    for side in MORE_SIDES:
+                        add(dataset, part, "ours", tiles, side)
+    return rows
+
+
+def line(row):
+    """One row of the table."""
+    what = f"{row['part']} {row['keys'][0]}" if row["part"] == "encoder" else row["part"]
+    size = f"{row['tiles']} x {row['side'] ** 2}"
+    start = f"{row['dataset']:13}{what:13}{row['form']:25}{size:>10}"
+    if "error" in row:
+        return start + "  " + row["error"]
+    return (f"{start}{row['seconds']:10.4f}{row['tiles_per_second']:10.2f}{row['gb']:8.2f}{row['gflop'] / row['tiles']:10.1f}{row['share']:7.0%}"
+            + (f"{row['hours']:9.1f}" if "hours" in row else ""))
+
+
+def command_line():
+    """The ArgumentParser."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), metavar="NAME", help="default: all three")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--tiles", type=int, help=f"of a pool (default: {GPU_TILES} on a GPU; on a CPU 16 of TreeSatAI-TS, 1 of PASTIS-HD, 4 of FLAIR, more "
+                                                  "in the contrastive loss)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--compile", action="store_true", help="our networks with torch.compile")
+    parser.add_argument("--tiles-at-once", type=int, help="as pretrain.py's")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=2, help="timed runs of a row, after one that is not (default: %(default)s)")
+    parser.add_argument("--roots", nargs="+", default=[], metavar="NAME=DIR", help="raw files for the readers; else generated ones in the same formats")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
+    return parser
+
+
+def main(argv=None):
+    args = command_line().parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args.precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    source = provenance("-m benchmarks.run", argv or [], device) | {"threads": args.threads, "cpus": os.cpu_count(), "python": platform.python_version()}
+    rates = [in_a_process({"part": "ceiling", "form": "ours", "device": str(device), "precision": args.precision, "threads": args.threads})["flops"]]
+    print(f"{source['device']}, {args.threads} threads, {args.precision}; matrix product {rates[0] / 1e9:,.0f} GFLOP/s")
+    print(f"\n{'dataset':13}{'part':13}{'form':25}{'tiles':>10}{'seconds':>10}{'tiles/s':>10}{'GB':>8}{'GFLOP':>10}{'share':>7}{'hours':>9}\n"
+          f"{'':51}{'x patches':>10}{'':28}{'a tile':>10}")
+    done, found = [], {}
+    rows = rows_of(args, device)
+    with tqdm(total=len(rows), unit="row", leave=False, disable=None) as progress:
+        for row in rows:
+            figures = in_a_process(row)
+            if isinstance(figures, str):
+                row["error"] = figures
+            else:
+                row |= figures | {"tiles_per_second": row["tiles"] / figures["seconds"],
+                                  "share": figures["gflop"] * 1e9 / figures["seconds"] / rates[0]}
+                if row["part"] == "step" and row["form"] == "ours" and row["side"] == DATASETS[row["dataset"]][0]:
+                    row["hours"] = EPOCHS * DATASETS[row["dataset"]][1] / row["tiles_per_second"] / 3600
+                found.setdefault((row["dataset"], row["part"], *row["keys"], row["tiles"], row["side"]), {})[row["form"]] = row
+            done.append(row)
+            tqdm.write(line(row))
+            progress.update()
+    print()
+    for dataset in args.datasets if "reader" in args.parts else ():
+        roots = dict(text.split("=", 1) for text in args.roots)
+        taken = readers(dataset, roots.get(dataset), 20)
+        done.append({"dataset": dataset, "part": "reader", "root": dataset in roots, **{form: seconds for form, seconds in taken.items()}})
+        print(f"{dataset}: reader {1000 * taken['ours']:.2f} ms a tile, plain calls {1000 * taken['plain']:.2f} ms"
+              f"{'' if dataset in roots else ' (generated tiles)'}")
+    for (dataset, part, *rest), forms in found.items():
+        if {"ours", "plain"} <= set(forms):
+            ours, other = forms["ours"], forms["plain"]
+            keys = f" {rest[0]}" if part == "encoder" else ""
+            print(f"{dataset}: {part}{keys} {other['seconds'] / ours['seconds']:.1f} times faster than plain, "
+                  f"{ours['gb'] / max(other['gb'], 1e-3):.2f} of its memory")
+    if device.type == "cpu":
+        print("no GPU here: run the same command where there is one")
+    if args.json:
+        Path(args.json).write_text(json.dumps({"source": source, "flops": rates[0], "rows": done}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

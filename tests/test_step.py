@@ -1,0 +1,171 @@
+"""The pretraining step that is fast against the one that is plain (benchmarks/plain.py), and what must not change its result."""
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import benchmarks.run
+from benchmarks import plain
+from datasets.sensors import Sensor
+from models.omnisat import OmniSat
+
+VHR, S2 = Sensor("vhr", "image", ("R", "G", "B"), 1, 10), Sensor("s2", "series", ("a", "b", "c"), 10, 1, 30)
+S1 = Sensor("s1", "series", ("VV", "VH"), 5, 2, 40)
+VALID = {"s2": (6, 2, 0, 5, 3), "s1": (1, 6, 4, 0, 2)}              # dates of each tile: one has no s2, one no s1
+
+
+def make_batch(dtype=torch.float64, tiles=5):
+    random = torch.Generator().manual_seed(0)
+    batch = {"name": list("abcde")[:tiles], "vhr": torch.randint(256, (tiles, 3, 20, 20), dtype=torch.uint8, generator=random)}
+    for key, bands, side in (("s2", 3, 2), ("s1", 2, 4)):
+        batch[key] = torch.randn(tiles, 6, bands, side, side, dtype=dtype, generator=random)
+        batch[f"{key}_dates"] = torch.randint(31, (tiles, 6), generator=random)
+        batch[f"{key}_padded"] = torch.arange(6) >= torch.tensor(VALID[key][:tiles])[:, None]
+    return batch
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = OmniSat([VHR, S2, S1], embed_dim=32, depth=2)
+    model.set_statistics({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.1] * 3, "std": [2.] * 3},
+                          "s1": {"mean": [0.] * 2, "std": [1.] * 2}})
+    return model
+
+
+def results(model, batch, loss=OmniSat.pretrain_loss):
+    """Loss, terms, gradients and buffers after one pass of a copy of the model."""
+    model = copy.deepcopy(model)
+    total, terms = loss(model, batch, model.draw_masks(batch, torch.Generator().manual_seed(3)))
+    total.backward()
+    return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()},
+            "gradients": {name: p.grad for name, p in model.named_parameters()}, "buffers": dict(model.named_buffers())}
+
+
+def test_the_step_is_the_plain_form(model):
+    """Equations 1 to 5 with tile-by-tile loops, packed dates in torch's batch norm, whole matrices and everything decoded."""
+    model.double()
+    ours, wanted = results(model, make_batch()), results(model, make_batch(), plain.pretrain_loss)
+    torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
+    assert all(gradient.abs().max() > 0 for gradient in ours["gradients"].values())
+
+
+@pytest.mark.parametrize("tiles_at_once", [1, 2, 4])
+def test_parts_of_a_pool_give_the_whole_pools_result(model, tiles_at_once):
+    """Recomputed in backward, batch norm over the whole pool, its running statistics moved once."""
+    model.double()
+    whole = results(model, make_batch())
+    model.tiles_at_once = tiles_at_once
+    torch.testing.assert_close(results(model, make_batch()), whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_parts_give_the_same_logits(training):
+    torch.manual_seed(0)
+    model, batch = OmniSat([VHR, S2, S1], embed_dim=32, depth=1, num_classes=4).double(), make_batch()
+    model(batch)                                                    # running statistics other than 0 and 1
+    model.train(training)
+    whole = model(batch)
+    model.tiles_at_once = 2
+    torch.testing.assert_close(model(batch), whole, rtol=1e-10, atol=1e-12)
+
+
+def test_parts_keep_the_activations_of_few_tiles(model):
+    """What is kept for backward: inputs and tokens of all tiles, all else of none."""
+    def kept(tiles_at_once):
+        model.tiles_at_once, sizes = tiles_at_once, {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.__setitem__(t.data_ptr(), t.nbytes) or t, lambda t: t):
+            model.pretrain_loss(batch, masks)
+        return sum(sizes.values())
+    batch = make_batch(torch.float32)
+    masks = model.draw_masks(batch)
+    assert kept(1) < kept(None) / 5
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations whose result the CPU has to know before it can go on: on a GPU it would wait there."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        is_mask = "index" in name and any(torch.is_tensor(i) and i.dtype == torch.bool for i in (args[1] if isinstance(args[1], (list, tuple)) else ()))
+        if is_mask or name in ("nonzero", "_local_scalar_dense", "masked_select", "_unique2", "equal", "is_nonzero"):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device(model):
+    """But for the masks, which are on the CPU: the places of each modality's targets, and how many there are."""
+    batch = make_batch(torch.float32)
+    masks = model.draw_masks(batch)
+    with Waits() as ours:
+        model.pretrain_loss(batch, masks)[0].backward()
+    assert sorted(ours.seen) == ["_local_scalar_dense"] + 3 * ["nonzero"]
+    with Waits() as other:
+        plain.pretrain_loss(model, batch, masks)
+    assert len(other.seen) > 20                                     # the plain form does, so they would be seen
+    classifier = OmniSat([VHR, S2, S1], embed_dim=32, depth=1, num_classes=4)
+    with Waits() as ours:
+        classifier(batch).sum().backward()
+    assert ours.seen == []
+
+
+@pytest.mark.parametrize("tiles_at_once", [None, 2])
+def test_bfloat16_stays_near_float32(model, tiles_at_once):
+    batch = make_batch(torch.float32)
+    wanted = results(model, batch)
+    model.tiles_at_once = tiles_at_once
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results(model, batch)
+    assert found["loss"].dtype == torch.float32 and 0 < abs(found["loss"] - wanted["loss"]) < 0.01 * wanted["loss"]
+    flat, flat_wanted = (torch.cat([g.flatten() for g in run["gradients"].values()]) for run in (found, wanted))
+    assert flat.dtype == torch.float32 and (flat @ flat_wanted) / flat.norm() / flat_wanted.norm() > 0.98
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_compiled_networks_are_the_same():
+    """Also when the number of tiles changes; the names of the weights do not."""
+    torch.manual_seed(0)
+    model = OmniSat([VHR, S2], embed_dim=32, depth=1)
+    compiled = copy.deepcopy(model)
+    compiled.compile_networks()
+    assert list(compiled.state_dict()) == list(model.state_dict())
+    for tiles in (5, 3):
+        batch = make_batch(torch.float32, tiles)
+        masks = model.draw_masks(batch, torch.Generator().manual_seed(3))
+        losses = [m.pretrain_loss(batch, masks)[0] for m in (model, compiled)]
+        torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+        wanted, ours = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(m.parameters()))])
+                        for loss, m in zip(losses, (model, compiled)))
+        assert (ours - wanted).norm() < 1e-4 * wanted.norm()
+
+
+# Benchmarks
+
+@pytest.mark.parametrize("dataset", benchmarks.run.DATASETS)
+def test_every_row_of_the_benchmark_runs(dataset, monkeypatch):
+    monkeypatch.setattr(benchmarks.run, "DIM", 32)
+    monkeypatch.setitem(benchmarks.run.DATASETS, dataset, (3, 10, 1))
+    args = benchmarks.run.command_line().parse_args(["--datasets", dataset, "--tiles", "1"])
+    args.precision = "float32"
+    rows = benchmarks.run.rows_of(args, torch.device("cpu"))
+    assert {(row["part"], row["form"]) for row in rows} >= {(part, form) for part in benchmarks.run.PARTS[1:] for form in ("ours", "plain")}
+    for row in rows:
+        benchmarks.run.task(row, torch.device("cpu"))()
+
+
+def test_the_benchmark_prints_and_saves_its_figures(capsys, tmp_path):
+    """In processes of their own, with the plain form beside ours, and the readers on generated tiles."""
+    benchmarks.run.main(["--datasets", "treesatai-ts", "--parts", "contrastive", "reader", "--tiles", "1", "--repeats", "1",
+                         "--json", str(tmp_path / "figures.json")])
+    text = capsys.readouterr().out
+    assert "treesatai-ts: contrastive" in text and "times faster than plain" in text and "treesatai-ts: reader" in text
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["part"] for row in figures["rows"]] == ["contrastive", "contrastive", "reader"] and figures["flops"] > 0
+    assert figures["rows"][0]["gflop"] == pytest.approx(4 * 108 ** 2 * 256 / 1e9)
