@@ -46,7 +46,7 @@ def encode_image(encoder, x):
     for block, size in zip([*encoder.blocks, None], encoder.sizes):
         x, index = F.max_pool2d(x, 2 if block else size, return_indices=True)
         indices.append(index)
-        x = block(x) if block else x
+        x = F.gelu(block(x)) if block else x
     return x.flatten(1), indices
 
 

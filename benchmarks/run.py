@@ -253,7 +253,7 @@ def rows_of(args, device):
                 add(dataset, part, "ours", pool)
                 if dataset == "treesatai-ts" and args.tiles is None:
                     for tokens in MORE_TOKENS:
-                        add(dataset, part, "ours", tokens // 108)
+                        add(dataset, part, "ours", tokens // 108, repeats=1)
             elif part != "reader":
                 forms = ["plain", "ours"]
                 if part == "step" and device.type == "cpu" and dataset == "treesatai-ts":
@@ -275,6 +275,11 @@ def line(row):
         return start + "  " + row["error"]
     return (f"{start}{row['seconds']:10.4f}{row['tiles_per_second']:10.2f}{row['gb']:8.2f}{row['gflop'] / row['tiles']:10.1f}{row['share']:7.0%}"
             + (f"{row['hours']:9.1f}" if "hours" in row else ""))
+
+
+def write_json(path, source, flops, rows):
+    """The rows, the machine and the rate of its matrix product."""
+    Path(path).write_text(json.dumps({"source": source, "flops": flops, "rows": rows}, indent=1))
 
 
 def command_line():
@@ -319,6 +324,8 @@ def main(argv=None):
             done.append(row)
             tqdm.write(line(row))
             progress.update()
+            if args.json:                                                     # also if it is stopped on the way
+                write_json(args.json, source, rates[0], done)
     print()
     for dataset in args.datasets if "reader" in args.parts else ():
         roots = dict(text.split("=", 1) for text in args.roots)
@@ -335,7 +342,7 @@ def main(argv=None):
     if device.type == "cpu":
         print("no GPU here: run the same command where there is one")
     if args.json:
-        Path(args.json).write_text(json.dumps({"source": source, "flops": rates[0], "rows": done}, indent=1))
+        write_json(args.json, source, rates[0], done)
 
 
 if __name__ == "__main__":

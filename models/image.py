@@ -34,7 +34,7 @@ def pooled_sizes(patch):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with GroupNorm(4) and a skip; (N, D, w, w) -> (N, D, w, w)."""
+    """Two 3 x 3 convolutions with GroupNorm(4) and a skip; (N, D, w, w) -> (N, D, w, w). Its GELU is that of gelu_pool."""
 
     def __init__(self, dim):
         super().__init__()
@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(dim, dim, 3, padding=1), nn.GroupNorm(4, dim))
 
     def forward(self, x):
-        return F.gelu(x + self.body(x))
+        return x + self.body(x)
 
 
 class ImageEncoder(nn.Module):
@@ -63,15 +63,14 @@ class ImageEncoder(nn.Module):
 
         Returns tokens (N, D) and for the decoder the indices of each max-pool (N, D, w, w) int16, within the pixels before it.
         """
-        x = F.gelu(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
         indices = []
         for block in self.blocks:
-            x, index = F.max_pool2d(x, 2, return_indices=True)
-            indices.append(index.short())                                     # a quarter of int64's memory
+            x, index = gelu_pool(x, 2)
+            indices.append(index)
             x = block(x)
-        x, index = F.max_pool2d(x, self.sizes[-1], return_indices=True)    # N x D x 1 x 1
-        indices.append(index.short())
-        return x.flatten(1), indices
+        x, index = gelu_pool(x, self.sizes[-1])                            # N x D x 1 x 1
+        return x.flatten(1), [*indices, index]
 
 
 class ImageDecoder(nn.Module):
@@ -89,14 +88,51 @@ class ImageDecoder(nn.Module):
 
     def forward(self, token, indices):
         """token (N, D), indices: those of ImageEncoder for the same N patches. Returns (N, C, W, W)."""
-        x = self._unpool(token[:, :, None, None], indices[-1], self.sizes[-1], self.sizes[-1])
+        x = self._unpool(token[:, :, None, None], indices[-1], self.sizes[-1])
         for block, index, size in zip(self.blocks, reversed(indices[:-1]), reversed(self.sizes[:-1])):
-            x = self._unpool(F.gelu(block(x)), index, 2, size)
+            x = self._unpool(F.gelu(block(x)), index, size)
         return self.last(x)
 
-    def _unpool(self, x, index, window, size):
-        """The inverse of a max-pool over `window` pixels: (N, D, w, w) -> (N, D, size, size)."""
-        if not self.bypass:
-            return F.interpolate(x, size=(size, size))
-        x = F.max_unpool2d(x, index.long(), window, output_size=(size, size))
-        return x.contiguous(memory_format=torch.channels_last)
+    def _unpool(self, x, index, size):
+        """The inverse of a max-pool: (N, D, w, w) -> (N, D, size, size)."""
+        return put(x, index, size) if self.bypass else F.interpolate(x, size=(size, size))
+
+
+def gelu_pool(x, window):
+    """Max-pool of GELU(x): (N, D, w, w) -> (N, D, w // window, w // window) and int16 indices of the same shape.
+
+    Only where a pixel is the largest does a gradient come back to it, so nothing of the other pixels is kept for backward.
+    """
+    with torch.no_grad():
+        index = F.max_pool2d(F.gelu(x), window, return_indices=True)[1].short()
+    return F.gelu(Take.apply(x, index)), index
+
+
+class Take(torch.autograd.Function):
+    """The pixels at a max-pool's indices; backward puts their gradients back there, one each."""
+
+    @staticmethod
+    def forward(ctx, x, index):
+        ctx.save_for_backward(index)
+        ctx.size = x.shape[-1]
+        return images(rows(x).gather(1, rows(index).long()), index.shape[-1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        index, = ctx.saved_tensors
+        return put(gradient, index, ctx.size), None
+
+
+def put(x, index, size):
+    """max_unpool2d to size x size pixels, for images whose channels are last: (N, D, w, w) -> (N, D, size, size)."""
+    return images(x.new_zeros(len(x), size * size, x.shape[1]).scatter_(1, rows(index).long(), rows(x)), size)
+
+
+def rows(x):
+    """(N, D, w, w) -> (N, w w, D), no copy if channels are last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def images(x, size):
+    """(N, size x size, D) -> (N, D, size, size), channels last."""
+    return x.unflatten(1, (size, size)).permute(0, 3, 1, 2)

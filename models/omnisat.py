@@ -102,13 +102,9 @@ class OmniSat(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else None
 
     def compile_networks(self):
-        """Compile each network where it stands; names of weights do not change.
-
-        Not the image decoders: torch 2.13 cannot compile max_unpool2d for a number of patches that changes.
-        """
-        series = [decoder for decoder in (self.decoders or {}).values() if isinstance(decoder, SeriesDecoder)]
+        """Compile each network where it stands; names of weights do not change."""
         torch._dynamo.config.recompile_limit = 64                             # modalities and training or not, each has its own
-        for network in (*self.encoders.values(), *series, self.combiner):
+        for network in (*self.encoders.values(), *(self.decoders or {}).values(), self.combiner):
             network.compile()
 
     def set_statistics(self, statistics):

@@ -112,7 +112,7 @@ def test_decoder_without_bypass_copies_values_and_needs_no_indices():
     token = torch.randn(2, 32)
     image = decoder(token, [None] * len(decoder.sizes))
     assert image.shape == (2, 4, 50, 50)
-    x = decoder._unpool(torch.arange(4.).view(1, 1, 2, 2), None, 2, 5)
+    x = decoder._unpool(torch.arange(4.).view(1, 1, 2, 2), None, 5)
     assert x[0, 0, 0].tolist() == [0, 0, 0, 1, 1] and x[0, 0, 4].tolist() == [2, 2, 2, 3, 3]
 
 
