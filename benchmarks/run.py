@@ -4,20 +4,22 @@
     python -m benchmarks.run --datasets treesatai-ts --parts step   # one of them
     python -m benchmarks.run --parts contrastive --tiles 32
 
-Each row is measured in a process of its own: the best of --repeats after a first run, which counts the operations. GB is
-the peak above the inputs. "share" is operations a second out of those of a matrix product measured in the same run; it can be
+Each row is measured in a process of its own: the best of --repeats after a first run. GB is the peak above the inputs.
+GFLOP counts what is computed, also again. "share" is operations a second out of those of a matrix product measured in the same run; it can be
 over 100 % on a CPU where convolutions come from a faster library than matrix products. Forms: ours; plain, the
 straightforward form of benchmarks/plain.py; ours and plain once more with the memory settings of the other (CPU only).
 Values are random, shapes the real ones, 35 to 50 dates a series. Hours are those of 250 epochs at that rate. Without a GPU
 the figures are this CPU's; nothing else is needed to run it on one.
 """
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
 import platform
-import resource
+import re
 import statistics
+import sys
 import tempfile
 import time
 from datetime import datetime
@@ -35,7 +37,7 @@ from datasets import default_modalities, open_dataset
 from datasets.demo import write_flair, write_pastis, write_treesatai
 from datasets.sensors import SENSORS
 from losses.contrastive import contrastive_loss
-from models.omnisat import OmniSat
+from models.omnisat import OmniSat, part_of
 from utils.distributed import reuse_memory, to_device
 from utils.log import provenance
 
@@ -69,7 +71,7 @@ def random_batch(sensors, tiles, side, device):
 
 
 def task(row, device):
-    """The function that a row is about: one forward and backward pass, or one step."""
+    """What a row is about, two functions: the forward pass, which returns a scalar, and what comes after its backward."""
     sensors, is_plain = [SENSORS[row["dataset"]][key] for key in row["keys"]], row["form"].startswith("plain")
     tiles, side = row["tiles"], row["side"]
     shape = tiles, len(sensors), side ** 2
@@ -82,82 +84,92 @@ def task(row, device):
         model.compile_networks()
     if row["part"] == "contrastive":
         tokens, present = torch.randn(*shape, DIM, device=device, requires_grad=True), torch.ones(shape[:2], dtype=torch.bool, device=device)
-        return lambda: contrastive_loss(tokens, present, dense=is_plain).backward()
+        return lambda: contrastive_loss(tokens, present, dense=is_plain), None
     if row["part"] == "optimiser":
         for p in model.parameters():
             p.grad = torch.randn_like(p)
-        return torch.optim.Adam(model.parameters(), 1e-4, **({"foreach": False} if is_plain else {"fused": True})).step
+        return None, torch.optim.Adam(model.parameters(), 1e-4, **({"foreach": False} if is_plain else {"fused": True})).step
     batch = random_batch(sensors, tiles, side, device)
     masks = model.draw_masks({key: value.cpu() for key, value in batch.items()}, torch.Generator().manual_seed(0))
     if row["part"] == "encoder":
         encode = (lambda: plain.encode(model, batch)[0]) if is_plain else (lambda: model.encode(batch)[0])
-        return lambda: encode().square().mean().backward()
+        return lambda: encode().square().mean(), None
     is_masked = masks["is_masked"].to(device)
     if row["part"] == "combiner":
         tokens = torch.randn(*shape, DIM, device=device, requires_grad=True)
         if is_plain:
-            return lambda: plain.combine(model, tokens, is_masked).square().mean().backward()
+            return lambda: plain.combine(model, tokens, is_masked).square().mean(), None
         return lambda: torch.cat(model.in_parts(lambda part: model.combine(tokens[part], is_masked[part], (side, side)),
-                                                model.parts(batch))).square().mean().backward()
+                                                model.parts(batch))).square().mean(), None
     if row["part"] == "decoders":
         f = torch.randn(tiles, side ** 2, DIM, device=device, requires_grad=True)
-        with torch.no_grad():
-            context = plain.encode(model, batch)[2] if is_plain else model.encode(batch)[2]
         if is_plain:
-            return lambda: plain.reconstruct(model, f, masks["is_target"].to(device), batch, context).backward()
-        return lambda: model.reconstruct(f, masks["is_target"], batch, context).mean().backward()
+            with torch.no_grad():
+                context = plain.encode(model, batch)[2]
+            return lambda: plain.reconstruct(model, f, masks["is_target"].to(device), batch, context), None
+        with torch.no_grad():
+            parts = list(zip(model.parts(batch), model.encode(batch)[2]))
+        return lambda: torch.cat(model.in_parts(lambda part: model.reconstruct(
+            f[part[0]], masks["is_target"][part[0]], part_of(batch, part[0]), part[1]), parts)).mean(), None
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, **({"foreach": False} if is_plain else {"fused": True}))
 
-    def step():
-        loss, _ = plain.pretrain_loss(model, batch, masks) if is_plain else model.pretrain_loss(batch, masks)
-        loss.backward()
+    def finish():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return step
+    return lambda: (plain.pretrain_loss(model, batch, masks) if is_plain else model.pretrain_loss(batch, masks))[0], finish
 
 
 # ---- how ------------------------------------------------------------------------------------------------------------
 
 def memory(device, peak):
-    """GB of this process on the device, at the peak or now."""
+    """GB of this process on the device: now, which also starts a new peak, or the peak since."""
     if device.type == "cuda":
+        if not peak:
+            torch.cuda.reset_peak_memory_stats()
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 1e9
-    if peak:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e9
+    if not peak:
+        ctypes.CDLL(None).malloc_trim(0)                                      # what was freed does not count
+        Path("/proc/self/clear_refs").write_text("5")
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(rf"Vm{'HWM' if peak else 'RSS'}:\s+(\d+)", text)[1]) / 1e6
 
 
-def measure(row, results):
-    """Run a row in this process; puts the figures, or a text where there are none."""
+def measure(row):
+    """The figures of a row, run in this process, or a text where there are none."""
     torch.set_num_threads(row["threads"])
     device = torch.device(row["device"])
     if device.type == "cpu" and row["form"] in ("ours", "plain, memory kept"):
         reuse_memory()
+    if row["part"] == "ceiling":
+        return {"flops": ceiling(device, row["precision"])}
     try:
-        if row["part"] == "ceiling":
-            return results.put({"flops": ceiling(device, row["precision"])})
-        function = task(row, device)
+        forward, finish = task(row, device)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=row["precision"] == "bfloat16")
 
         def run():
-            with autocast:
-                function()
+            if forward is not None:
+                with autocast:
+                    loss = forward()
+                loss.backward()
+            if finish is not None:
+                finish()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-        before = memory(device, peak=False)
-        with FlopCounterMode(display=False) as counter:
-            run()
-        flops = counter.get_total_flops()
-        if row["part"] == "contrastive":                                      # by the definition: in-place products are not counted
-            flops = 4 * (row["tiles"] * len(row["keys"]) * row["side"] ** 2) ** 2 * DIM
-        times = []
-        for _ in range(row["repeats"]):
+        before, times = memory(device, peak=False), []
+        for _ in range(1 + row["repeats"]):                                   # the first is not counted
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-        results.put({"seconds": min(times), "gb": memory(device, peak=True) - before, "gflop": flops / 1e9})
+        figures = {"seconds": min(times[1:]), "gb": memory(device, peak=True) - before}
+        if row["part"] == "contrastive":                                      # by the definition: in-place products are not counted
+            flops = 4 * (row["tiles"] * len(row["keys"]) * row["side"] ** 2) ** 2 * DIM
+        else:
+            with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+                run()
+            flops = counter.get_total_flops()
+        return figures | {"gflop": flops / 1e9}
     except torch.OutOfMemoryError:
-        results.put("out of memory")
+        return "out of memory"
 
 
 def ceiling(device, precision):
@@ -177,24 +189,21 @@ def ceiling(device, precision):
 
 
 def in_a_process(row):
-    """The figures of a row, or the text of why there are none."""
+    """measure(row) in a process of its own."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(row, sender))
     process.start()
     sender.close()
     try:
-        found = receiver.recv()
+        return receiver.recv()
     except EOFError:
-        found = "ended early: out of memory?"
-    process.join()
-    return found
+        process.join()
+        return f"ended with code {process.exitcode}{': out of memory?' if process.exitcode == -9 else ''}"
 
 
 def _send(row, pipe):
-    class Results:
-        put = staticmethod(pipe.send)
-    measure(row, Results)
+    pipe.send(measure(row))
 
 
 def readers(name, root, repeats):
@@ -303,9 +312,9 @@ def main(argv=None):
     args = command_line().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
-    source = provenance("-m benchmarks.run", argv or [], device) | {"threads": args.threads, "cpus": os.cpu_count(), "python": platform.python_version()}
-    rates = [in_a_process({"part": "ceiling", "form": "ours", "device": str(device), "precision": args.precision, "threads": args.threads})["flops"]]
-    print(f"{source['device']}, {args.threads} threads, {args.precision}; matrix product {rates[0] / 1e9:,.0f} GFLOP/s")
+    source = provenance("-m benchmarks.run", sys.argv[1:] if argv is None else argv, device) | {"threads": args.threads, "cpus": os.cpu_count(), "python": platform.python_version()}
+    rate = in_a_process({"part": "ceiling", "form": "", "device": str(device), "precision": args.precision, "threads": args.threads})["flops"]
+    print(f"{source['device']}, {args.threads} threads, {args.precision}; matrix product {rate / 1e9:,.0f} GFLOP/s")
     print(f"\n{'dataset':13}{'part':13}{'form':25}{'tiles':>10}{'seconds':>10}{'tiles/s':>10}{'GB':>8}{'GFLOP':>10}{'share':>7}{'hours':>9}\n"
           f"{'':51}{'x patches':>10}{'':28}{'a tile':>10}")
     done, found = [], {}
@@ -317,7 +326,7 @@ def main(argv=None):
                 row["error"] = figures
             else:
                 row |= figures | {"tiles_per_second": row["tiles"] / figures["seconds"],
-                                  "share": figures["gflop"] * 1e9 / figures["seconds"] / rates[0]}
+                                  "share": figures["gflop"] * 1e9 / figures["seconds"] / rate}
                 if row["part"] == "step" and row["form"] == "ours" and row["side"] == DATASETS[row["dataset"]][0]:
                     row["hours"] = EPOCHS * DATASETS[row["dataset"]][1] / row["tiles_per_second"] / 3600
                 found.setdefault((row["dataset"], row["part"], *row["keys"], row["tiles"], row["side"]), {})[row["form"]] = row
@@ -325,12 +334,12 @@ def main(argv=None):
             tqdm.write(line(row))
             progress.update()
             if args.json:                                                     # also if it is stopped on the way
-                write_json(args.json, source, rates[0], done)
+                write_json(args.json, source, rate, done)
     print()
     for dataset in args.datasets if "reader" in args.parts else ():
         roots = dict(text.split("=", 1) for text in args.roots)
         taken = readers(dataset, roots.get(dataset), 20)
-        done.append({"dataset": dataset, "part": "reader", "root": dataset in roots, **{form: seconds for form, seconds in taken.items()}})
+        done.append({"dataset": dataset, "part": "reader", "root": dataset in roots, **taken})
         print(f"{dataset}: reader {1000 * taken['ours']:.2f} ms a tile, plain calls {1000 * taken['plain']:.2f} ms"
               f"{'' if dataset in roots else ' (generated tiles)'}")
     for (dataset, part, *rest), forms in found.items():
@@ -342,7 +351,7 @@ def main(argv=None):
     if device.type == "cpu":
         print("no GPU here: run the same command where there is one")
     if args.json:
-        write_json(args.json, source, rates[0], done)
+        write_json(args.json, source, rate, done)
 
 
 if __name__ == "__main__":

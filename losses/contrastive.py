@@ -79,13 +79,14 @@ class Denominator(torch.autograd.Function):
         *_, temperature, product_type = ctx.settings
         weight = torch.where(total > 0, gradient / total, 0) / temperature    # of e[a, b] in the gradient of row a
         factors, result = f.to(product_type), torch.zeros_like(f)
-        for i, j, e in pairs(f, *ctx.settings):
-            # similarity (a, b) is in the sum of row a if b counts, and in that of row b if a does
-            e *= torch.addr(torch.outer(weight[i], counts[j]), counts[i], weight[j])
-            e = e.to(product_type)
-            add_product(result[i], e, factors[j])
-            if i != j:
-                add_product(result[j], e.t(), factors[i])
+        with torch.autocast(f.device.type, enabled=False):                    # of whoever calls backward
+            for i, j, e in pairs(f, *ctx.settings):
+                # similarity (a, b) is in the sum of row a if b counts, and in that of row b if a does
+                e *= torch.addr(torch.outer(weight[i], counts[j]), counts[i], weight[j])
+                e = e.to(product_type)
+                add_product(result[i], e, factors[j])
+                if i != j:
+                    add_product(result[j], e.t(), factors[i])
         return result, None, None, None, None
 
 

@@ -25,12 +25,21 @@ def pooled_sizes(patch):
 
     Errors: ValueError for a patch of under 4 or an odd number of pixels. Returns e.g. [24, 12, 6, 3] for 50.
     """
-    if patch < 4 or patch % 2:
-        raise ValueError(f"the side of an image patch must be an even number of at least 4 pixels, not {patch}")
+    if patch < 4 or patch % 2 or patch > 360:                                     # indices are int16
+        raise ValueError(f"the side of an image patch must be an even number of 4 to 360 pixels, not {patch}")
     sizes = [(patch + 2 * _stem_padding(patch) - 4) // 2 + 1]
     while sizes[-1] > 3:
         sizes.append(sizes[-1] // 2)
     return sizes
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm that leaves type and layout of its input alone; autocast would widen it, and a GPU's kernel reorder it."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        return y.contiguous(memory_format=torch.channels_last)
 
 
 class ResidualBlock(nn.Module):
@@ -39,8 +48,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, dim):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(dim, dim, 3, padding=1), nn.GroupNorm(4, dim), nn.GELU(),
-            nn.Conv2d(dim, dim, 3, padding=1), nn.GroupNorm(4, dim))
+            nn.Conv2d(dim, dim, 3, padding=1), GroupNorm(4, dim), nn.GELU(),
+            nn.Conv2d(dim, dim, 3, padding=1), GroupNorm(4, dim))
 
     def forward(self, x):
         return x + self.body(x)

@@ -15,7 +15,7 @@ from models.image import ImageDecoder, ImageEncoder
 from models.series import SeriesDecoder, SeriesEncoder
 
 MASK_SHARE = 0.75              # not in the paper: the official code's
-PATCHES_AT_ONCE = 2 ** 14      # of one modality; PASTIS-HD's 128 tiles have eight times as many
+WHOLE, PART = 2 ** 14, 2 ** 12    # patches: a pool of more than WHOLE, as PASTIS-HD's 128 tiles, is worked through in parts
 DATE_SHARE = 0.25              # section 3.1
 # of table 5, by the names of results/paper/cells.csv; each changes pretraining only
 ABLATIONS = ("none", "no_index_bypass", "no_date_filtering", "no_contrastive", "naive_contrastive", "no_reconstruction")
@@ -72,8 +72,8 @@ class OmniSat(nn.Module):
     number of self-attention blocks. num_classes: K; 0 builds the decoders for pretraining, else the classifier.
     ablation: one of ABLATIONS; the model has the same parameters under each.
 
-    tiles_at_once: the tiles of a pool whose activations are kept; more are worked through in parts, and those activations
-    computed again in backward. Loss and gradients are those of the whole pool. None: as PATCHES_AT_ONCE has it.
+    tiles_at_once: a pool of more tiles is worked through in parts, whose activations are computed again in backward; loss and
+    gradients are those of the whole pool. None: as WHOLE and PART have it.
     """
     tiles_at_once = None
 
@@ -116,10 +116,10 @@ class OmniSat(nn.Module):
             module.std.copy_(torch.tensor(statistics[key]["std"]))
 
     def parts(self, batch):
-        """Slices of the tiles that are worked on at a time: tiles_at_once, or so many as PATCHES_AT_ONCE allows."""
+        """Slices of the tiles that are worked on at a time."""
         rows, columns = self.grid(batch)
-        tiles = len(batch[next(iter(self.sensors))])
-        size = self.tiles_at_once or max(1, PATCHES_AT_ONCE // (rows * columns))
+        tiles, patches = len(batch[next(iter(self.sensors))]), rows * columns
+        size = self.tiles_at_once or (tiles if tiles * patches <= WHOLE else max(1, PART // patches))
         return [slice(at, at + size) for at in range(0, tiles, size)]
 
     def in_parts(self, function, parts):
@@ -131,38 +131,40 @@ class OmniSat(nn.Module):
     def encode(self, batch):
         """Each modality's patches to tokens.
 
-        Returns tokens (B, M, P, D), present (B, M) bool, and per modality what its decoder needs, a list: the pooling indices
-        of an image (B, P, D, w, w), or the attention over dates of a series (B, P, T).
+        Returns tokens (B, M, P, D), present (B, M) bool, and for each of parts(batch) and modality what its decoder needs, a
+        list: the pooling indices of an image (B, P, D, w, w), or the attention over dates of a series (B, P, T).
         """
         parts = self.parts(batch)
         if len(parts) == 1:
-            return self.encode_part(batch)
+            tokens, context = self.encode_part(batch)
+            return tokens, self.present(batch), [context]
 
         def patches_of(key):
             return lambda tiles: (self.patches(key, part_of(batch, tiles)), batch[f"{key}_padded"][tiles])
         statistics = {key: self.encoders[key].pool_statistics(patches_of(key), parts, self.in_parts)
                       for key, sensor in self.sensors.items() if sensor.kind == "series"}
-        tokens, present, context = zip(*self.in_parts(lambda tiles: self.encode_part(part_of(batch, tiles), statistics), parts))
-        return torch.cat(tokens), torch.cat(present), {key: [torch.cat(values) for values in zip(*(part[key] for part in context))]
-                                                       for key in self.sensors}
+        tokens, contexts = zip(*self.in_parts(lambda tiles: self.encode_part(part_of(batch, tiles), statistics), parts))
+        return torch.cat(tokens), self.present(batch), contexts
 
     def encode_part(self, batch, statistics=None):
-        """encode for some tiles of a pool. statistics: what batch norm needs of the whole pool, by modality."""
-        tokens, present, context = [], [], {}
+        """Tokens and context of some tiles of a pool. statistics: what batch norm needs of the whole pool, by modality."""
+        tokens, context = [], {}
         for key, sensor in self.sensors.items():
             x = self.patches(key, batch)
             if sensor.kind == "image":
                 token, indices = self.encoders[key](x.flatten(0, 1))          # images are encoded patch by patch
-                token, present_m = token.unflatten(0, x.shape[:2]), x.new_ones(len(x), dtype=torch.bool)
-                context[key] = [index.unflatten(0, x.shape[:2]) for index in indices]
+                token, context[key] = token.unflatten(0, x.shape[:2]), [index.unflatten(0, x.shape[:2]) for index in indices]
             else:
-                padded = batch[f"{key}_padded"]
-                token, attention = self.encoders[key](x, batch[f"{key}_dates"], padded, statistics and statistics[key])
-                present_m = ~padded.all(1)
+                token, attention = self.encoders[key](x, batch[f"{key}_dates"], batch[f"{key}_padded"], statistics and statistics[key])
                 context[key] = [attention.detach()]
             tokens.append(token.to(self.mask_token.dtype))                    # whatever autocast made of it
-            present.append(present_m)
-        return torch.stack(tokens, 1), torch.stack(present, 1), context
+        return torch.stack(tokens, 1), context
+
+    def present(self, batch):
+        """Which modalities each tile has, (B, M) bool: an empty series is missing."""
+        return torch.stack([~batch[f"{key}_padded"].all(1) if sensor.kind == "series" else
+                            torch.ones(len(batch[key]), dtype=torch.bool, device=batch[key].device)
+                            for key, sensor in self.sensors.items()], 1)
 
     def patches(self, key, batch):
         """Standardised patches of a modality, (B, P, C, W, W) of an image, (B, P, T, C x W x W) of a series."""
@@ -203,8 +205,7 @@ class OmniSat(nn.Module):
         if "reconstruction" not in self.terms:                                # nothing is masked
             return {}
         rows, columns = self.grid(batch)
-        present = torch.stack([~batch[f"{key}_padded"].all(1) if sensor.kind == "series" else
-                               torch.ones(len(batch[key]), dtype=torch.bool) for key, sensor in self.sensors.items()], 1)
+        present = self.present(batch)
         is_masked = random_mask(present, rows * columns, MASK_SHARE, generator)
         return {"is_masked": is_masked, "is_target": is_masked & present[:, :, None]}
 
@@ -213,25 +214,25 @@ class OmniSat(nn.Module):
 
         Returns the loss and its terms, {"contrastive", "reconstruction"} or what the ablation leaves of them, all scalars.
         """
-        tokens, present, context = self.encode(batch)
+        tokens, present, contexts = self.encode(batch)
         terms = {}
         if "contrastive" in self.terms:
             terms["contrastive"] = contrastive_loss(tokens, present, naive=self.ablation == "naive_contrastive")
         if "reconstruction" in self.terms:
             is_masked, is_target, grid = send(masks["is_masked"], tokens.device), masks["is_target"], self.grid(batch)
 
-            def errors_of(tiles):
+            def errors_of(part):
+                tiles, context = part
                 f = self.combine(tokens[tiles], is_masked[tiles], grid)
-                return self.reconstruct(f, is_target[tiles], part_of(batch, tiles),
-                                        {key: [value[tiles] for value in values] for key, values in context.items()}).sum()
-            errors = torch.stack(self.in_parts(errors_of, self.parts(batch))).sum()
+                return self.reconstruct(f, is_target[tiles], part_of(batch, tiles), context).sum()
+            errors = torch.stack(self.in_parts(errors_of, list(zip(self.parts(batch), contexts)))).sum()
             terms["reconstruction"] = errors / max(1, int(is_target.sum()))
         return sum(terms.values()), terms
 
     def reconstruct(self, f, is_target, batch, context):
         """The summands of equation 5 (N,), one for each target: nothing else is decoded.
 
-        f (B, P, D); is_target (B, M, P) bool, on the CPU; context: of encode.
+        f (B, P, D); is_target (B, M, P) bool, on the CPU; context: of encode, for these tiles.
         """
         errors, date_share = [], 1 if self.ablation == "no_date_filtering" else DATE_SHARE
         for m, (key, sensor) in enumerate(self.sensors.items()):

@@ -86,9 +86,10 @@ class SeriesEncoder(nn.Module):
         """
         if not self.training:
             return norm.running_mean, norm.running_var
-        count, mean, scatter = merged(parts)
-        weight = linear.weight.to(mean.dtype)
-        mean, variance = weight @ mean, ((weight @ scatter) * weight).sum(1) / count.clamp(min=1)
+        with torch.autocast(linear.weight.device.type, enabled=False):        # variances, not products of activations
+            count, mean, scatter = merged(parts)
+            weight = linear.weight.to(mean.dtype)
+            mean, variance = weight @ mean, ((weight @ scatter) * weight).sum(1).clamp(min=0) / count.clamp(min=1)
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
             norm.num_batches_tracked += (count > 0)

@@ -74,7 +74,7 @@ def test_parts_give_the_same_logits(training):
 
 
 def test_parts_keep_the_activations_of_few_tiles(model):
-    """What is kept for backward: inputs and tokens of all tiles, all else of none."""
+    """What is kept for backward: inputs, tokens and pooling indices of all tiles, all else of none."""
     def kept(tiles_at_once):
         model.tiles_at_once, sizes = tiles_at_once, {}
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.__setitem__(t.data_ptr(), t.nbytes) or t, lambda t: t):
@@ -83,6 +83,22 @@ def test_parts_keep_the_activations_of_few_tiles(model):
     batch = make_batch(torch.float32)
     masks = model.draw_masks(batch)
     assert kept(1) < kept(None) / 5
+
+
+def test_bfloat16_keeps_batch_norms_statistics(model):
+    """Variances of bands that move together cancel in part: their sums are float32, whole and in parts."""
+    batch = make_batch(torch.float32)
+    batch["s2"] = (5 + torch.randn(5, 6, 1, 2, 2) + 0.01 * torch.randn(5, 6, 3, 2, 2))
+    model.set_statistics({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.] * 3, "std": [1.] * 3},
+                          "s1": {"mean": [0.] * 2, "std": [1.] * 2}})
+    wanted = results(model.double(), {key: value.double() if key == "s2" else value for key, value in batch.items()})["buffers"]
+    model.float()
+    for model.tiles_at_once in (None, 2):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = results(model, batch)["buffers"]
+        for name in ("running_mean", "running_var"):                # of the first layer, whose inputs are not rounded
+            name = f"encoders.s2.embed.1.{name}"
+            torch.testing.assert_close(found[name].double(), wanted[name], rtol=1e-4, atol=1e-5)
 
 
 class Waits(TorchDispatchMode):
@@ -100,13 +116,14 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_nothing_waits_for_the_device(model):
-    """But for the masks, which are on the CPU: the places of each modality's targets, and how many there are."""
-    batch = make_batch(torch.float32)
+@pytest.mark.parametrize("tiles_at_once, times", [(None, 1), (2, 3 * 2)])
+def test_nothing_waits_for_the_device(model, tiles_at_once, times):
+    """But for the masks, which are on the CPU: the places of each modality's targets, of each part twice, and their number."""
+    batch, model.tiles_at_once = make_batch(torch.float32), tiles_at_once
     masks = model.draw_masks(batch)
     with Waits() as ours:
         model.pretrain_loss(batch, masks)[0].backward()
-    assert sorted(ours.seen) == ["_local_scalar_dense"] + 3 * ["nonzero"]
+    assert sorted(ours.seen) == ["_local_scalar_dense"] + times * 3 * ["nonzero"]
     with Waits() as other:
         plain.pretrain_loss(model, batch, masks)
     assert len(other.seen) > 20                                     # the plain form does, so they would be seen
@@ -130,13 +147,13 @@ def test_bfloat16_stays_near_float32(model, tiles_at_once):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
 def test_compiled_networks_are_the_same():
-    """Also when the number of tiles changes; the names of the weights do not."""
+    """Also when the number of tiles changes, and in parts; the names of the weights do not."""
     torch.manual_seed(0)
     model = OmniSat([VHR, S2], embed_dim=32, depth=1)
     compiled = copy.deepcopy(model)
     compiled.compile_networks()
     assert list(compiled.state_dict()) == list(model.state_dict())
-    for tiles in (5, 3):
+    for tiles, compiled.tiles_at_once in ((5, None), (3, None), (5, 2)):
         batch = make_batch(torch.float32, tiles)
         masks = model.draw_masks(batch, torch.Generator().manual_seed(3))
         losses = [m.pretrain_loss(batch, masks)[0] for m in (model, compiled)]
@@ -157,7 +174,13 @@ def test_every_row_of_the_benchmark_runs(dataset, monkeypatch):
     rows = benchmarks.run.rows_of(args, torch.device("cpu"))
     assert {(row["part"], row["form"]) for row in rows} >= {(part, form) for part in benchmarks.run.PARTS[1:] for form in ("ours", "plain")}
     for row in rows:
-        benchmarks.run.task(row, torch.device("cpu"))()
+        forward, finish = benchmarks.run.task(row, torch.device("cpu"))
+        if forward is not None:
+            loss = forward()
+            assert loss.shape == () and loss.isfinite()
+            loss.backward()
+        if finish is not None:
+            finish()
 
 
 def test_the_benchmark_prints_and_saves_its_figures(capsys, tmp_path):

@@ -38,7 +38,8 @@ def add_loader_options(group):
                        help="reading processes beside each training process; 0 reads in the training process itself")
     group.add_argument("--pool", type=int, default=128, metavar="TILES",
                        help="tiles in one forward pass of one process; negatives of the contrastive loss come from the "
-                            "same pool, so a smaller one saves memory but changes that loss; evaluation does not depend on it")
+                            "same pool, so a smaller one changes that loss (to save memory, see --tiles-at-once); evaluation does "
+                            "not depend on it")
 
 
 def add_training_options(options, epochs):
@@ -59,13 +60,13 @@ def add_machine_options(options):
     group = options.add_argument_group("speed and memory")
     group.add_argument("--precision", choices=("float32", "bfloat16"),
                        help="bfloat16: matrix products and convolutions by torch's autocast, weights and sums in float32 (default: "
-                            "bfloat16 on a GPU, float32 on a CPU); scores are always computed in float32")
+                            "bfloat16 on a GPU that computes with it, else float32); scores are always computed in float32")
     group.add_argument("--tiles-at-once", type=int, metavar="TILES",
-                       help="tiles of a pool whose activations are kept; the others' are computed again in backward, which takes "
-                            "about a third more time and changes no result (default: as many as have 16,384 patches, so 455 of "
-                            "TreeSatAI-TS, 163 of FLAIR, 16 of PASTIS-HD)")
+                       help="work through a pool in parts of so many tiles, whose activations are computed again in backward: less "
+                            "memory, about a third more time, the same result (default: the whole pool; over 16,384 patches, as "
+                            "128 tiles of PASTIS-HD have, parts of 4,096 patches)")
     group.add_argument("--compile", action="store_true", help="compile the networks with torch.compile: minutes at the start, faster "
-                                                              "steps on a GPU; needs a C++ compiler")
+                                                              "steps on a GPU; needs a C++ compiler, on a GPU Triton too")
 
 
 def add_model_options(options, default_dim, default_depth):
@@ -103,7 +104,8 @@ def set_up(model, args, device):
     model.tiles_at_once = args.tiles_at_once
     if args.compile:
         model.compile_networks()
-    precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    precision = args.precision or ("bfloat16" if is_fast else "float32")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
