@@ -4,9 +4,9 @@
     python -m benchmarks.run --datasets treesatai-ts --parts step   # one of them
     python -m benchmarks.run --parts contrastive --tiles 32
 
-Each row is measured in a process of its own: the best of --repeats after a first run. GB is the peak above the inputs.
-GFLOP counts what is computed, also again. "share" is operations a second out of those of a matrix product measured in the same run; it can be
-over 100 % on a CPU where convolutions come from a faster library than matrix products. Forms: ours; plain, the
+Each row is measured in a process of its own: the best of --repeats after a first run. GB is the peak above the inputs. GFLOP
+counts what is computed, also again. "share" is operations a second out of those of a matrix product measured in the same
+run; it can be over 100 % on a CPU where convolutions come from a faster library than matrix products. Forms: ours; plain, the
 straightforward form of benchmarks/plain.py; ours and plain once more with the memory settings of the other (CPU only).
 Values are random, shapes the real ones, 35 to 50 dates a series. Hours are those of 250 epochs at that rate. Without a GPU
 the figures are this CPU's; nothing else is needed to run it on one.
@@ -83,7 +83,8 @@ def task(row, device):
     if row["compile"] and not is_plain:
         model.compile_networks()
     if row["part"] == "contrastive":
-        tokens, present = torch.randn(*shape, DIM, device=device, requires_grad=True), torch.ones(shape[:2], dtype=torch.bool, device=device)
+        tokens = torch.randn(*shape, DIM, device=device, requires_grad=True)
+        present = torch.ones(shape[:2], dtype=torch.bool, device=device)
         return lambda: contrastive_loss(tokens, present, dense=is_plain), None
     if row["part"] == "optimiser":
         for p in model.parameters():
@@ -246,8 +247,8 @@ def rows_of(args, device):
 
     def add(dataset, part, form, tiles, side=None, keys=None, **more):
         keys = list(keys or default_modalities(dataset))
-        rows.append({"dataset": dataset, "part": part, "form": form, "tiles": tiles, "side": side or DATASETS[dataset][0], "keys": keys,
-                     "device": str(device), "precision": args.precision, "compile": args.compile,
+        rows.append({"dataset": dataset, "part": part, "form": form, "tiles": tiles, "side": side or DATASETS[dataset][0],
+                     "keys": keys, "device": str(device), "precision": args.precision, "compile": args.compile,
                      "threads": args.threads, "repeats": args.repeats, "tiles_at_once": args.tiles_at_once} | more)
     for dataset in args.datasets:
         tiles = args.tiles or (GPU_TILES if device.type == "cuda" else DATASETS[dataset][2])
@@ -293,17 +294,22 @@ def write_json(path, source, flops, rows):
 
 def command_line():
     """The ArgumentParser."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), metavar="NAME", help="default: all three")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--tiles", type=int, help=f"of a pool (default: {GPU_TILES} on a GPU; on a CPU 16 of TreeSatAI-TS, 1 of PASTIS-HD, 4 of FLAIR, more "
-                                                  "in the contrastive loss)")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), metavar="NAME",
+                        help=f"of {', '.join(DATASETS)} (default: all)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+                        help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--tiles", type=int, help=f"of a pool (default: {GPU_TILES} on a GPU; on a CPU 16 of TreeSatAI-TS, 1 of "
+                                                  "PASTIS-HD, 4 of FLAIR, more in the contrastive loss)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--compile", action="store_true", help="our networks with torch.compile")
     parser.add_argument("--tiles-at-once", type=int, help="as pretrain.py's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=2, help="timed runs of a row, after one that is not (default: %(default)s)")
-    parser.add_argument("--roots", nargs="+", default=[], metavar="NAME=DIR", help="raw files for the readers; else generated ones in the same formats")
+    parser.add_argument("--repeats", type=int, default=2,
+                        help="timed runs of a row, after one that is not (default: %(default)s)")
+    parser.add_argument("--roots", nargs="+", default=[], metavar="NAME=DIR",
+                        help="raw files for the readers; else generated ones in the same formats")
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     return parser
 
@@ -312,10 +318,13 @@ def main(argv=None):
     args = command_line().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
-    source = provenance("-m benchmarks.run", sys.argv[1:] if argv is None else argv, device) | {"threads": args.threads, "cpus": os.cpu_count(), "python": platform.python_version()}
-    rate = in_a_process({"part": "ceiling", "form": "", "device": str(device), "precision": args.precision, "threads": args.threads})["flops"]
+    source = provenance("-m benchmarks.run", sys.argv[1:] if argv is None else argv, device) | {
+        "threads": args.threads, "cpus": os.cpu_count(), "python": platform.python_version()}
+    rate = in_a_process({"part": "ceiling", "form": "", "device": str(device), "precision": args.precision,
+                         "threads": args.threads})["flops"]
     print(f"{source['device']}, {args.threads} threads, {args.precision}; matrix product {rate / 1e9:,.0f} GFLOP/s")
-    print(f"\n{'dataset':13}{'part':13}{'form':25}{'tiles':>10}{'seconds':>10}{'tiles/s':>10}{'GB':>8}{'GFLOP':>10}{'share':>7}{'hours':>9}\n"
+    print(f"\n{'dataset':13}{'part':13}{'form':25}{'tiles':>10}{'seconds':>10}{'tiles/s':>10}{'GB':>8}{'GFLOP':>10}{'share':>7}"
+          f"{'hours':>9}\n"
           f"{'':51}{'x patches':>10}{'':28}{'a tile':>10}")
     done, found = [], {}
     rows = rows_of(args, device)

@@ -110,7 +110,8 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        is_mask = "index" in name and any(torch.is_tensor(i) and i.dtype == torch.bool for i in (args[1] if isinstance(args[1], (list, tuple)) else ()))
+        places = args[1] if "index" in name and isinstance(args[1], (list, tuple)) else ()
+        is_mask = any(torch.is_tensor(place) and place.dtype == torch.bool for place in places)
         if is_mask or name in ("nonzero", "_local_scalar_dense", "masked_select", "_unique2", "equal", "is_nonzero"):
             self.seen.append(name)
         return function(*args, **(kwargs or {}))
@@ -172,7 +173,8 @@ def test_every_row_of_the_benchmark_runs(dataset, monkeypatch):
     args = benchmarks.run.command_line().parse_args(["--datasets", dataset, "--tiles", "1"])
     args.precision = "float32"
     rows = benchmarks.run.rows_of(args, torch.device("cpu"))
-    assert {(row["part"], row["form"]) for row in rows} >= {(part, form) for part in benchmarks.run.PARTS[1:] for form in ("ours", "plain")}
+    assert {(row["part"], row["form"]) for row in rows} >= {(part, form) for part in benchmarks.run.PARTS[1:]
+                                                           for form in ("ours", "plain")}
     for row in rows:
         forward, finish = benchmarks.run.task(row, torch.device("cpu"))
         if forward is not None:
