@@ -283,7 +283,8 @@ def line(row):
     start = f"{row['dataset']:13}{what:13}{row['form']:25}{size:>10}"
     if "error" in row:
         return start + "  " + row["error"]
-    return (f"{start}{row['seconds']:10.4f}{row['tiles_per_second']:10.2f}{row['gb']:8.2f}{row['gflop'] / row['tiles']:10.1f}{row['share']:7.0%}"
+    return (f"{start}{row['seconds']:10.4f}{row['tiles_per_second']:10.2f}{row['gb']:8.2f}{row['gflop'] / row['tiles']:10.1f}"
+            f"{row['share']:7.0%}"
             + (f"{row['hours']:9.1f}" if "hours" in row else ""))
 
 

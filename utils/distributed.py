@@ -29,7 +29,8 @@ def reuse_memory():
     """Have the C library keep freed memory for the next step.
 
     By default it gives large blocks back to the system, and to get them again page by page takes up to a third of a step on a
-    CPU (benchmarks/README.md). The settings are M_MMAP_MAX and M_TRIM_THRESHOLD of mallopt(3); other libraries have none.
+    CPU (benchmarks/README.md); this way the heap settles within some steps. The settings are M_MMAP_MAX and M_TRIM_THRESHOLD
+    of mallopt(3); other libraries have none.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
