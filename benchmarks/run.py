@@ -38,6 +38,7 @@ from datasets.demo import write_flair, write_pastis, write_treesatai
 from datasets.sensors import SENSORS
 from losses.contrastive import contrastive_loss
 from models.omnisat import OmniSat, part_of
+from utils import options
 from utils.distributed import reuse_memory, to_device
 from utils.errors import UserError
 from utils.errors import run as run_script
@@ -55,7 +56,7 @@ MORE_SIDES = (16, 24)                     # of step on PASTIS-HD: likewise
 # ---- what is measured -----------------------------------------------------------------------------------------------
 
 def random_batch(sensors, tiles, side, device):
-    """A batch of random values in the types that the readers give, its first half of the tiles with fewer dates."""
+    """A batch of random values in the types that the readers give; a series has 35 to DATES dates, that of the first tile DATES."""
     batch, random = {}, torch.Generator().manual_seed(0)
     for sensor in sensors:
         shape = len(sensor.bands), side * sensor.patch, side * sensor.patch
@@ -88,10 +89,11 @@ def task(row, device):
         tokens = torch.randn(*shape, DIM, device=device, requires_grad=True)
         present = torch.ones(shape[:2], dtype=torch.bool, device=device)
         return lambda: contrastive_loss(tokens, present, dense=is_plain), None
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, **({"foreach": False} if is_plain else {"fused": True}))
     if row["part"] == "optimiser":
         for p in model.parameters():
             p.grad = torch.randn_like(p)
-        return None, torch.optim.Adam(model.parameters(), 1e-4, **({"foreach": False} if is_plain else {"fused": True})).step
+        return None, optimizer.step
     batch = random_batch(sensors, tiles, side, device)
     masks = model.draw_masks({key: value.cpu() for key, value in batch.items()}, torch.Generator().manual_seed(0))
     if row["part"] == "encoder":
@@ -114,7 +116,6 @@ def task(row, device):
             parts = list(zip(model.parts(batch), model.encode(batch)[2]))
         return lambda: torch.cat(model.in_parts(lambda part: model.reconstruct(
             f[part[0]], masks["is_target"][part[0]], part_of(batch, part[0]), part[1]), parts)).mean(), None
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4, **({"foreach": False} if is_plain else {"fused": True}))
 
     def finish():
         optimizer.step()
@@ -323,7 +324,8 @@ def command_line():
 def main(argv=None):
     args = command_line().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    args.precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    options.check_positive(args, "tiles", "tiles_at_once", "threads", "repeats")
+    args.precision = options.chosen_precision(args, device)
     source = provenance("-m benchmarks.run", sys.argv[1:] if argv is None else argv, device) | {
         "threads": args.threads, "cpus": os.cpu_count(), "python": platform.python_version()}
     rate = in_a_process({"part": "ceiling", "form": "", "device": str(device), "precision": args.precision,

@@ -104,9 +104,13 @@ def set_up(model, args, device):
     model.tiles_at_once = args.tiles_at_once
     if args.compile:
         model.compile_networks()
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen_precision(args, device) == "bfloat16")
+
+
+def chosen_precision(args, device):
+    """--precision, or what it is by default on the device."""
     is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    precision = args.precision or ("bfloat16" if is_fast else "float32")
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    return args.precision or ("bfloat16" if is_fast else "float32")
 
 
 def check_model(args):
