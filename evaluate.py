@@ -21,16 +21,18 @@ from utils.results import write_row
 
 
 @torch.no_grad()
-def score(model, dataset, loader, pools, device, progress=None):
-    """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process."""
+def score(model, dataset, loader, pools, device, after_step):
+    """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process.
+
+    after_step(tiles): called after each step, with its number of tiles on all processes.
+    """
     model.eval()
     batches, mine = iter(loader), []
     for step_size, step_pools in pools.steps():
         for _, indices in step_pools:
             batch = distributed.to_device(next(batches), device)
             mine.append((indices, model(batch).float().cpu().numpy()))
-        if progress is not None:
-            progress.update(step_size)
+        after_step(step_size)
     logits = np.full(dataset.labels.shape, np.nan, np.float32)
     for indices, values in (pair for process in distributed.gather(mine) for pair in process):
         logits[indices] = values
@@ -51,12 +53,14 @@ def score_test(path, data_root, pool, workers, place, csv=None):
     """
     rank, world, device = place
     saved = checkpoint.load(path, "finetuned")
+    if saved["weights"] is None:
+        raise UserError(f"{path}: its training was stopped in the first epoch; finetune.py goes on with it")
     model = checkpoint.rebuild(saved).to(device)
     test = open_dataset(saved["dataset"], data_root, "test", list(model.sensors), max_cloud=saved["max_cloud"],
                         parts=saved["parts"])
     pools = Pools(len(test), pool, pool * world, None, rank, world)
     with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
-        scores = score(model, test, make_loader(test, pools, workers), pools, device, progress)
+        scores = score(model, test, make_loader(test, pools, workers), pools, device, progress.update)
     if rank == 0 and csv:
         row = {"table": Path(csv).stem, "dataset": saved["dataset"], "model": saved["config"]["model"],
                "pretraining": saved["pretraining"], "ablation": saved["config"]["options"]["ablation"],
@@ -68,7 +72,7 @@ def score_test(path, data_root, pool, workers, place, csv=None):
                "scale": "demo" if test.is_demo else saved["scale"], "status": "ok",
                "split_hash": saved["split_hash"][:12], "checkpoint_hash": checkpoint.file_hash(path)[:12], **saved["source"]}
         write_row(csv, row, {"classes": list(test.classes)} | scores["counts"])
-    return scores
+    return scores | {"epoch": saved["epoch"]}
 
 
 def command_line():

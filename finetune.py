@@ -5,11 +5,9 @@
     torchrun --nproc_per_node=3 finetune.py ...
 
 All weights are trained. The checkpoint with the best validation F1 (macro; of equal ones the one of lower loss) is kept in
-finetuned.pt and, with --csv, scored on the test split at the end.
+finetuned.pt and, with --csv, scored on the test split at the end. Stopped or killed, the same command goes on.
 """
-import math
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,35 +22,39 @@ from evaluate import score, score_test
 from models import build_model
 from utils import checkpoint, distributed, options
 from utils.errors import UserError, run
-from utils.log import Log, provenance
+from utils.log import provenance
 from utils.results import finetuning_folder, read_rows
+from utils.training import Training, open_folder
 
 # not in the paper, which gives a rate for pretrained weights only: the official code's
 SCRATCH_RATE = {"flair": 2e-3}    # 2e-4 for the others
 
 
-def train_epoch(model, loader, pools, device, autocast, optimizer, progress):
-    """One pass over the training tiles with binary cross-entropy. Returns its mean over the tiles of all processes.
-
-    autocast: the context of the forward pass.
-    """
-    model.train()
-    batches, total, tiles = iter(loader), torch.zeros((), device=device), 0
+def train_epoch(training, loader, pools, autocast, progress):
+    """What is left of an epoch, with binary cross-entropy. autocast: the context of the forward pass."""
+    model, batches = training.model.train(), iter(loader)
     for step_size, step_pools in pools.steps():
-        for _, indices in step_pools:
-            batch = distributed.to_device(next(batches), device)
+        training.begin_step(pools.a_step)
+        for number, indices in step_pools:
+            batch = distributed.to_device(next(batches), training.device)
+            training.begin_pool(number, batch["name"])
             with autocast:
                 logits = model(batch)
             loss = F.binary_cross_entropy_with_logits(logits.float(), batch["label"])
             (loss * len(indices) / step_size).backward()
-            total += loss.detach() * len(indices)
-        distributed.sum_gradients(model)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        tiles += step_size
+            training.end_pool(number % pools.a_step, [loss])
         progress.update(step_size)
-    distributed.share_statistics(model)
-    return (distributed.sum_over_processes(total) / tiles).item()
+        training.end_step()
+
+
+def test(target, args, place):
+    """With --csv: score the test split with the best epoch, and write the row."""
+    if args.csv:
+        scores = score_test(target, args.data_root, args.pool, args.workers, place, args.csv)
+        if place[0] == 0:
+            print(f"test: weighted F1 {scores['f1_weighted']:.1f}, macro F1 {scores['f1_macro']:.1f}, mAP {scores['map']:.1f} "
+                  f"on {scores['n']} tiles; best epoch {scores['epoch']}; row added to {args.csv}", file=sys.stderr)
+    distributed.finish()
 
 
 def command_line():
@@ -89,7 +91,7 @@ def main(argv=None):
     modalities = options.chosen_modalities(args.modalities, args.dataset)
 
     # ---- setup
-    rank, world, device = distributed.setup()
+    rank, world, device = place = distributed.setup()
     start_point = None if args.init == "none" else checkpoint.load(args.init, "pretrained")
     size = {"embed_dim": 256 if args.embed_dim is None else args.embed_dim, "depth": 6 if args.depth is None else args.depth}
     pretraining, ablation = "none", "none"
@@ -110,9 +112,12 @@ def main(argv=None):
     output = Path(args.output or finetuning_folder("runs", args.dataset, pretraining, ablation, modality, args.label_percent,
                                                    args.seed))
     target = output / "finetuned.pt"
-    if target.exists() and checkpoint.load(target, "finetuned")["finished"]:
-        raise UserError(f"{target} is finished: evaluate.py scores it; choose another --output, or delete it to start anew")
-    output.mkdir(parents=True, exist_ok=True)
+    saved, settings = open_folder(target, "finetuned", args, rank, precision=options.chosen_precision(args, device), lr=rate,
+                                  init="none" if start_point is None else f"sha256 {start_point['sha256'][:12]}")
+    if saved is not None and saved["finished"]:
+        if rank == 0:
+            print(f"{target} is finished; delete it to start anew", file=sys.stderr)
+        return test(target, args, place)
 
     # ---- data
     def dataset(split, **choice):
@@ -148,10 +153,13 @@ def main(argv=None):
                 and (start_point is None or start_point["is_paper"] and start_point["seed"] == args.seed))
     scale = "demo" if is_demo else "paper" if is_paper else "custom"
 
-    # ---- log
+    # ---- resume
     source = provenance("finetune.py", argv if argv is not None else sys.argv[1:], device)
-    log = Log(output, rank, source | {"options": vars(args), "world": world, "lr": rate,
-                                      "parameters": sum(p.numel() for p in model.parameters())})
+    facts = {"config": config, "dataset": args.dataset, "pretraining": pretraining, "label_percent": args.label_percent, "seed": args.seed,
+             "max_cloud": args.max_cloud, "parts": args.parts, "split_hash": train.split_hash, "val_hash": val.list_hash,
+             "pretrain_hours": start_point["hours"] if start_point else 0.0,
+             "source": source, "scale": scale}
+    training = Training(target, "finetuned", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss",))
     if rank == 0:
         print(f"fine-tuning on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
               f"{', '.join(modalities)}, from {args.init}; lr {rate:g}; {world} process(es) on {source['device']}",
@@ -160,45 +168,21 @@ def main(argv=None):
             print(train_pools.idle(), file=sys.stderr)
 
     # ---- loop
-    best, best_epoch, start = (-math.inf, -math.inf), 0, time.time()
-    for epoch in range(1, args.epochs + 1):
-        train_pools.epoch = epoch
-        with tqdm(total=len(train), desc=f"fine-tune {epoch}/{args.epochs}", unit="tile", leave=False,
-                  disable=rank > 0) as progress:
-            loss = train_epoch(model, train_loader, train_pools, device, autocast, optimizer, progress)
-        if not math.isfinite(loss):
-            raise UserError(f"{output}: the loss is {loss} in epoch {epoch}; the best epoch before is {best_epoch or 'none'}; "
-                            "try a lower --lr")
-        scores = score(model, val, val_loader, val_pools, device)
-        rate = optimizer.param_groups[0]["lr"]
-        scheduler.step(scores["loss"])
-        log.epoch(epoch, {"loss": loss, "val_loss": scores["loss"], "val_f1_macro": scores["f1_macro"],
-                          "val_f1_weighted": scores["f1_weighted"], "val_map": scores["map"],
-                          "lr": rate, "hours": (time.time() - start) / 3600})
-        if (scores["f1_macro"], -scores["loss"]) > best:                      # of equal F1 the lower loss
-            best, best_epoch = (scores["f1_macro"], -scores["loss"]), epoch
-            if rank == 0:
-                checkpoint.save(target, {
-                    "kind": "finetuned", "config": config, "weights": model.state_dict(), "dataset": args.dataset,
-                    "pretraining": pretraining, "finished": False, "label_percent": args.label_percent, "seed": args.seed,
-                    "max_cloud": args.max_cloud, "parts": args.parts, "epoch": epoch, "val_f1_macro": scores["f1_macro"],
-                    "hours": (time.time() - start) / 3600, "pretrain_hours": start_point["hours"] if start_point else 0.0,
-                    "split_hash": train.split_hash, "source": source, "scale": scale})
-        if epoch >= args.min_epochs and epoch - best_epoch >= args.patience:
-            break
-    log.close()
-    if rank == 0:                                                             # the hours are those of the whole run
-        checkpoint.save(target, checkpoint.load(target, "finetuned") | {
-            "hours": (time.time() - start) / 3600, "finished": True})
-
-    # ---- test
-    if args.csv:
-        distributed.first_alone(lambda: None)                                 # rank 0 has written finetuned.pt
-        scores = score_test(target, args.data_root, args.pool, args.workers, (rank, world, device), args.csv)
-        if rank == 0:
-            print(f"test: weighted F1 {scores['f1_weighted']:.1f}, macro F1 {scores['f1_macro']:.1f}, mAP {scores['map']:.1f} "
-                  f"on {scores['n']} tiles; best epoch {best_epoch}; row added to {args.csv}", file=sys.stderr)
-    distributed.finish()
+    with training:
+        while not training.finished:
+            train_pools.epoch, train_pools.start = training.epoch, training.step
+            with tqdm(total=len(train), initial=training.step * args.batch_size, desc=f"fine-tune {training.epoch}/{args.epochs}", unit="tile",
+                      leave=False, disable=rank > 0) as progress:
+                train_epoch(training, train_loader, train_pools, autocast, progress)
+            losses = training.means(len(train))
+            scores = score(model, val, val_loader, val_pools, device, lambda _: training.look_up())
+            rate = optimizer.param_groups[0]["lr"]
+            scheduler.step(scores["loss"])
+            training.end_epoch(losses | {"val_loss": scores["loss"], "val_f1_macro": scores["f1_macro"], "val_f1_weighted":
+                                         scores["f1_weighted"], "val_map": scores["map"], "lr": rate},
+                               score=[scores["f1_macro"], -scores["loss"]])   # of equal F1 the lower loss
+    distributed.gather(None)                                                  # rank 0 has written finetuned.pt
+    test(target, args, place)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from datasets.tiles import clean
 from run_tables import FOLDERS
 from utils import options
 from utils.errors import UserError, run
+from utils.files import written_whole
 from utils.unpack import unpack
 
 VERSION = 1                    # of the checks: results of another version are not taken over
@@ -313,10 +314,8 @@ def print_findings(findings, most):
 
 def write_report(path, findings):
     """The CSV, written whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as file:
         csv.writer(file).writerows([Finding._fields, *findings])
-    os.replace(temporary, path)
 
 
 def next_command(args, is_demo):

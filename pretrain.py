@@ -5,11 +5,9 @@
     torchrun --nproc_per_node=3 pretrain.py --dataset treesatai-ts --data-root DIR
 
 The defaults are the paper's: 250 epochs at most, 3 x 128 tiles a step, Adam with 1e-4. Writes pretrained.pt (start
-fine-tuning from it), log.jsonl and TensorBoard files to --output.
+fine-tuning from it), log.jsonl and TensorBoard files to --output. Stopped or killed, the same command goes on.
 """
-import math
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,44 +19,46 @@ from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from models import build_model
 from models.omnisat import ABLATIONS
-from utils import checkpoint, distributed, options
-from utils.errors import UserError, run
-from utils.log import Log, provenance
+from utils import distributed, options
+from utils.errors import run
+from utils.log import provenance
 from utils.results import pretraining_folder
+from utils.training import Training, open_folder, pool_seed
 
 
-def run_epoch(model, loader, pools, device, autocast, seed, optimizer=None, progress=None):
-    """One pass over the split: {"loss"} and the loss's terms, means over the tiles of all processes.
+def train_epoch(training, loader, pools, autocast, progress):
+    """What is left of an epoch. Nothing here waits for the device. autocast: the context of the forward pass."""
+    model, generator, batches = training.model.train(), torch.Generator(), iter(loader)
+    for step_size, step_pools in pools.steps():
+        training.begin_step(pools.a_step)
+        for number, indices in step_pools:
+            batch = next(batches)
+            training.begin_pool(number, batch["name"])
+            generator.manual_seed(pool_seed(pools.seed, pools.epoch, number))
+            masks = model.draw_masks(batch, generator)                        # on the CPU, where the batch still is
+            with autocast:
+                loss, terms = model.pretrain_loss(distributed.to_device(batch, training.device), masks)
+            (loss * len(indices) / step_size).backward()
+            training.end_pool(number % pools.a_step, [loss, *(terms[name] for name in model.terms)])
+        progress.update(step_size)
+        training.end_step()
 
-    autocast: the context of the forward pass. Without an optimizer nothing is learned. The masks follow (seed, epoch, number of
-    the pool), whatever the process. Nothing here waits for the device before the end of the epoch.
-    """
-    model.train(optimizer is not None)
-    generator = torch.Generator()
-    batches, sums, tiles = iter(loader), 0, 0
-    with torch.set_grad_enabled(optimizer is not None):
-        for step_size, step_pools in pools.steps():
-            for number, indices in step_pools:
-                batch = next(batches)
-                generator.manual_seed((seed * 10_007 + pools.epoch) * 1_000_003 + number)
-                masks = model.draw_masks(batch, generator)                    # on the CPU, where the batch still is
-                with autocast:
-                    loss, terms = model.pretrain_loss(distributed.to_device(batch, device), masks)
-                if optimizer is not None:
-                    (loss * len(indices) / step_size).backward()
-                sums = sums + torch.stack([loss, *(terms[name] for name in model.terms)]).detach() * len(indices)
-            if optimizer is not None:
-                distributed.sum_gradients(model)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            tiles += step_size
-            if progress is not None:
-                progress.update(step_size)
-    if optimizer is not None:
-        distributed.share_statistics(model)
-    sums = torch.zeros(1 + len(model.terms), device=device) + sums            # a process may have had no pool at all
-    means = (distributed.sum_over_processes(sums) / tiles).tolist()
-    return dict(zip(("loss", *model.terms), means))
+
+@torch.no_grad()
+def validate(training, loader, pools, autocast):
+    """{"val_loss"} and the loss's terms, means over the tiles of all processes; the same masks in every epoch."""
+    model, generator, batches = training.model.eval(), torch.Generator(), iter(loader)
+    sums = torch.zeros(len(training.terms), device=training.device)
+    for _, step_pools in pools.steps():
+        for number, indices in step_pools:
+            batch = next(batches)
+            masks = model.draw_masks(batch, generator.manual_seed(pool_seed(0, 0, number)))
+            with autocast:
+                loss, terms = model.pretrain_loss(distributed.to_device(batch, training.device), masks)
+            sums += torch.stack([loss, *(terms[name] for name in model.terms)]) * len(indices)
+        training.look_up()
+    distributed.sum_over_processes([sums])
+    return dict(zip((f"val_{term}" for term in training.terms), (sums / pools.size).tolist()))
 
 
 def command_line():
@@ -88,12 +88,14 @@ def main(argv=None):
     modalities = options.chosen_modalities(args.modalities, args.dataset)
 
     # ---- setup
-    rank, world, device = distributed.setup()
+    rank, world, device = place = distributed.setup()
     output = Path(args.output or pretraining_folder("runs", args.dataset, args.ablation, args.seed))
     target = output / "pretrained.pt"
-    if target.exists() and checkpoint.load(target, "pretrained")["finished"]:
-        raise UserError(f"{target} is finished: choose another --output, or delete it to start anew")
-    output.mkdir(parents=True, exist_ok=True)
+    saved, settings = open_folder(target, "pretrained", args, rank, precision=options.chosen_precision(args, device))
+    if saved is not None and saved["finished"]:
+        if rank == 0:
+            print(f"{target} is finished; delete it to start anew", file=sys.stderr)
+        return distributed.finish()
 
     # ---- data
     def dataset(split):
@@ -117,11 +119,14 @@ def main(argv=None):
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
-    # ---- log
+    # ---- resume
     source = provenance("pretrain.py", argv if argv is not None else sys.argv[1:], device)
-    size = sum(p.numel() for p in model.parameters())
-    log = Log(output, rank, source | {"options": vars(args), "world": world, "parameters": size})
+    facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
+             "is_demo": train.is_demo, "source": source,
+             "is_paper": options.is_paper(args, arguments, modalities) and (args.embed_dim, args.depth) == (256, 6)}
+    training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss", *model.terms))
     if rank == 0:
+        size = sum(p.numel() for p in model.parameters())
         print(f"pretraining on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
               f"{', '.join(modalities)}{'' if args.ablation == 'none' else ', ' + args.ablation}; {size / 1e6:.2f} M parameters; "
               f"{args.batch_size} tiles a step in pools of {train_pools.pool}; {world} process(es) on {source['device']}", file=sys.stderr)
@@ -129,33 +134,16 @@ def main(argv=None):
             print(train_pools.idle(), file=sys.stderr)
 
     # ---- loop
-    best, best_epoch, start = math.inf, 0, time.time()
-    for epoch in range(1, args.epochs + 1):
-        train_pools.epoch = epoch
-        with tqdm(total=len(train), desc=f"pretrain {epoch}/{args.epochs}", unit="tile", leave=False,
-                  disable=rank > 0) as progress:
-            losses = run_epoch(model, train_loader, train_pools, device, autocast, args.seed, optimizer, progress)
-        val_losses = run_epoch(model, val_loader, val_pools, device, autocast, seed=0)
-        if not math.isfinite(losses["loss"] + val_losses["loss"]):
-            raise UserError(f"{output}: the loss is {losses} in epoch {epoch}, on validation {val_losses}: stopped before "
-                            "this epoch was saved; try a lower --lr")
-        rate = optimizer.param_groups[0]["lr"]
-        scheduler.step(val_losses["loss"])
-        if val_losses["loss"] < best:
-            best, best_epoch = val_losses["loss"], epoch
-        finished = epoch == args.epochs or epoch - best_epoch >= args.patience
-        hours = (time.time() - start) / 3600
-        log.epoch(epoch, losses | {f"val_{name}": value for name, value in val_losses.items()} | {"lr": rate, "hours": hours})
-        if rank == 0:
-            checkpoint.save(target, {
-                "kind": "pretrained", "finished": finished, "config": config, "weights": model.state_dict(),
-                "dataset": args.dataset, "epoch": epoch, "val_loss": val_losses["loss"], "hours": hours,
-                "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
-                "is_demo": train.is_demo, "source": source,
-                "is_paper": options.is_paper(args, arguments, modalities) and (args.embed_dim, args.depth) == (256, 6)})
-        if finished:
-            break
-    log.close()
+    with training:
+        while not training.finished:
+            train_pools.epoch, train_pools.start = training.epoch, training.step
+            with tqdm(total=len(train), initial=training.step * args.batch_size, desc=f"pretrain {training.epoch}/{args.epochs}", unit="tile",
+                      leave=False, disable=rank > 0) as progress:
+                train_epoch(training, train_loader, train_pools, autocast, progress)
+            losses = training.means(len(train)) | validate(training, val_loader, val_pools, autocast)
+            rate = optimizer.param_groups[0]["lr"]
+            scheduler.step(losses["val_loss"])
+            training.end_epoch(losses | {"lr": rate}, score=[-losses["val_loss"]])
     distributed.finish()
     if rank == 0:
         print(f"wrote {target}", file=sys.stderr)

@@ -15,18 +15,19 @@ class Pools(Sampler):
     """The pools of one process; a batch sampler.
 
     size: tiles in the dataset. pool, batch: tiles a pool, and a step over all processes. seed: shuffles, a new order
-    each epoch (set .epoch); None keeps the order. rank, world: this process and their number.
+    each epoch (set .epoch); None keeps the order. rank, world: this process and their number. Set .start to leave out the first
+    steps of an epoch.
     """
 
     def __init__(self, size, pool, batch, seed=None, rank=0, world=1):
         self.size, self.pool, self.batch = size, min(pool, batch), batch
-        self.seed, self.epoch, self.rank, self.world = seed, 0, rank, world
+        self.seed, self.epoch, self.start, self.rank, self.world = seed, 0, 0, rank, world
+        self.a_step = -(-batch // self.pool)                                  # pools; the last step may have fewer
 
     def idle(self):
         """A warning if there are more processes than pools in a step, else None."""
-        pools = -(-self.batch // self.pool)
-        if pools < self.world:
-            return (f"warning: a step of {self.batch} tiles has {pools} pool(s) of {self.pool}, so {self.world - pools} of "
+        if self.a_step < self.world:
+            return (f"warning: a step of {self.batch} tiles has {self.a_step} pool(s) of {self.pool}, so {self.world - self.a_step} of "
                     f"{self.world} processes have nothing to do; see --pool and --batch-size")
         return None
 
@@ -35,12 +36,10 @@ class Pools(Sampler):
         order = np.arange(self.size)
         if self.seed is not None:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        number = 0
-        for start in range(0, self.size, self.batch):
-            step = order[start:start + self.batch]
+        for number in range(self.start, -(-self.size // self.batch)):
+            step = order[number * self.batch:(number + 1) * self.batch]
             pools = [step[i:i + self.pool] for i in range(0, len(step), self.pool)]
-            yield len(step), [(number + k, pool.tolist()) for k, pool in enumerate(pools) if k % self.world == self.rank]
-            number += len(pools)
+            yield len(step), [(number * self.a_step + k, pool.tolist()) for k, pool in enumerate(pools) if k % self.world == self.rank]
 
     def __iter__(self):
         for _, pools in self.steps():

@@ -1,4 +1,7 @@
-"""Several processes compute what one does: gradients, order of tiles, errors."""
+"""Several processes compute what one does: gradients, running statistics, order of tiles; errors.
+
+`python -m tests.test_distributed` prints the table of errors.
+"""
 import os
 import subprocess
 import sys
@@ -16,54 +19,92 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SENSORS = [Sensor("a", "series", ("x", "y"), 10, 1, 366), Sensor("b", "series", ("x", "y", "z"), 10, 1, 366)]
-TILES, POOL, BATCH = 7, 2, 6    # two steps: three pools, then one pool of a single tile
 
 
-def batch_of(indices):
-    """Tiles whose values follow from their number; tile 3 has no dates of b."""
+def batch_of(indices, without):
+    """Tiles whose values follow from their number; those in `without` have no dates of b."""
     batch = {}
     for s, sensor in enumerate(SENSORS):
         draws = [torch.Generator().manual_seed(100 * s + i) for i in indices]
         batch[sensor.key] = torch.stack([torch.randn(4, len(sensor.bands), 2, 2, generator=g, dtype=torch.float64) for g in draws])
         batch[f"{sensor.key}_dates"] = torch.arange(4).repeat(len(indices), 1) * 30
-        batch[f"{sensor.key}_padded"] = torch.tensor([[s == 1 and i == 3] * 4 for i in indices])
+        batch[f"{sensor.key}_padded"] = torch.tensor([[s == 1 and i in without] * 4 for i in indices])
     return batch
 
 
-def step_gradients(rank, world):
-    """The gradients of both steps of an epoch, after they are summed over the processes."""
+def epoch(rank, world, tiles, pool, batch, without):
+    """Steps of an epoch as the scripts make them: the gradients of each step, and the model's buffers at the end."""
     torch.manual_seed(0)
     model = OmniSat(SENSORS, embed_dim=32, depth=1).double()
-    pools, gradients = Pools(TILES, POOL, BATCH, seed=5, rank=rank, world=world), []
+    pools, results, statistics = Pools(tiles, pool, batch, seed=5, rank=rank, world=world), [], distributed.RunningStatistics(model)
     pools.epoch = 2
     for step_size, step_pools in pools.steps():
+        statistics.begin_step(pools.a_step)
         for number, indices in step_pools:
-            batch = batch_of(indices)
-            loss, _ = model.pretrain_loss(batch, model.draw_masks(batch, torch.Generator().manual_seed(number)))
+            content = batch_of(indices, without)
+            statistics.begin_pool()
+            loss, _ = model.pretrain_loss(content, model.draw_masks(content, torch.Generator().manual_seed(number)))
             (loss * len(indices) / step_size).backward()
-        distributed.sum_gradients(model)
-        gradients.append({name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()})
+            statistics.end_pool(number % pools.a_step)
+        gradients = distributed.gradients(model)
+        distributed.sum_over_processes([*gradients, statistics.found])
+        statistics.end_step()
+        results.append({name: p.grad.clone() for name, p in model.named_parameters()})
         model.zero_grad(set_to_none=True)
-    return gradients
+    return [*results, {name: value.double() for name, value in model.named_buffers() if "running" in name or "tracked" in name}]
+
+
+# tiles, pool, batch
+CASES = {
+    "two full steps": (12, 2, 6),
+    "uneven last step": (7, 2, 6),                            # three pools, then one of a single tile: others have nothing to do
+    "fewer tiles than processes": (2, 1, 6),
+    "no b on one process": (6, 2, 6),                         # not in the first and the third pool, which process 0 of 2 and of 3 gets
+}
+
+
+def run_case(case, rank=0, world=1):
+    tiles, pool, batch = CASES[case]
+    pools = Pools(tiles, pool, batch, seed=5)
+    pools.epoch = 2
+    numbered = next(iter(pools.steps()))[1]
+    without = {i for number, indices in numbered if number != 1 for i in indices} if case == "no b on one process" else {3}
+    return epoch(rank, world, tiles, pool, batch, without)
 
 
 def worker(rank, world, meeting_point, path):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{meeting_point}", rank=rank, world_size=world)
-    torch.save(step_gradients(rank, world), f"{path}{rank}")
+    torch.save({case: run_case(case, rank, world) for case in CASES}, f"{path}{rank}")
     torch.distributed.destroy_process_group()
 
 
+def errors(world, folder):
+    """{case: largest error of a gradient over its norm, of a running statistic} on `world` processes against one."""
+    multiprocessing.spawn(worker, (world, folder / f"meet{world}", folder / f"gradients{world}-"), nprocs=world)
+    found = {}
+    for case in CASES:
+        expected, worst = run_case(case), [0.0, 0.0]
+        for rank in range(world):
+            results = torch.load(folder / f"gradients{world}-{rank}", weights_only=True)[case]
+            assert len(results) == len(expected)
+            for is_last, one, other in zip([*[0] * (len(expected) - 1), 1], expected, results):
+                for name, value in one.items():
+                    error = (other[name] - value).norm() / value.norm().clamp(min=1e-12)
+                    worst[is_last] = max(worst[is_last], error.item())
+        found[case] = worst
+    return found
+
+
 @pytest.mark.parametrize("world", [2, 3])
-def test_gradients_do_not_depend_on_the_number_of_processes(world, tmp_path):
-    """Float64. The second step has one pool, so all processes but one have nothing to do in it."""
-    multiprocessing.spawn(worker, (world, tmp_path / "meet", tmp_path / "gradients"), nprocs=world)
-    expected = step_gradients(0, 1)
-    for rank in range(world):
-        for one, other in zip(expected, torch.load(tmp_path / f"gradients{rank}", weights_only=True)):
-            for name, gradient in one.items():
-                torch.testing.assert_close(other[name], gradient, rtol=1e-9, atol=1e-11, msg=name)
-    assert all(gradient.abs().max() > 0 for gradient in expected[0].values())
+def test_processes_compute_what_one_does(world, tmp_path):
+    """Float64: gradients of every step, running statistics after the epoch."""
+    for case, (gradient, statistic) in errors(world, tmp_path).items():
+        assert gradient < 1e-11 and statistic < 1e-14, case
+
+
+def test_every_parameter_has_a_gradient_in_these_cases():
+    assert all(gradient.abs().max() > 0 for gradient in run_case("uneven last step")[0].values())
 
 
 def test_pools_are_the_same_for_any_number_of_processes():
@@ -95,3 +136,12 @@ def test_one_process_needs_no_group():
     assert distributed.first_alone(lambda: 3) == 3 and distributed.gather("x") == ["x"]
     with pytest.raises(UserError, match="why"):
         distributed.first_alone(lambda: (_ for _ in ()).throw(UserError("why")))
+
+
+if __name__ == "__main__":
+    import tempfile
+    print(f"{'case':32}{'processes':>10}{'gradient':>12}{'running statistics':>22}")
+    with tempfile.TemporaryDirectory() as folder:
+        for world in (1, 2, 3):
+            for case, (gradient, statistic) in (errors(world, Path(folder))).items():
+                print(f"{case:32}{world:10}{gradient:12.1e}{statistic:22.1e}")

@@ -78,8 +78,7 @@ def test_pretraining_is_repeatable_and_the_same_on_two_processes(demo, pretraine
                        (pretrained, tmp_path / "one" / "pretrained.pt", tmp_path / "two" / "pretrained.pt"))
     for name in first:
         assert torch.equal(first[name], one[name]), name
-        if "running" not in name and "tracked" not in name:    # rank 0 has seen its own pools only
-            assert torch.allclose(one[name], two[name], atol=2e-4), name
+        assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-3, atol=2e-4), name
 
 
 def test_finetuning_starts_from_the_checkpoint(demo, pretrained):
@@ -175,14 +174,14 @@ def test_errors_are_one_line_that_names_the_culprit(demo, pretrained, finetuned,
             (finetune, [*common, "--init", "none", "--csv", str(foreign)], "not a table of results"),
             (finetune, [*common, "--init", str(stopped)], "stopped in epoch 2"),
             (finetune, [*common, "--init", str(other_val)], "pretrained with another list of validation tiles"),
-            (finetune, [*common[:4], "--init", "none", "--output", str(finetuned.parent), *SMALL], "is finished: evaluate.py scores it"),
+            (finetune, [*common[:4], "--init", "none", "--output", str(finetuned.parent), *SMALL], "was begun with --init sha256 .*, not none, --lr 0.001, not 0.0002"),
             (finetune, [*common, "--init", "none", "--modalities", "vhr", "--max-cloud", "5"], "no cloud masks without s2"),
             (finetune, [*common, "--init", "none", "--parts", "2"], "labels of treesatai-ts belong to whole tiles"),
             (finetune, ["--dataset", "treesatai", *common[2:], "--init", str(pretrained), "--modalities", "vhr"],
              "pretrained on treesatai-ts, not on treesatai"),
             (finetune, ["--dataset", "treesatai", *common[2:], "--init", "none", "--max-cloud", "5"], "no cloud masks"),
             (evaluate, ["--checkpoint", str(pretrained), "--data-root", str(demo)], "expected 'finetuned'"),
-            (pretrain, [*common[:-8], "--output", str(pretrained.parent)], "is finished"),
+            (pretrain, [*common, "--output", str(pretrained.parent)], "was begun with --depth 1, not 6, --embed-dim 32, not 256: repeat"),
             (pretrain, ["--dataset", "treesatai-ts", "--data-root", str(tmp_path)], "no train_filenames.lst|no TreeSatBA")):
         with pytest.raises(UserError, match=culprit):
             script.main(arguments)

@@ -1,6 +1,5 @@
-"""Checkpoints: written whole or not at all, loaded without running anything in them."""
+"""Checkpoints: written whole or not at all, their hash checked, loaded without running anything in them."""
 import hashlib
-import os
 from pathlib import Path
 
 import torch
@@ -8,24 +7,22 @@ import torch
 from datasets.sensors import Sensor
 from models import build_model
 from utils.errors import UserError
+from utils.files import written_whole
+
+SCRIPTS = {"pretrained": "pretrain.py", "finetuned": "finetune.py"}    # the kinds of checkpoint, and what writes them
 
 
 def save(path, checkpoint):
-    """Write a dict of tensors, numbers, strings, lists and dicts: to a temporary file first, then renamed."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a dict of tensors, numbers, strings, lists and dicts, and its hash. Errors: UserError if it cannot be written."""
+    with written_whole(path, "wb") as file:
+        try:
+            torch.save(checkpoint | {"sha256": content_hash(checkpoint)}, file)
+        except RuntimeError as error:                                         # torch's, on top of that of a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
 def load(path, kind):
-    """Read a checkpoint of a kind ("pretrained" or "finetuned"). Errors: UserError that says what is wrong with it."""
+    """Read a checkpoint of a kind, see SCRIPTS. Errors: UserError that says what is wrong with it."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -35,9 +32,35 @@ def load(path, kind):
                         "these scripts") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("kind") != kind:
         found = checkpoint.get("kind", "unknown") if isinstance(checkpoint, dict) else "unknown"
-        script = {"pretrained": "pretrain.py", "finetuned": "finetune.py"}[kind]
-        raise UserError(f"{path}: a checkpoint of kind {found!r}, expected {kind!r}, as {script} writes it")
+        raise UserError(f"{path}: a checkpoint of kind {found!r}, expected {kind!r}, as {SCRIPTS[kind]} writes it")
+    if checkpoint.get("sha256") != content_hash(checkpoint):
+        raise UserError(f"{path}: its content does not have the hash that was written with it: damaged, or changed since; delete it "
+                        f"and run {SCRIPTS[kind]} again")
     return checkpoint
+
+
+def content_hash(checkpoint):
+    """sha256 (64 hex digits) of nested dicts, lists, tensors, numbers and strings, but for an entry "sha256" at the top."""
+    digest = hashlib.sha256()
+
+    def add(value):
+        if torch.is_tensor(value):
+            value = value.detach().cpu().contiguous()
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, dict):
+            digest.update(f"dict {len(value)}".encode())
+            for key, item in value.items():
+                add(key)
+                add(item)
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"list {len(value)}".encode())
+            for item in value:
+                add(item)
+        else:
+            digest.update(f"{type(value).__name__} {value!r};".encode())
+    add({name: value for name, value in checkpoint.items() if name != "sha256"})
+    return digest.hexdigest()
 
 
 def rebuild(checkpoint):

@@ -1,17 +1,24 @@
 """One process and torchrun are one code path: without torchrun there is one process, of rank 0."""
 import ctypes
 import os
+import socket
 import sys
+import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from utils.errors import UserError
 
 
+_cpu_group = None    # of processes on GPUs: for what must not wait for these; None is the usual group
+
+
 def setup():
     """Join the processes that torchrun started (nccl on GPU, gloo on CPU). Returns (rank, world, device)."""
+    global _cpu_group
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -21,8 +28,36 @@ def setup():
         reuse_memory()
     if world > 1:
         # others wait for rank 0 while it reads all tiles for the statistics
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2),
+                                **meeting_point(rank, world))
+        _cpu_group = dist.new_group(backend="gloo", timeout=timedelta(hours=2)) if device.type == "cuda" else None
     return rank, world, device
+
+
+def meeting_point(rank, world):
+    """Where the processes find each other, as arguments of init_process_group.
+
+    After a restart torchrun (of torch 2.13) gives its workers the store of before, with the addresses of dead processes in it: they
+    fail or wait for ever. So rank 0 opens a store of its own and puts its port there; others try until it answers.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    shared = dist.TCPStore(host, port, is_master=False)
+    if rank == 0:
+        store = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False)
+        shared.set("omnisat", str(store.port))
+        return {"store": store, "rank": rank, "world_size": world}
+    end = time.time() + 600
+    while True:
+        at = int(shared.get("omnisat"))                                       # waits until there is one; it may be of before
+        try:
+            socket.create_connection((host, at), timeout=5).close()
+            return {"store": dist.TCPStore(host, at, world, is_master=False), "rank": rank, "world_size": world}
+        except OSError:
+            if time.time() > end:
+                raise
+            time.sleep(0.1)
 
 
 def reuse_memory():
@@ -56,41 +91,97 @@ def first_alone(function):
         try:
             value = function()
         except UserError as error:
-            failure = str(error)
-    failure = gather(failure)[0]
-    if failure is not None:
-        raise UserError(failure, is_told=dist.get_rank() > 0)
+            failure = error
+    told = gather(failure and (str(failure), failure.code))[0]
+    if told is not None:
+        raise UserError(told[0], is_told=dist.get_rank() > 0, code=told[1])
     return value if dist.get_rank() == 0 else function()
 
 
-def share_statistics(model):
-    """Give all processes the running statistics of rank 0's batch norms, as DistributedDataParallel does."""
+def sum_over_processes(tensors):
+    """Sum each tensor of a list over all processes, in place, as one vector."""
     if dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(summed.view_as(tensor))
 
 
-def sum_gradients(model):
-    """Sum the gradients over all processes, as one vector. A parameter that had no part here counts as zero.
+def gradients(model):
+    """The gradients of all parameters that are trained; one that had no part in the loss counts as zero.
 
-    Each process has weighted its pools by their share of the whole batch, so the sum is the gradient of the mean over
-    the batch, however the pools are spread; torch's DistributedDataParallel would average over processes instead.
+    Each process has weighted its pools by their share of the whole batch, so the sum over the processes is the gradient of
+    the mean over the batch, however the pools are spread; DistributedDataParallel would average over processes instead.
     """
+    for p in model.parameters():
+        if p.requires_grad and p.grad is None:
+            p.grad = torch.zeros_like(p)
+    return [p.grad for p in model.parameters() if p.requires_grad]
+
+
+class RunningStatistics:
+    """The running means and variances of a model's batch norms, moved by every pool in order, whatever process had it.
+
+    A batch norm only knows its own process. So its buffers are emptied before a pool and its momentum is 1: after the pool they
+    hold what this pool found. At the end of a step the findings of all pools are collected, and enter the running
+    statistics one after the other, which one process with all pools would do just so.
+    """
+
+    def __init__(self, model):
+        self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        self.momenta = [norm.momentum for norm in self.norms]
+        self.sizes = [2 * norm.num_features for norm in self.norms]           # its mean and its variance
+
+    def _values(self):
+        return [buffer for norm in self.norms for buffer in (norm.running_mean, norm.running_var)]
+
+    def begin_step(self, pools):
+        """pools: of the step, on all processes."""
+        if not self.norms:
+            return
+        device = self.norms[0].running_mean.device
+        self.running = torch.cat(self._values())
+        self.seen = torch.stack([norm.num_batches_tracked for norm in self.norms])
+        self.found = torch.zeros(pools, len(self.running) + len(self.norms), device=device, dtype=self.running.dtype)
+        for norm in self.norms:
+            norm.momentum = 1.0
+
+    def begin_pool(self):
+        for norm in self.norms:
+            norm.running_mean.zero_()
+            norm.running_var.zero_()
+            norm.num_batches_tracked.zero_()
+
+    def end_pool(self, number):
+        """number: of the pool in its step."""
+        if self.norms:
+            moved = torch.stack([norm.num_batches_tracked for norm in self.norms]).to(self.found.dtype)
+            self.found[number] = torch.cat([*self._values(), moved])
+
+    def end_step(self):
+        """After `found` was summed over the processes: the running statistics."""
+        if not self.norms:
+            return
+        total = sum(self.sizes)
+        for row in self.found:                                                # a pool without any date moves nothing
+            moved = row[total:]
+            share = torch.cat([(m * momentum).expand(size) for m, momentum, size in zip(moved, self.momenta, self.sizes)])
+            self.running += share * (row[:total] - self.running)
+            self.seen += moved.to(self.seen.dtype)
+        for buffer, value in zip(self._values(), self.running.split([size // 2 for size in self.sizes for _ in range(2)])):
+            buffer.copy_(value)
+        for norm, seen, momentum in zip(self.norms, self.seen, self.momenta):
+            norm.num_batches_tracked.copy_(seen)
+            norm.momentum = momentum
+
+
+def any_process(wishes):
+    """Which of some yes or no (a list) at least one process says yes to. It does not wait for the GPU."""
     if not dist.is_initialized():
-        return
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    for p, g in zip(parameters, flat.split([g.numel() for g in gradients])):
-        p.grad = g.view_as(p)
-
-
-def sum_over_processes(tensor):
-    """The sum of a tensor over all processes, in place, on each of them."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
+        return list(wishes)
+    said = torch.tensor(wishes, dtype=torch.int32)
+    dist.all_reduce(said, dist.ReduceOp.MAX, group=_cpu_group)
+    return said.bool().tolist()
 
 
 def gather(value):

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.files import written_whole
+
 
 def provenance(script, argv, device):
     """Where a number comes from: commit, dirty, command, torch, device, date."""
@@ -30,29 +32,35 @@ def provenance(script, argv, device):
 class Log:
     """Log of one run in a folder: log.jsonl (the header, then a line an epoch) and TensorBoard files.
 
-    Silent if not on rank 0.
+    history: the epochs of a run that goes on; whatever else the file held is gone. Silent if not on rank 0.
     """
 
-    def __init__(self, folder, rank, header):
-        self.file = None
-        if rank == 0:
-            self.file = open(Path(folder) / "log.jsonl", "w", encoding="utf-8")
-            self.board = SummaryWriter(folder)
-            self._line(header | {"python": platform.python_version(), "numpy": np.__version__})
+    def __init__(self, folder, rank, header, history=()):
+        self.file, self.path = None, Path(folder) / "log.jsonl"
+        if rank > 0:
+            return
+        header |= {"python": platform.python_version(), "numpy": np.__version__}
+        with written_whole(self.path) as file:
+            file.writelines(json.dumps(line) + "\n" for line in (header, *history))
+        self.file = open(self.path, "a", encoding="utf-8")
+        self.board = SummaryWriter(folder, purge_step=0)                      # what earlier starts wrote is not shown
+        for line in history:
+            self._draw(line)
 
-    def _line(self, values):
-        self.file.write(json.dumps(values) + "\n")
-        self.file.flush()
-
-    def epoch(self, epoch, values):
-        """Numbers of one epoch: to the file, to TensorBoard and, in short, to the terminal."""
+    def epoch(self, line):
+        """Numbers of one epoch, a dict: to the file, to TensorBoard and, in short, to the terminal."""
         if self.file is None:
             return
-        self._line({"epoch": epoch} | values)
-        for name, value in values.items():
-            self.board.add_scalar(name, value, epoch)
-        print(f"epoch {epoch:3d}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()),
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        self._draw(line)
+        print("  ".join(f"{name} {value:3d}" if name == "epoch" else f"{name} {value:.4g}" for name, value in line.items()),
               file=sys.stderr, flush=True)
+
+    def _draw(self, line):
+        for name, value in line.items():
+            if name != "epoch":
+                self.board.add_scalar(name, value, line["epoch"])
 
     def close(self):
         if self.file is not None:

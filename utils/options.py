@@ -51,7 +51,10 @@ def add_training_options(options, epochs):
                             "accumulated")
     group.add_argument("--seed", type=int, default=0, help="of the weights, the order of the tiles, the dates, the masks "
                                                            "and the label subset")
-    group.add_argument("--output", metavar="DIR", help="folder for checkpoint and logs (default: under runs/)")
+    group.add_argument("--output", metavar="DIR", help="folder for checkpoint and logs (default: under runs/); a run that was "
+                                                       "stopped there goes on")
+    group.add_argument("--save-minutes", type=float, default=10,
+                       help="the run is saved after each epoch, and inside one after so many minutes")
     return group
 
 

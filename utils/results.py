@@ -1,12 +1,11 @@
 """The CSV files of results: one row a cell and seed, with where it came from; counts beside it."""
 import csv
 import fcntl
-import io
 import json
-import os
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import written_whole
 
 CELLS = Path(__file__).parent.parent / "results" / "paper" / "cells.csv"
 TABLES = ("table2", "table3", "table4", "table5")
@@ -59,21 +58,12 @@ def write_row(path, row, counts):
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         rows = [r for r in read_rows(path) if identity(r) != identity(row)] + [row]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
         lines = [json.loads(line) for line in beside.read_text().splitlines()] if beside.exists() else []
         lines = [line for line in lines if identity(line) != identity(row)]
         lines.append(dict(zip(KEYS + ("seed", "scale"), identity(row))) | counts)
-        _replace(beside, "".join(json.dumps(line) + "\n" for line in lines))
-        _replace(path, text.getvalue())
-
-
-def _replace(path, text):
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        with written_whole(beside) as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        with written_whole(path) as file:                                     # last: a row without counts would not be noticed
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)

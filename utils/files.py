@@ -1,0 +1,31 @@
+"""Files that are written whole or not at all, whenever the process or the machine is stopped."""
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import UserError
+
+
+@contextmanager
+def written_whole(path, mode="w"):
+    """A file to write to under a temporary name; at the end it is flushed to the disk and renamed. Until then the old one stays.
+
+    mode: "w" (text in UTF-8) or "wb". Errors: UserError if the disk is full or cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)                                                      # of the new name too
+        os.close(folder)
+    except OSError as error:
+        kept = "; the one of before is as it was" if path.exists() else ""
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,264 @@
+"""A training run: where it is, what each of its steps does on all processes, and the checkpoint that it goes on from.
+
+A run that was stopped or killed, and is started again by the same command, ends with the weights and the log that it would have
+had, bit by bit on a CPU. For that, nothing carries over from one pool of tiles to the next but what the checkpoint holds: weights,
+optimiser, scheduler, the best epoch, the position and the sums of the losses. The order of the tiles follows from the seed
+and the epoch, every other random number from seed, epoch and pool, so there is no random state to keep.
+"""
+import fcntl
+import json
+import math
+import random
+import signal
+import sys
+import time
+
+import numpy as np
+import torch
+
+from utils import checkpoint, distributed
+from utils.errors import BUSY, Stopped, UserError
+from utils.log import Log
+
+# options that may change from one start to the next: they change no weight, or (tiles_at_once) only by rounding
+FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes")
+# what else has to be as it was, and what to say if it is not
+SAME = {"config": "its sensors or its sizes", "split_hash": "its training tiles", "val_hash": "its validation tiles"}
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)    # of Slurm, torchrun and kill
+
+
+def open_folder(target, kind, args, rank, **found):
+    """Take the folder of a run. Returns its checkpoint (None if it begins), and the options that a later start must repeat.
+
+    The folder is taken until this process ends; on several processes rank 0 does it. target: the checkpoint's path. found: options
+    as they turned out, in place of those in args.
+    Errors: UserError if another process has the folder, or if the run in it was begun with other options.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    distributed.first_alone(lambda: lock(target.parent) if rank == 0 else None)
+    settings = {name: value for name, value in vars(args).items() if name not in FREE} | found
+    saved = checkpoint.load(target, kind) if target.exists() else None
+    if saved is not None:
+        before = saved["settings"]
+        others = [f"--{name.replace('_', '-')} {before.get(name)}, not {settings.get(name)}" for name in sorted({*before, *settings})
+                  if before.get(name) != settings.get(name)]
+        if others:
+            raise UserError(f"{target} was begun with {', '.join(others)}: repeat these, choose another --output, or delete it")
+    return saved, settings
+
+
+_locks = {}    # open files, kept until the process ends
+
+
+def lock(folder):
+    """Take a folder for this process; a lock of the system, which goes with the process. Errors: UserError if it is taken."""
+    path = str((folder / ".lock").resolve())
+    if path in _locks:
+        return
+    file = open(path, "w", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)                      # not flock: reading processes would inherit it
+    except OSError as error:
+        file.close()
+        raise UserError(f"{folder}: another process trains there; wait for it, or choose another --output", code=BUSY) from error
+    _locks[path] = file
+
+
+def pool_seed(seed, epoch, pool):
+    """The seed of everything random about a pool. pool: its number in the epoch."""
+    return (seed * 10_007 + epoch) * 1_000_003 + pool
+
+
+class Training:
+    """A run, to be used in a with statement, in which SIGTERM and SIGUSR1 have it saved at the end of the step, and ended.
+
+    target, kind: of the checkpoint; its weights are those of the best epoch if it is "finetuned", else the last ones.
+    saved, settings: of open_folder. facts: what goes into the checkpoint besides, with the entries of SAME.
+    args: epochs, min_epochs, patience, seed, save_minutes. place: of distributed.setup. terms: names of the loss and its parts.
+
+    epoch counts from 1; step: those that are done of this epoch. finished: whether there is nothing left to do.
+    """
+
+    def __init__(self, target, kind, saved, settings, facts, args, place, model, optimizer, scheduler, terms):
+        self.target, self.kind, self.settings, self.facts, self.args = target, kind, settings, facts, args
+        self.rank, self.world, self.device = place
+        self.model, self.optimizer, self.scheduler, self.keeps_best = model, optimizer, scheduler, kind == "finetuned"
+        self.terms, self.sums = terms, torch.zeros(len(terms), device=self.device)
+        self.epoch, self.step, self.best, self.best_epoch, self.history, self.kept = 1, 0, None, 0, [], None
+        self.seconds, self.starts, self.finished = 0.0, [], False
+        if saved is not None:
+            self.resume(saved)
+        self.started = self.saved_at = time.time()
+        self.statistics = distributed.RunningStatistics(model)
+        self.pools, self.unverified, self.signal = [], None, None
+
+    def resume(self, saved):
+        """Go on from a checkpoint. Errors: UserError if it is another run's."""
+        for name, what in SAME.items():
+            if saved.get(name) != self.facts.get(name):
+                raise UserError(f"{self.target} was begun with other data: {what} changed; restore it, choose another --output, or "
+                                "delete it to start anew")
+        state = saved["training"]
+        for part, values in state["parts"].items():
+            getattr(self, part).load_state_dict(values)
+        self.sums.copy_(state["sums"])
+        for name in ("epoch", "step", "best", "best_epoch"):
+            setattr(self, name, state[name])
+        self.history, self.starts, self.seconds = saved["history"], saved["starts"], saved["hours"] * 3600
+        self.kept = saved["weights"] if self.keeps_best and self.best_epoch else None
+
+    def __enter__(self):
+        if self.rank == 0 and self.starts:
+            print(f"going on from {self.target}: epoch {self.epoch}, {self.step} steps of it done", file=sys.stderr)
+        source = self.facts["source"]
+        self.starts = [*self.starts, source | {"world": self.world, "epoch": self.epoch, "step": self.step}]
+        commits = "+".join(dict.fromkeys(start["commit"] for start in self.starts))    # tells if the code changed on the way
+        self.facts = self.facts | {"source": source | {"commit": commits}}
+        self.log = Log(self.target.parent, self.rank, self.facts["source"] | {
+            "options": vars(self.args) | self.settings, "parameters": sum(p.numel() for p in self.model.parameters()),
+            "starts": self.starts}, self.history)
+        self.handlers = {number: signal.signal(number, self.told) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.log.close()
+
+    def told(self, number, _):
+        """Note a signal: it counts between two steps."""
+        self.signal = signal.Signals(number).name
+
+    # ---- a step
+
+    def begin_step(self, pools):
+        """pools: of this step, on all processes."""
+        self.step_sums, self.pools = torch.zeros_like(self.sums), []
+        self.statistics.begin_step(pools)
+
+    def begin_pool(self, number, names):
+        """Seed what is random. number: of the pool in its epoch; names: of its tiles."""
+        seed = pool_seed(self.args.seed, self.epoch, number)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2 ** 32)
+        random.seed(seed)
+        self.statistics.begin_pool()
+        self.pools.append((number, names))
+
+    def end_pool(self, number_in_step, values):
+        """values: the loss and its parts, in the order of terms; means over the tiles of the last pool."""
+        values = torch.stack(values).detach()
+        number, names = self.pools[-1]
+        self.pools[-1] = number, names, values
+        self.step_sums += values * len(names)
+        self.statistics.end_pool(number_in_step)
+
+    def end_step(self):
+        """Sum over the processes, let the optimiser step, save where it is time. Nothing here waits for the GPU."""
+        gradients = distributed.gradients(self.model)
+        together = [*gradients, self.step_sums, *([self.statistics.found] if self.statistics.norms else [])]
+        distributed.sum_over_processes(together)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.statistics.end_step()
+        self.sums += self.step_sums
+        self.step += 1
+        before, self.unverified = self.unverified, Unverified(self.epoch, self.step, self.pools, self.step_sums, norm)
+        self.verify(before)
+        self.look_up()
+
+    def verify(self, step):
+        """Errors: UserError if a step (Unverified or None) was not finite, after its tiles were written to nonfinite.json.
+
+        A step is looked at when the next one is on its way, so that the GPU is never without work.
+        """
+        if step is None or step.is_finite():
+            return
+        pools = sorted(sum(distributed.gather([(number, names, values.tolist()) for number, names, values in step.pools]), []))
+        path = self.target.parent / "nonfinite.json"
+        if self.rank == 0:
+            path.write_text(json.dumps({
+                "epoch": step.epoch, "step": step.step, "gradient_norm": str(step.norm()), "pools": [
+                    {"pool": number, **{term: str(value) for term, value in zip(self.terms, values)}, "tiles": names}
+                    for number, names, values in pools]}, indent=1))
+        raise UserError(f"{path.parent}: loss or gradient is not finite in epoch {step.epoch}, step {step.step}; its tiles and their "
+                        f"losses are in {path.name}. No checkpoint was written since. If a tile is at fault, mend it; else try a lower --lr",
+                        is_told=self.rank > 0)
+
+    def look_up(self):
+        """Save if it is time, and end if a signal came; all processes alike."""
+        is_due = self.rank == 0 and time.time() - self.saved_at > 60 * self.args.save_minutes
+        is_told, is_due = distributed.any_process([self.signal is not None, is_due])
+        if is_told or is_due:
+            self.save()
+        if is_told:
+            distributed.gather(None)                                          # nobody leaves before it is saved
+            raise Stopped(f"stopped by {self.signal or 'another process'} in epoch {self.epoch} after {self.step} steps, saved to "
+                          f"{self.target}; the same command goes on", is_told=self.rank > 0)
+
+    # ---- an epoch
+
+    def means(self, tiles):
+        """{term: mean over the tiles of this epoch}, after all its steps. tiles: of the split."""
+        self.verify(self.unverified)
+        self.unverified = None
+        return dict(zip(self.terms, (self.sums / tiles).tolist()))
+
+    def end_epoch(self, record, score):
+        """Log the numbers of an epoch (a dict), note whether it is the best (score: a list, higher is better), and save."""
+        for name, value in record.items():
+            if not math.isfinite(value):
+                raise UserError(f"{self.target.parent}: {name} is {value} in epoch {self.epoch}; no checkpoint was written since the epoch "
+                                "before; try a lower --lr", is_told=self.rank > 0)
+        self.history = [*self.history, {"epoch": self.epoch} | record | {"hours": self.hours()}]
+        if self.best is None or list(score) > self.best:
+            self.best, self.best_epoch = list(score), self.epoch
+            if self.keeps_best:
+                self.kept = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        self.finished = self.epoch == self.args.epochs or (self.epoch >= getattr(self.args, "min_epochs", 0)
+                                                           and self.epoch - self.best_epoch >= self.args.patience)
+        self.log.epoch(self.history[-1])
+        self.epoch, self.step = self.epoch + 1, 0
+        self.sums.zero_()
+        self.save()
+        if not self.finished:
+            self.look_up()
+
+    def hours(self):
+        """Of training, over all starts."""
+        return (self.seconds + time.time() - self.started) / 3600
+
+    def save(self):
+        """Write the checkpoint, unless the last step was not finite."""
+        self.verify(self.unverified)
+        self.unverified = None
+        if self.rank == 0:
+            weights = self.model.state_dict()
+            state = {"parts": {"model": weights, "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()},
+                     "sums": self.sums, "epoch": self.epoch, "step": self.step, "best": self.best, "best_epoch": self.best_epoch}
+            checkpoint.save(self.target, self.facts | {
+                "kind": self.kind, "finished": self.finished, "settings": self.settings, "starts": self.starts,
+                "weights": self.kept if self.keeps_best else weights, "epoch": self.best_epoch if self.keeps_best else self.epoch - 1,
+                "hours": self.hours(), "history": self.history, "training": None if self.finished else state})
+        self.saved_at = time.time()
+
+
+class Unverified:
+    """What a step came to, on its way from the device: the sums of its losses and the norm of its gradient."""
+
+    def __init__(self, epoch, step, pools, sums, norm):
+        self.epoch, self.step, self.pools = epoch, step, pools
+        self.values = torch.cat([sums, norm.reshape(1).to(sums.dtype)]).to("cpu", non_blocking=True)
+        self.there = torch.cuda.Event() if sums.device.type == "cuda" else None
+        if self.there is not None:
+            self.there.record()
+
+    def is_finite(self):
+        """Waits for this step, not for those after it."""
+        if self.there is not None:
+            self.there.synchronize()
+        return bool(self.values.isfinite().all())
+
+    def norm(self):
+        return self.values[-1].item()
