@@ -5,9 +5,11 @@
     bash run_tables.sh table3 --dry-run              only print the commands, each of them can be run alone
     bash run_tables.sh all --demo                    every table on simulated data
 
-Rows go to results/TABLE.csv (demo: results/demo/), checkpoints and logs to runs/. What is there already is not run again.
+Rows go to results/TABLE.csv (demo: results/demo/), checkpoints and logs to runs/. What is there already is not run again, what was
+stopped goes on. The exit code is 0 if all rows are there, 1 if some failed, 75 if it was stopped by a signal.
 """
 import argparse
+import ctypes
 import functools
 import os
 import re
@@ -19,10 +21,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from utils.errors import run
+from utils.errors import BUSY, STOPPED, UserError, run
 from utils.results import CELLS, KEYS, TABLES, finetuning_folder, identity, key_of, pretraining_folder, read_rows
 
 ROOT = Path(__file__).parent
+RETRY = 30    # seconds until a job whose folder is taken is tried again
 FOLDERS = {"treesatai-ts": "treesatai", "treesatai": "treesatai", "pastis-hd": "pastis-hd", "flair": "flair"}
 # The demo's choices: few tiles, a small model, minutes of training. The paper's are the scripts' defaults.
 DEMO_DATA = {"treesatai": ["--train", "160", "--test", "100"], "pastis-hd": ["--train", "120", "--test", "80"],
@@ -130,7 +133,11 @@ def jobs(cells, seeds, commands):
                 folder = FOLDERS[dataset]
                 needs = plan(f"data of {folder}", commands.generate(dataset), None, commands.runs / folder)
             start = commands.pretrained(cell, seed)
-            foreign = [path for path in (target, start) if finished_scale(path) not in (None, scale)]
+            try:
+                foreign = [path for path in (target, start) if finished_scale(path) not in (None, scale)]
+            except UserError as error:                                            # a damaged checkpoint
+                blocked[name] = str(error)
+                continue
             if foreign:
                 blocked[name] = f"{foreign[0].parent} holds a run that is not of scale {scale}: move it away"
                 continue
@@ -161,12 +168,12 @@ def finished_scale(path):
 def run_all(planned, at_a_time):
     """Run the jobs, as soon as what they need is done. Returns {name: why} of those that failed.
 
-    One at a time writes to the terminal; several write to their own files, on one core each. Stopping this process stops
-    what it started.
+    Each writes to its own file; one at a time is shown as well, several have one core each. A job whose folder another driver is
+    at work in is tried again later. Stopping this process stops what it started, which saves where it is.
     """
     waiting, running, failed, number = list(planned), {}, {}, 0
-    names = {job.name for job in planned}
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    names, later = {job.name for job in planned}, {}                          # not done yet; not to be tried before
+    before = {sent: signal.signal(sent, lambda *_: sys.exit(STOPPED)) for sent in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         while waiting or running:
             for job in list(waiting):
@@ -174,16 +181,30 @@ def run_all(planned, at_a_time):
                     failed[job.name] = f"not run, {job.needs} failed"
                     names.discard(job.name)
                     waiting.remove(job)
-                elif job.needs not in names and len(running) < at_a_time:
+                elif job.needs not in names and len(running) < at_a_time and time.time() > later.get(job.name, 0):
                     waiting.remove(job)
-                    running[start(job, at_a_time, len(planned) - len(waiting), len(planned))] = job, time.time()
+                    if at_a_time == 1:
+                        print(f"\n[{len(planned) - len(waiting)}/{len(planned)}] {job.name}\n{shlex.join(job.command)}", file=sys.stderr)
+                    process = start(job, at_a_time)
+                    running[process] = job, time.time(), (ROOT / job.log).stat().st_size
             time.sleep(0.05)
-            for process in [process for process in running if process.poll() is not None]:
-                job, began = running.pop(process)
+            for process, (job, began, shown) in list(running.items()):
+                code = process.poll()
+                if at_a_time == 1:
+                    running[process] = job, began, show(job.log, shown)
+                if code is None:
+                    continue
+                del running[process]
+                if code == BUSY:
+                    if job.name not in later:
+                        print(f"another process is at work on {job.name}: waiting for it", file=sys.stderr, flush=True)
+                    later[job.name] = time.time() + RETRY
+                    waiting.append(job)
+                    continue
                 names.discard(job.name)
                 number += 1
-                if process.returncode:
-                    failed[job.name] = f"exit code {process.returncode}: {shlex.join(job.command)}"
+                if code:
+                    failed[job.name] = f"exit code {code}, output in {job.log}: {shlex.join(job.command)}"
                     print(f"FAILED {job.name}: {failed[job.name]}" + (f"\n{tail(job.log)}" if at_a_time > 1 else ""), file=sys.stderr)
                 elif at_a_time > 1:
                     print(f"[{number}/{len(planned)}] {time.time() - began:5.0f} s  {job.name}", file=sys.stderr, flush=True)
@@ -192,18 +213,34 @@ def run_all(planned, at_a_time):
             process.terminate()
         for process in running:
             process.wait()
-        signal.signal(signal.SIGTERM, before)
+        for sent, handler in before.items():
+            signal.signal(sent, handler)
     return failed
 
 
-def start(job, at_a_time, number, total):
-    """A job's process."""
-    if at_a_time == 1:
-        print(f"\n[{number}/{total}] {job.name}\n{shlex.join(job.command)}", file=sys.stderr, flush=True)
-        return subprocess.Popen(job.command, cwd=ROOT)
+def start(job, at_a_time):
+    """A job's process; its output is added to its file."""
     (ROOT / job.log).parent.mkdir(parents=True, exist_ok=True)
-    with open(ROOT / job.log, "w", encoding="utf-8") as log:
-        return subprocess.Popen(job.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    threads = {"OMP_NUM_THREADS": "1"} if at_a_time > 1 else {}
+    with open(ROOT / job.log, "a", encoding="utf-8") as log:
+        return subprocess.Popen(job.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, preexec_fn=end_with_parent,
+                                env=os.environ | {"TQDM_MININTERVAL": "1"} | threads)
+
+
+def end_with_parent():
+    """Have the system send this process SIGTERM when its parent dies, so that a killed driver leaves nothing running (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)                            # PR_SET_PDEATHSIG
+
+
+def show(log, start):
+    """Print what was added to a file. Returns its size."""
+    with open(ROOT / log, "rb") as file:
+        file.seek(start)
+        added = file.read()
+    sys.stderr.write(added.decode(errors="replace"))
+    sys.stderr.flush()
+    return start + len(added)
 
 
 def tail(log):

@@ -28,6 +28,7 @@ from datasets import demo_flair, demo_pastis
 from datasets.forest import (BORDER, PIXEL, UNLABELLED, aerial, backscatter, digital_numbers, ground_map, labels, observe_s2, plan,
                              reflectance, s1_series, s2_series, speckle, spoil_s1, stand_map, stand_traits, stream)
 from utils.errors import UserError, run
+from utils.files import lock
 
 VERSION = 2
 FOLDERS = ('aerial', 'sentinel-ts', 'sentinel/s1/60m', 'sentinel/s1/200m', 'sentinel/s2/60m', 'sentinel/s2/200m')
@@ -127,33 +128,34 @@ def generate(root, wanted, counts, write, jobs, finish, workers=None, unit='tile
     """
     root = Path(root)
     marker, unfinished = root / 'DEMO.json', root / 'DEMO.json.unfinished'
-    for path in (marker, unfinished):
-        if path.exists() and json.loads(path.read_text()) != wanted:
-            raise UserError(f'{path} says {path.read_text()}, asked for is {json.dumps(wanted)}: '
-                            f'delete the folder {root}, or give another --root')
-    if marker.exists():
-        lost = [pattern for pattern, count in counts.items() if len(list(root.glob(pattern))) != count]
-        if lost:
-            raise UserError(f'{marker} says complete, but files are missing in {lost}: delete the folder {root} and run again')
-        print(f'{root}: already there, complete; nothing to do')
-        return root
-    if root.exists() and any(root.iterdir()) and not unfinished.exists():
-        raise UserError(f'{root} holds files but no DEMO.json, so it is not demo data: give an empty or new folder')
-    for folder in {os.path.dirname(pattern) for pattern in counts} | {''}:
-        if '**' not in folder:
-            (root / folder).mkdir(parents=True, exist_ok=True)
-    unfinished.write_text(json.dumps(wanted))                                            # an interrupted run is redone
+    with lock(root.resolve().with_name(f'.{root.name}.lock'), f'writes {root}'):
+        for path in (marker, unfinished):
+            if path.exists() and json.loads(path.read_text()) != wanted:
+                raise UserError(f'{path} says {path.read_text()}, asked for is {json.dumps(wanted)}: '
+                                f'delete the folder {root}, or give another --root')
+        if marker.exists():
+            lost = [pattern for pattern, count in counts.items() if len(list(root.glob(pattern))) != count]
+            if lost:
+                raise UserError(f'{marker} says complete, but files are missing in {lost}: delete the folder {root} and run again')
+            print(f'{root}: already there, complete; nothing to do')
+            return root
+        if root.exists() and any(root.iterdir()) and not unfinished.exists():
+            raise UserError(f'{root} holds files but no DEMO.json, so it is not demo data: give an empty or new folder')
+        for folder in {os.path.dirname(pattern) for pattern in counts} | {''}:
+            if '**' not in folder:
+                (root / folder).mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(wanted))                                            # an interrupted run is redone
 
-    workers = max(1, min(workers or os.cpu_count() or 1, len(jobs)))
-    bar = dict(total=len(jobs), desc=f'demo {wanted["dataset"]}', unit=unit)
-    if workers == 1:
-        results = list(tqdm(map(write, jobs), **bar))
-    else:
-        with multiprocessing.Pool(workers) as pool:
-            results = list(tqdm(pool.imap(write, jobs, chunksize=4 if unit == 'tile' else 1), **bar))
-    finish(results)
-    unfinished.replace(marker)                                                           # last: now it is complete
-    return root
+        workers = max(1, min(workers or os.cpu_count() or 1, len(jobs)))
+        bar = dict(total=len(jobs), desc=f'demo {wanted["dataset"]}', unit=unit)
+        if workers == 1:
+            results = list(tqdm(map(write, jobs), **bar))
+        else:
+            with multiprocessing.Pool(workers) as pool:
+                results = list(tqdm(pool.imap(write, jobs, chunksize=4 if unit == 'tile' else 1), **bar))
+        finish(results)
+        unfinished.replace(marker)                                                           # last: now it is complete
+        return root
 
 
 def write_treesatai(root, train=320, test=160, seed=0, workers=None):

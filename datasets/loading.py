@@ -4,6 +4,8 @@ A step of the optimiser sees `batch` tiles in all, cut into pools of at most `po
 one process, and the contrastive loss looks for negatives inside it. Pool k of a step goes to process k modulo their
 number: one process with 384 tiles works through the same three pools as three processes with 128 tiles each.
 """
+import os
+import signal
 from functools import reduce
 
 import numpy as np
@@ -77,10 +79,16 @@ def collate(items):
     return batch
 
 
+def leave_group(_):
+    """Have signals that are meant for the run, and Ctrl-C, go past a reading process: it ends with the training process."""
+    os.setsid()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def make_loader(dataset, pools, workers):
     """DataLoader over the pools, pinned where there is a GPU, its worker processes kept between epochs.
 
     Each process prepares one pool ahead: 128 tiles of PASTIS-HD take over 3 GB of shared memory.
     """
     return DataLoader(dataset, batch_sampler=pools, collate_fn=collate, num_workers=workers, prefetch_factor=1 if workers else None,
-                      pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)
+                      pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=leave_group)

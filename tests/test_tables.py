@@ -21,6 +21,7 @@ from models.omnisat import ABLATIONS
 from run_tables import Job, run_all
 from utils.options import chosen_modalities
 from utils import checkpoint
+from utils.errors import BUSY, STOPPED
 from utils.results import KEYS, finetuning_folder, pretraining_folder, read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -173,6 +174,54 @@ def test_stopping_the_driver_stops_its_jobs(tmp_path):
         assert time.time() < until and driver.poll() is None
         time.sleep(0.05)
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(10) == 143
+    assert driver.wait(10) == STOPPED
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_killed_driver_leaves_nothing_running(tmp_path):
+    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom run_tables import Job, run_all\n"
+              f"run_all([Job('a', [sys.executable, '-c', 'import os, time; open(r\"{tmp_path}/pid\", \"w\").write(str(os.getpid())); "
+              f"time.sleep(60)'], None, Path(r'{tmp_path}/log'))], 1)")
+    driver = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    until = time.time() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.time() < until and driver.poll() is None
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    while time.time() < until:
+        try:
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+            time.sleep(0.05)
+        except ProcessLookupError:
+            return
+    pytest.fail("its job still runs")
+
+
+def test_a_job_whose_folder_is_taken_waits(tmp_path, monkeypatch, capfd):
+    """It is tried again until the other process is done."""
+    monkeypatch.setattr(run_tables, "RETRY", 0.1)
+    tries = f"open(r'{tmp_path}/tries', 'a').write('x'); import sys; sys.exit({BUSY} if len(open(r'{tmp_path}/tries').read()) < 3 else 0)"
+    assert run_all([job("a", tries, folder=tmp_path), job("b", "print('after')", "a", tmp_path)], 1) == {}
+    told = capfd.readouterr().err
+    assert (tmp_path / "tries").read_text() == "xxx" and told.count("waiting for it") == 1 and "after" in told
+
+
+def test_two_drivers_on_one_folder_write_each_row_once(elsewhere):
+    """Started together on the same two cells: one waits for the other."""
+    code = ("import os, sys; sys.path.insert(0, '.'); import run_tables\nfrom pathlib import Path\nrun_tables.RETRY = 1\n"
+            f"run_tables.DEMO_FINETUNE = {{'100': ['--epochs', '2']}}\nrun_tables.Commands.root = lambda self, dataset: {str(elsewhere / 'data' / 'treesatai')!r}\n"
+            f"run_tables.DEMO_DATA = {run_tables.DEMO_DATA!r}\noriginal = run_tables.Commands.__init__\n"
+            "def changed(self, *arguments):\n    original(self, *arguments)\n"
+            f"    self.results, self.runs = Path({os.path.relpath(elsewhere, ROOT)!r}, 'results'), Path({os.path.relpath(elsewhere, ROOT)!r}, 'runs')\n"
+            "run_tables.Commands.__init__ = changed\n"
+            "sys.exit(run_tables.main(['demo', '--jobs', '1', '--only', 'treesatai-ts,omnisat,none,none,s[12],100']))")
+    drivers = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                env=os.environ | {"OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    told = [driver.communicate(timeout=180)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], told
+    rows = read_rows(elsewhere / "results" / "table2.csv")
+    assert sorted(row["modality"] for row in rows) == ["s1", "s2"]
+    assert len((elsewhere / "results" / "table2.counts.jsonl").read_text().splitlines()) == 2
+    assert any("waiting for it" in text for text in told)

@@ -1,9 +1,10 @@
-"""Files that are written whole or not at all, whenever the process or the machine is stopped."""
+"""Files that are written whole or not at all, whenever the process or the machine is stopped; folders for one process."""
+import fcntl
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import BUSY, UserError
 
 
 @contextmanager
@@ -29,3 +30,19 @@ def written_whole(path, mode="w"):
         raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(path, doing):
+    """Take a folder for this process by a lock file in it. Returns the open file: closing it, or the end of the process, frees it.
+
+    doing: what a process that has the lock does in the folder. Errors: UserError if another process has it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)                      # not flock: child processes would inherit it
+    except OSError as error:
+        file.close()
+        raise UserError(f"{path}: another process {doing}; wait for it, or choose another folder", code=BUSY) from error
+    return file

@@ -5,7 +5,6 @@ had, bit by bit on a CPU. For that, nothing carries over from one pool of tiles 
 optimiser, scheduler, the best epoch, the position and the sums of the losses. The order of the tiles follows from the seed
 and the epoch, every other random number from seed, epoch and pool, so there is no random state to keep.
 """
-import fcntl
 import json
 import math
 import random
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 
 from utils import checkpoint, distributed
-from utils.errors import BUSY, Stopped, UserError
+from utils.errors import Stopped, UserError
+from utils.files import lock
 from utils.log import Log
 
 # options that may change from one start to the next: they change no weight, or (tiles_at_once) only by rounding
@@ -25,6 +25,9 @@ FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes"
 # what else has to be as it was, and what to say if it is not
 SAME = {"config": "its sensors or its sizes", "split_hash": "its training tiles", "val_hash": "its validation tiles"}
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)    # of Slurm, torchrun and kill
+
+
+_locks = []    # of the folders that this process trains in, kept until it ends
 
 
 def open_folder(target, kind, args, rank, **found):
@@ -35,7 +38,7 @@ def open_folder(target, kind, args, rank, **found):
     Errors: UserError if another process has the folder, or if the run in it was begun with other options.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    distributed.first_alone(lambda: lock(target.parent) if rank == 0 else None)
+    distributed.first_alone(lambda: _locks.append(lock(target.parent / ".lock", "trains there")) if rank == 0 else None)
     settings = {name: value for name, value in vars(args).items() if name not in FREE} | found
     saved = checkpoint.load(target, kind) if target.exists() else None
     if saved is not None:
@@ -45,23 +48,6 @@ def open_folder(target, kind, args, rank, **found):
         if others:
             raise UserError(f"{target} was begun with {', '.join(others)}: repeat these, choose another --output, or delete it")
     return saved, settings
-
-
-_locks = {}    # open files, kept until the process ends
-
-
-def lock(folder):
-    """Take a folder for this process; a lock of the system, which goes with the process. Errors: UserError if it is taken."""
-    path = str((folder / ".lock").resolve())
-    if path in _locks:
-        return
-    file = open(path, "w", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)                      # not flock: reading processes would inherit it
-    except OSError as error:
-        file.close()
-        raise UserError(f"{folder}: another process trains there; wait for it, or choose another --output", code=BUSY) from error
-    _locks[path] = file
 
 
 def pool_seed(seed, epoch, pool):
