@@ -1,4 +1,5 @@
 """The pretraining step that is fast against the one that is plain (benchmarks/plain.py), and what must not change its result."""
+import argparse
 import copy
 import json
 import shutil
@@ -11,6 +12,7 @@ import benchmarks.run
 from benchmarks import plain
 from datasets.sensors import Sensor
 from models.omnisat import OmniSat
+from utils.training import Training
 
 VHR, S2 = Sensor("vhr", "image", ("R", "G", "B"), 1, 10), Sensor("s2", "series", ("a", "b", "c"), 10, 1, 30)
 S1 = Sensor("s1", "series", ("VV", "VH"), 5, 2, 40)
@@ -132,6 +134,26 @@ def test_nothing_waits_for_the_device(model, tiles_at_once, times):
     with Waits() as ours:
         classifier(batch).sum().backward()
     assert ours.seen == []
+
+
+def test_nor_does_what_comes_after_a_pool(model, tmp_path):
+    """Running statistics, sums, optimiser; that the step before was finite is read from its copy on the CPU, once."""
+    batch, args = make_batch(torch.float32), argparse.Namespace(seed=0, save_minutes=60)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    training = Training(tmp_path / "pretrained.pt", "pretrained", None, {}, {}, args, (0, 1, torch.device("cpu")), model, optimizer, None,
+                        ("loss", *model.terms))
+    for wanted in ([], ["_local_scalar_dense"]):
+        training.begin_step(2)
+        for number in range(2):
+            loss, terms = model.pretrain_loss(batch, model.draw_masks(batch))
+            loss.backward()
+            with Waits() as ours:
+                training.begin_pool(number, batch["name"])
+                training.end_pool(number, [loss, *terms.values()])
+            assert ours.seen == []
+        with Waits() as ours:
+            training.end_step()
+        assert ours.seen == wanted
 
 
 @pytest.mark.parametrize("tiles_at_once", [None, 2])
