@@ -11,6 +11,9 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
+from datasets import open_dataset
+from datasets.band_statistics import training_statistics
+from datasets.demo import write_treesatai
 from datasets.loading import Pools
 from datasets.sensors import Sensor
 from models.omnisat import OmniSat
@@ -130,6 +133,25 @@ def test_an_error_on_one_process_is_told_once(tmp_path):
     told = [line for line in run.stderr.splitlines() if line.startswith("pretrain.py: error:")]
     assert run.returncode != 0 and len(told) == 1 and str(tmp_path) in told[0]
     assert "UserError" not in run.stderr    # no trace of ours; torchrun adds its own report
+
+
+def test_the_error_of_a_process_is_on_top(tmp_path):
+    """A file that only process 1 reads is cut off in the middle of training: the run ends at once, its error comes first."""
+    data = write_treesatai(tmp_path / "data", train=24, test=4, seed=3)
+    common = ["--dataset", "treesatai-ts", "--modalities", "s2", "--data-root", str(data), "--output", str(tmp_path / "out"), "--batch-size", "4",
+              "--pool", "2", "--workers", "1", "--embed-dim", "32", "--depth", "0", "--epochs", "1"]
+    train = open_dataset("treesatai-ts", data, "train", ("s2",), labelled=False)
+    training_statistics(train)                                                # before the file is damaged
+    pools = Pools(len(train), 2, 4, 0, rank=1, world=2)
+    pools.epoch = 1
+    victim = Path(train.paths["s2"][list(pools.steps())[2][1][0][1][0]])
+    victim.write_bytes(victim.read_bytes()[:5000])
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "pretrain.py", *common],
+                         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+    lines = [line for line in run.stderr.splitlines() if "rror" in line or "Traceback" in line]
+    assert run.returncode != 0 and lines[0].startswith("pretrain.py: error: ") and victim.name in lines[0]
+    ours = run.stderr.split("torch/distributed/elastic")[0]                   # then comes torchrun's report
+    assert "Traceback" not in ours and ours.count("pretrain.py: error") == 1
 
 
 def test_one_process_needs_no_group():

@@ -30,13 +30,13 @@ def run(main):
     That is a UserError, also one from a loader's worker process; a file that cannot be opened or written; Ctrl-C; and, on
     one of several processes, the loss of another, which has told why.
     """
-    script = Path(sys.argv[0]).name
+    script, is_one = Path(sys.argv[0]).name, int(os.environ.get("WORLD_SIZE", 1)) == 1
     try:
         return main()
     except UserError as error:
         text = str(error).split("UserError: ")[-1].strip()    # a worker's error comes wrapped in its trace
-        if not error.is_told:
-            print(f"{script}: {'' if isinstance(error, Stopped) else 'error: '}{text}", file=sys.stderr)
+        if not error.is_told:                                 # on a line of its own: another process may be drawing a bar
+            print(f"{'' if is_one else chr(10)}{script}: {'' if isinstance(error, Stopped) else 'error: '}{text}", file=sys.stderr)
         sys.exit(error.code)
     except OSError as error:
         if error.filename is None and error.errno is None:
@@ -47,7 +47,7 @@ def run(main):
         print(f"{script}: interrupted", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not is_lost_process(error):
+        if is_one or not is_lost_process(error):
             raise
         sys.exit(f"{script}: process {os.environ.get('RANK')} ends, because another one did, for its own reason")
 

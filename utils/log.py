@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.errors import UserError
 from utils.files import written_whole
 
 
@@ -51,8 +52,11 @@ class Log:
         """Numbers of one epoch, a dict: to the file, to TensorBoard and, in short, to the terminal."""
         if self.file is None:
             return
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); the same command goes on once it can") from error
         self._draw(line)
         print("  ".join(f"{name} {value:3d}" if name == "epoch" else f"{name} {value:.4g}" for name, value in line.items()),
               file=sys.stderr, flush=True)

@@ -25,8 +25,6 @@ FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes"
 # what else has to be as it was, and what to say if it is not
 SAME = {"config": "its sensors or its sizes", "split_hash": "its training tiles", "val_hash": "its validation tiles"}
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)    # of Slurm, torchrun and kill
-
-
 _locks = []    # of the folders that this process trains in, kept until it ends
 
 
@@ -46,7 +44,8 @@ def open_folder(target, kind, args, rank, **found):
         others = [f"--{name.replace('_', '-')} {before.get(name)}, not {settings.get(name)}" for name in sorted({*before, *settings})
                   if before.get(name) != settings.get(name)]
         if others:
-            raise UserError(f"{target} was begun with {', '.join(others)}: repeat these, choose another --output, or delete it")
+            raise UserError(f"{target} was begun with {', '.join(others)}: repeat these, choose another --output, or delete it",
+                            is_told=rank > 0)
     return saved, settings
 
 
@@ -83,7 +82,7 @@ class Training:
         for name, what in SAME.items():
             if saved.get(name) != self.facts.get(name):
                 raise UserError(f"{self.target} was begun with other data: {what} changed; restore it, choose another --output, or "
-                                "delete it to start anew")
+                                "delete it to start anew", is_told=self.rank > 0)
         state = saved["training"]
         for part, values in state["parts"].items():
             getattr(self, part).load_state_dict(values)
