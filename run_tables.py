@@ -9,7 +9,6 @@ Rows go to results/TABLE.csv (demo: results/demo/), checkpoints and logs to runs
 stopped goes on. The exit code is 0 if all rows are there, 1 if some failed, 75 if it was stopped by a signal.
 """
 import argparse
-import ctypes
 import functools
 import os
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from utils.errors import BUSY, STOPPED, UserError, run
+from utils.files import end_with_parent
 from utils.results import CELLS, KEYS, TABLES, finetuning_folder, identity, key_of, pretraining_folder, read_rows
 
 ROOT = Path(__file__).parent
@@ -225,12 +225,6 @@ def start(job, at_a_time):
     with open(ROOT / job.log, "a", encoding="utf-8") as log:
         return subprocess.Popen(job.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, preexec_fn=end_with_parent,
                                 env=os.environ | {"TQDM_MININTERVAL": "1"} | threads)
-
-
-def end_with_parent():
-    """Have the system send this process SIGTERM when its parent dies, so that a killed driver leaves nothing running (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)                            # PR_SET_PDEATHSIG
 
 
 def show(log, start):

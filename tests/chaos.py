@@ -35,15 +35,28 @@ def command(script, processes, data, output, start, epochs):
 
 
 def launch(words, log):
-    """A process in a group of its own, one thread a process, its output added to a file."""
+    """A process with one thread a process, its output added to a file."""
     with open(log, "a", encoding="utf-8") as file:
-        return subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, start_new_session=True,
+        return subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file,
                                 env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def children(pid):
     """Process numbers of the processes that a process has started (Linux)."""
     return [int(number) for path in Path(f"/proc/{pid}/task").glob("*/children") for number in path.read_text().split()]
+
+
+def kill_all(process):
+    """SIGKILL to a process and all that it has started; torchrun gives each of its own a group."""
+    found = [process.pid]
+    for pid in found:
+        found += children(pid)
+    for pid in found:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    process.wait()
 
 
 def disturb(words, log, kills, chance, seconds):
@@ -60,15 +73,15 @@ def disturb(words, log, kills, chance, seconds):
                 try:
                     process.wait(60)
                 except subprocess.TimeoutExpired as error:
-                    raise SystemExit(f"one of two processes was killed, the other still runs after a minute; see {log}") from error
+                    raise SystemExit("one of two processes was killed, the other still runs after a minute:\n"
+                                     f"{log.read_text()[-5000:]}") from error
             else:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                kill_all(process)
             hits += 1
             continue
         if process.returncode == 0:
             return hits
-        raise SystemExit(f"{words[1:6]} ended with code {process.returncode} by itself; see {log}")
+        raise SystemExit(f"{words[1:6]} ended with code {process.returncode} by itself:\n{log.read_text()[-5000:]}")
 
 
 def epochs_of(folder):
@@ -119,7 +132,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
     total, is_equal = 0, True
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for script, processes, hits, starts, found in compare(Path(folder), args.kills, args.seed, epochs=args.epochs):
             print(f"{script:12} {processes} process(es): {hits} kills, {starts} starts got to train, "
                   f"{'weights and log equal' if not found else 'DIFFERENT: ' + ', '.join(found)}", flush=True)

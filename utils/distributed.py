@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from utils.errors import UserError
+from utils.files import end_with_parent
 
 
 _cpu_group = None    # of processes on GPUs: for what must not wait for these; None is the usual group
@@ -27,6 +28,7 @@ def setup():
     else:
         reuse_memory()
     if world > 1:
+        end_with_parent()
         # others wait for rank 0 while it reads all tiles for the statistics
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2),
                                 **meeting_point(rank, world))

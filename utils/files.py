@@ -1,6 +1,9 @@
-"""Files that are written whole or not at all, whenever the process or the machine is stopped; folders for one process."""
+"""Files that are written whole or not at all, whenever the process or the machine is stopped; folders for one process; orphans."""
+import ctypes
 import fcntl
 import os
+import signal
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,3 +49,12 @@ def lock(path, doing):
         file.close()
         raise UserError(f"{path}: another process {doing}; wait for it, or choose another folder", code=BUSY) from error
     return file
+
+
+def end_with_parent():
+    """Have the system send this process SIGTERM when its parent dies, so that a killed driver or torchrun leaves nothing running.
+
+    Linux only.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)                            # PR_SET_PDEATHSIG
