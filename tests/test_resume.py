@@ -134,6 +134,17 @@ def test_sigterm_from_outside(data, tmp_path):
     assert told.splitlines()[-1].startswith("pretrain.py: stopped by SIGTERM in epoch ") and "Traceback" not in told
 
 
+def test_a_killed_reading_process_is_one_line(data, tmp_path):
+    log = tmp_path / "log.txt"
+    process = chaos.launch([sys.executable, "pretrain.py", *SMALL, *MODEL, "--epochs", "500", "--workers", "1", "--data-root", str(data),
+                            "--output", str(tmp_path / "run")], log)
+    wait_for(lambda: (tmp_path / "run" / "pretrained.pt").exists(), process)
+    os.kill(chaos.children(process.pid)[0], signal.SIGKILL)
+    assert process.wait(60) == 1
+    told = log.read_text()
+    assert "pretrain.py: error: a reading process was killed" in told and "--workers" in told and "Traceback" not in told
+
+
 # ---- what must not be mixed up --------------------------------------------------------------------------------------
 
 def test_another_configuration_is_refused_by_name(data, tmp_path):

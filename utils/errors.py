@@ -27,8 +27,8 @@ class Stopped(UserError):
 def run(main):
     """Run a script's main(); what is no fault of the code becomes one line and an exit code.
 
-    That is a UserError, also one from a loader's worker process; a file that cannot be opened or written; Ctrl-C; and, on
-    one of several processes, the loss of another, which has told why.
+    That is a UserError, also one from a loader's worker process; the loss of such a process; a file that cannot be opened or written;
+    Ctrl-C; and, on one of several processes, the loss of another, which has told why.
     """
     script, is_one = Path(sys.argv[0]).name, int(os.environ.get("WORLD_SIZE", 1)) == 1
     try:
@@ -47,6 +47,9 @@ def run(main):
         print(f"{script}: interrupted", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            sys.exit(f"{script}: error: a reading process was killed ({str(error).splitlines()[0]}); if memory or /dev/shm is short, use "
+                     "fewer --workers (0 reads in the training process) or a smaller --pool")
         if is_one or not is_lost_process(error):
             raise
         sys.exit(f"{script}: process {os.environ.get('RANK')} ends, because another one did, for its own reason")

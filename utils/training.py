@@ -3,7 +3,8 @@
 A run that was stopped or killed, and is started again by the same command, ends with the weights and the log that it would have
 had, bit by bit on a CPU. For that, nothing carries over from one pool of tiles to the next but what the checkpoint holds: weights,
 optimiser, scheduler, the best epoch, the position and the sums of the losses. The order of the tiles follows from the seed
-and the epoch, every other random number from seed, epoch and pool, so there is no random state to keep.
+and the epoch, every other random number from seed, epoch and pool, so there is no random state to keep; nor is there a loss
+scaler, which bfloat16 does not need.
 """
 import json
 import math
