@@ -185,8 +185,8 @@ def run_all(planned, at_a_time):
                     waiting.remove(job)
                     if at_a_time == 1:
                         print(f"\n[{len(planned) - len(waiting)}/{len(planned)}] {job.name}\n{shlex.join(job.command)}", file=sys.stderr)
-                    process = start(job, at_a_time)
-                    running[process] = job, time.time(), (ROOT / job.log).stat().st_size
+                    shown = (ROOT / job.log).stat().st_size if (ROOT / job.log).exists() else 0    # of an earlier start
+                    running[start(job, at_a_time)] = job, time.time(), shown
             time.sleep(0.05)
             for process, (job, began, shown) in list(running.items()):
                 code = process.poll()
