@@ -179,7 +179,7 @@ def stop_after(monkeypatch, steps):
 
 
 def test_a_folder_is_one_process(data, tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", "import sys, time; from pathlib import Path; from utils.files import lock; "
+    holder = subprocess.Popen([sys.executable, "-c", "import sys, time; from pathlib import Path; from utils.files import lock; kept = "
                                f"lock(Path({str(tmp_path)!r}, '.lock'), ''); print('taken', flush=True); time.sleep(60)"], cwd=ROOT, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"taken\n"
     with pytest.raises(UserError, match="another process trains there") as busy:
