@@ -1,13 +1,15 @@
 """Mean and standard deviation of each band over the training split, computed once and kept in datasets/stats/."""
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from datasets.files import read_text
+from datasets.splits import fingerprint
 from utils.errors import UserError
+from utils.files import written_whole
 
 FOLDER = Path(__file__).parent / "stats"
 
@@ -15,6 +17,20 @@ FOLDER = Path(__file__).parent / "stats"
 def statistics_path(dataset):
     """The file of a dataset's statistics."""
     return FOLDER / f"{dataset.release}-{dataset.name}-{dataset.data_hash[:8]}.json"
+
+
+def seal(entry):
+    """Hash of the statistics of one modality."""
+    return fingerprint([json.dumps({name: value for name, value in entry.items() if name != "sha256"}, sort_keys=True)])
+
+
+def read_statistics(path):
+    """{key: statistics} of a file, those that are as they were written. Errors: UserError if it cannot be read at all."""
+    try:
+        known = json.loads(read_text(path, "delete it: it is computed again") if path.exists() else "{}")
+        return {key: entry for key, entry in known.items() if entry["sha256"] == seal(entry)}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 class _Sums(torch.utils.data.Dataset):
@@ -39,13 +55,13 @@ class _Sums(torch.utils.data.Dataset):
 def training_statistics(dataset, workers=0, fresh=False):
     """{key: {"mean": [C], "std": [C]}} of a dataset's training split, in the units of its batches.
 
-    Read from the file of this very list of tiles and sensors if there is one, else (or if fresh) computed over every tile and
-    written. Call it on one process first. Errors: UserError for a modality without data or a constant band.
+    Read from the file of this very list of tiles and sensors if there is one and it was not changed, else (or if fresh) computed
+    over every tile and written. Call it on one process first. Errors: UserError for a modality without data or a constant band.
     """
     path = statistics_path(dataset)
-    known = json.loads(path.read_text()) if path.exists() and not fresh else {}
+    known = {} if fresh else read_statistics(path)
     about = {sensor.key: {"bands": list(sensor.bands), "nodata": sensor.nodata} for sensor in dataset.sensors}
-    if all(key in known and known[key].get("sensor") == about[key] for key in dataset.modalities):
+    if all(key in known and known[key]["sensor"] == about[key] for key in dataset.modalities):
         return {key: known[key] for key in dataset.modalities}
     loader = torch.utils.data.DataLoader(_Sums(dataset), batch_size=None, num_workers=workers)
     total = None
@@ -59,8 +75,7 @@ def training_statistics(dataset, workers=0, fresh=False):
             raise UserError(f"{dataset.root}: band without data or without variation in {key} of {dataset.name}: "
                             f"mean {mean.tolist()}, std {std.tolist()}")
         known[key] = {"mean": mean.tolist(), "std": std.tolist(), "tiles": len(dataset), "sensor": about[key]}
-    FOLDER.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(known, indent=1))
-    os.replace(temporary, path)
+        known[key]["sha256"] = seal(known[key])
+    with written_whole(path) as file:
+        file.write(json.dumps(known, indent=1))
     return {key: known[key] for key in dataset.modalities}

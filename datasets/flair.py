@@ -7,15 +7,15 @@ and the folders by domain of the Hugging Face release both will do.
     SEN2_sp_<domain>-<zone>_data.npy, _masks.npy, _products.txt       Sentinel-2 of a whole zone, shared by its tiles
     flair-2_centroids_sp_to_patch.json                                row and column of each tile's centre in these
 """
-import json
 import os
 import re
 from pathlib import Path
 
 import numpy as np
 
-from datasets.splits import FOLDER
-from datasets.tiles import Tiles, day_numbers, fetch, read_npy, read_tif
+from datasets.files import read_json, read_npy, read_text, read_tif, walk, why
+from datasets.splits import FOLDER, read_lines
+from datasets.tiles import Tiles, day_numbers, demo_side, fetch
 from utils.errors import UserError
 
 # mask values 1..12, and all that are higher
@@ -30,15 +30,14 @@ SKIPPED = ("flair#1-test", "flair_1_aerial_test", "flair_1_labels_test")    # an
 
 def read_domains():
     """{domain: split}: the 32 training, 8 validation and 10 test domains."""
-    lines = [line.split() for line in DOMAINS.read_text().splitlines() if not line.startswith("#")]
-    return dict(lines)
+    return dict(line.split() for line in read_lines(DOMAINS))
 
 
 def find_files(root):
     """Walk the root once. Returns {"img", "msk": {number: [paths]}, "sen": {area: [paths of data.npy]}, "json": {name: path}}."""
     index = {"img": {}, "msk": {}, "sen": {}, "json": {}}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(f for f in folders if f not in SKIPPED and not f.startswith("."))
+    for folder, folders, names in walk(root):
+        folders[:] = [f for f in folders if f not in SKIPPED and not f.startswith(".")]
         for name in names:
             path = os.path.join(folder, name)
             if found := re.fullmatch(r"(IMG|MSK)_(\d{6})\.tif", name):
@@ -53,21 +52,22 @@ def find_files(root):
 def read_products(path, sensor):
     """Day numbers (T,) from the lines of a products file: Sentinel-2 products, their date in characters 11 to 18."""
     try:
-        lines = Path(path).read_text().split()
-        return day_numbers([int(line[11:19]) for line in lines], sensor, path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a list of Sentinel-2 products ({error}); download it again") from error
+        dates = [int(line[11:19]) for line in read_text(path).split()]
+    except ValueError as error:
+        raise UserError(f"{path}: not a list of Sentinel-2 products ({why(error)}); download it again") from error
+    return day_numbers(dates, sensor, path)
 
 
-def crop(array, centroid, side, name):
+def crop(array, centroid, side, name, path):
     """side x side pixels of array (..., H, W) around the centroid (row, column); moved inside where the border is nearer.
 
-    Errors: UserError naming the tile if the centroid is not inside the array at all.
+    Errors: UserError naming the tile and the array's file if the centroid is not inside the array at all.
     """
     height, width = array.shape[-2:]
     row, column = centroid
     if not (0 <= row < height and 0 <= column < width) or side > min(height, width):
-        raise UserError(f"{name}: its centre {tuple(centroid)} is not inside the {height} x {width} pixels of its Sentinel-2 area")
+        raise UserError(f"{name}: its centre {tuple(centroid)} is not inside the {height} x {width} pixels of its Sentinel-2 area, "
+                        f"{path}; download it and {CENTROIDS} again")
     top, left = first_pixel(row, side, height), first_pixel(column, side, width)
     return array[..., top:top + side, left:left + side]
 
@@ -87,7 +87,7 @@ class Flair(Tiles):
         self.index = find_files(self.root)
         self.masks, self.centres = self.index["msk"], self.index["json"].get(CENTROIDS, "")
         marker = self.index["json"].get("DEMO.json")
-        self.side = json.loads(Path(marker).read_text()).get("side", SIDE) if marker else SIDE
+        self.side = demo_side(marker, SIDE)
         self.grid = (self.side // PATCH,) * 2
         return marker
 
@@ -107,6 +107,9 @@ class Flair(Tiles):
         if not names:
             raise UserError(f"{self.root}: no image of a {split} domain ({', '.join(d for d, s in domains.items() if s == split)}) "
                             "found below <domain>/<zone>/img; unpack the zips first")
+        for number, paths in self.index["msk"].items() if self.findings is None else ():
+            if number not in self.index["img"] and domains.get((area := self._area(number, paths[0])).split("-")[0]) == split:
+                raise UserError(f"{area}-IMG_{number}: no file of vhr (img/IMG_{number}.tif) for the labels {paths[0]}; download it again")
         return names, self.labels_of(names)
 
     def _area(self, number, path):
@@ -123,9 +126,9 @@ class Flair(Tiles):
             raise UserError(f"{self.names[i]}: {len(more) + 1 if path else 'no'} files of the labels (msk/MSK_<number>.tif) under "
                             f"{self.root}, expected one")
         mask = read_tif(path, 1)[0]
-        if mask.shape != (self.side, self.side) or not 1 <= mask.min() <= mask.max() <= HIGHEST:
-            raise UserError(f"{path}: shape {mask.shape} with values from {mask.min()} to {mask.max()}, expected "
-                            f"{self.side} x {self.side} and 1 to {HIGHEST}")
+        if mask.shape != (self.side, self.side) or mask.dtype.kind not in "iu" or not 1 <= mask.min() <= mask.max() <= HIGHEST:
+            raise UserError(f"{path}: shape {mask.shape} of type {mask.dtype} with values from {mask.min()} to {mask.max()}, expected "
+                            f"{self.side} x {self.side} whole numbers from 1 to {HIGHEST}")
         return np.isin(np.arange(1, len(CLASSES) + 1), np.minimum(mask, len(CLASSES)))
 
     def sources(self, i):
@@ -159,11 +162,12 @@ class Flair(Tiles):
         path = self.index["json"].get(CENTROIDS)
         if path is None:
             raise UserError(f"{self.root}: no {CENTROIDS} found, at the root or below")
+        what = "the centroids of FLAIR #2"
+        content = read_json(path, what)
         try:
-            centroids = json.loads(Path(path).read_text())
-            return {name.removesuffix(".tif"): (int(round(row)), int(round(column))) for name, (row, column) in centroids.items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not the centroids of FLAIR #2 ({error}); download it again") from error
+            return {name.removesuffix(".tif"): (int(round(row)), int(round(column))) for name, (row, column) in content.items()}
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise UserError(f"{path}: not {what} ({why(error)}); download it again") from error
 
     def read_own(self, i, sensors):
         """The centre of the image (100 of 102.4 m), and the series of the same ground out of its area's."""
@@ -179,16 +183,20 @@ class Flair(Tiles):
 
     def _series(self, i, sensor):
         path = self.paths["s2"][i]
-        data, days = read_npy(path), read_products(path.replace("_data.npy", "_products.txt"), sensor)
+        products = path.replace("_data.npy", "_products.txt")
+        data, days = read_npy(path), read_products(products, sensor)
         if data.ndim != 4 or data.shape[:2] != (len(days), len(sensor.bands)) or data.dtype.kind not in "iuf":
-            raise UserError(f"{path}: shape {data.shape} of type {data.dtype}, expected {len(days)} (as many as products) x "
-                            f"{len(sensor.bands)} x H x W numbers")
-        return crop(data, self.centroids[i], self.grid[0], self.names[i]), days
+            raise UserError(f"{path}: shape {data.shape} of type {data.dtype}, expected {len(days)} (as many as in "
+                            f"{products}) x {len(sensor.bands)} x H x W numbers")
+        return crop(data, self.centroids[i], self.grid[0], self.names[i], path), days
+
+    def cloud_path(self, i):
+        return self.paths["s2"][i].replace("_data.npy", "_masks.npy")
 
     def cloud(self, i):
-        path = self.paths["s2"][i].replace("_data.npy", "_masks.npy")
+        path = self.cloud_path(i)
         masks = read_npy(path)
-        if masks.ndim != 4 or masks.shape[1] < 2:
-            raise UserError(f"{path}: shape {masks.shape}, expected T x 2 (snow, cloud) x H x W")
-        masks = crop(masks[:, :2], self.centroids[i], self.grid[0], self.names[i])
+        if masks.ndim != 4 or masks.shape[1] < 2 or not masks.size or masks.dtype.kind not in "iuf":
+            raise UserError(f"{path}: shape {masks.shape} of type {masks.dtype}, expected T x 2 (snow, cloud) x H x W numbers")
+        masks = crop(masks[:, :2], self.centroids[i], self.grid[0], self.names[i], path)
         return fetch(masks, np.arange(len(masks))).max(1).mean((1, 2))

@@ -4,10 +4,12 @@
 Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody.
 """
 import csv
+import io
 import os
 
 import numpy as np
 
+from datasets.files import read_text, why
 from datasets.splits import drawn_val
 from datasets.tiles import Tiles
 from utils.errors import UserError
@@ -18,19 +20,19 @@ class Folders(Tiles):
 
     def find(self):
         self.table = os.path.join(self.root, "labels.csv")
+        text = read_text(self.table, "expected are lines tile,split,<class>,...")
         try:
-            with open(self.table, newline="", encoding="utf-8-sig") as file:    # with the mark of spreadsheets
-                (first, second, *self.classes), *self.index = [row for row in csv.reader(file) if row]
-        except (OSError, ValueError, csv.Error) as error:
-            raise UserError(f"{self.table}: cannot be read ({error}); it lists tile,split,<class>,...") from error
-        if not self.classes:
-            raise UserError(f"{self.table}: its header names no class; expected tile,split,<class>,...")
+            (first, second, *self.classes), *self.index = [row for row in csv.reader(io.StringIO(text)) if row]
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{self.table}: cannot be read ({why(error)}); expected are lines tile,split,<class>,...") from error
+        if not self.classes or len(set(self.classes)) < len(self.classes) or not "".join(self.classes).isprintable():
+            raise UserError(f"{self.table}: its header names no class, or one twice; expected tile,split,<class>,...")
         seen = set()
         for row in self.index:
             if (first, second) != ("tile", "split") or len(row) != 2 + len(self.classes) or row[1] not in ("train", "val", "test") \
-                    or not set(row[2:]) <= {"0", "1"} or row[0] in seen:
-                raise UserError(f"{self.table}: the line {','.join(row)!r}: expected a tile (once), train, val or test, then 0 or 1 for "
-                                f"each of {', '.join(self.classes)}, below a header tile,split,<class>,...")
+                    or not set(row[2:]) <= {"0", "1"} or row[0] in seen or not row[0].isprintable():
+                raise UserError(f"{self.table}: the line {','.join(row)[:99]!r}: expected a tile (once), train, val or test, then 0 or 1 "
+                                f"for each of {', '.join(self.classes)[:400]}, below a header tile,split,<class>,...")
             seen.add(row[0])
         marker = os.path.join(self.root, "DEMO.json")
         return marker if os.path.exists(marker) else None

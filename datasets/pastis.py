@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.tiles import Tiles, read_npy
+from datasets.files import read_json, read_npy, why
+from datasets.tiles import Tiles, demo_side
 from utils.errors import UserError
 
 # pixel values 1..18; 0 is background and 19 void (parcels mostly outside the tile), both no label
@@ -29,13 +30,11 @@ def read_metadata(path):
     The dates of a sensor are a dict {"0": date, "1": date, ...} or the same as JSON text, depending on what wrote the file;
     its keys are put in order as numbers. Errors: UserError naming the file and the tile.
     """
+    tiles, tile, content = {}, "first feature", read_json(path, "the metadata of PASTIS")
+    if not isinstance(content, dict) or not content.get("features"):
+        raise UserError(f"{path}: not the metadata of PASTIS (no features); download it again")
     try:
-        features = json.loads(Path(path).read_text())["features"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the metadata of PASTIS ({error}); download it again") from error
-    tiles, tile = {}, "first feature"
-    try:
-        for properties in (feature["properties"] for feature in features):
+        for properties in (feature["properties"] for feature in content["features"]):
             tile, dates = str(properties["ID_PATCH"]), {}
             for name, value in properties.items():
                 if name.startswith("dates-"):
@@ -46,19 +45,20 @@ def read_metadata(path):
             if tile in tiles or properties["Fold"] not in range(1, 6):
                 raise ValueError(f"fold {properties['Fold']}" if tile not in tiles else "it is there twice")
             tiles[tile] = {"fold": properties["Fold"], "dates": dates}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: tile {tile}: {type(error).__name__} {error}; download it again") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: tile {tile}: {type(error).__name__} {why(error)}; download it again") from error
     return {tile: tiles[tile] for tile in sorted(tiles, key=int)}
 
 
 def read_target(path):
     """The crop of each pixel, (H, W) int64: channel 0, whatever the number of channels and the type (one or two bytes)."""
     target = read_npy(path)
-    if target.ndim != 3 or target.dtype.kind not in "iu":
-        raise UserError(f"{path}: shape {target.shape} of type {target.dtype}, expected 3 x {SIDE} x {SIDE} whole numbers")
+    if target.ndim != 3 or not target.size or target.dtype.kind not in "iu":
+        raise UserError(f"{path}: shape {target.shape} of type {target.dtype}, expected 3 x {SIDE} x {SIDE} whole numbers; "
+                        "download it again")
     target = np.array(target[0], dtype=np.int64)
-    if target.size and not 0 <= target.min() <= target.max() <= VOID:
-        raise UserError(f"{path}: values from {target.min()} to {target.max()}, expected 0 to {VOID}")
+    if not 0 <= target.min() <= target.max() <= VOID:
+        raise UserError(f"{path}: values from {target.min()} to {target.max()}, expected 0 to {VOID}; download it again")
     return target
 
 
@@ -75,7 +75,7 @@ class Pastis(Tiles):
         self.metadata = read_metadata(os.path.join(found[0], "metadata.geojson"))
         marker = os.path.join(found[0], "DEMO.json")
         marker = marker if os.path.exists(marker) else None
-        side = (json.loads(Path(marker).read_text()).get("side", SIDE) if marker else SIDE) // PATCH
+        side = demo_side(marker, SIDE) // PATCH
         if side % self.parts:
             raise UserError(f"--parts {self.parts}: a tile of {side} x {side} patches cannot be cut so; 2 and 4 will do")
         self.grid = side, side
@@ -134,7 +134,7 @@ class Pastis(Tiles):
     def days(self, i, sensor, path):
         """From the metadata's column of the file's prefix: S2, S1A or S1D."""
         column = Path(sensor.files).name.split("_")[0]
-        dates = self.metadata[self.tile(i)]["dates"].get(column)
+        source, dates = os.path.join(self.base(), "metadata.geojson"), self.metadata[self.tile(i)]["dates"].get(column)
         if dates is None:
-            raise UserError(f"{self.base()}/metadata.geojson: no dates-{column} for tile {self.tile(i)}, needed for {path}")
-        return dates
+            raise UserError(f"{source}: no dates-{column} for tile {self.tile(i)}, needed for {path}; download it again")
+        return dates, f"{source}: tile {self.tile(i)}"

@@ -1,8 +1,9 @@
 """Which tile is for training, validation, test, and which labels the 10 % and 20 % runs may see.
 
 Lists are kept as text files in datasets/splits/, named after the list they were drawn from and headed by their hash, so
-that everybody trains on the same tiles; so are labels that had to be collected from one mask a tile. Those of the Zenodo release of TreeSatAI are committed; for any other list
-(the Hugging Face release, the demo) the file is drawn with the same seed and written at the first run.
+that everybody trains on the same tiles; so are labels that had to be collected from one mask a tile. Those of the Zenodo
+release of TreeSatAI are committed; for any other list (the Hugging Face release, the demo) the file is drawn with the same
+seed and written at the first run.
 """
 import hashlib
 import os
@@ -12,9 +13,12 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from datasets.files import read_text
 from utils.errors import UserError
+from utils.files import written_whole
 
 FOLDER = Path(__file__).parent / "splits"
+ADVICE = "restore it with git, or, if git does not have it, delete it: it is made again"
 VAL_SHARE, SPLIT_SEED = 0.15, 0
 
 
@@ -52,16 +56,16 @@ def saved_subset(release, what, names, labels, share, seed, origin=""):
     """The stratified subset of a list, from its file if there is one, else drawn and written.
 
     release: e.g. "treesatai". what: e.g. "val" or "10percent". names: the list drawn from; labels (N, K) bool.
-    Returns the names of the subset, in the list's order. Errors: UserError if the file was changed.
+    Returns the names of the subset, in the list's order. A file that is not there is made again, the same. Errors: UserError if it
+    was changed.
     """
     path = list_path(release, names, origin, f"{what}-seed{seed}")
     if not path.exists():
         subset = [names[i] for i in stratified_subset(labels, share, seed)]
         _write(path, f"{len(subset)} of {len(names)} tiles, stratified, seed {seed}", subset)
-    subset = _read(path)
-    if not set(subset) <= set(names):
-        raise UserError(f"{path}: holds tiles that are not in the list it was drawn from; restore it with git, or delete it "
-                        "to draw it again")
+    subset = read_lines(path)
+    if not set(subset) <= set(names) or len(set(subset)) < len(subset):
+        raise UserError(f"{path}: holds tiles that are not in the list it was drawn from, or twice; {ADVICE}")
     return subset
 
 
@@ -73,7 +77,8 @@ def drawn_val(release, names, labels, origin):
 def saved_labels(release, names, origin, read, classes):
     """Which classes are present in each tile, from a file of this list of tiles if there is one, else read and written.
 
-    read(i): the classes present in tile i, (K,) bool; called on all cores. classes: K names. Returns (N, K) bool.
+    read(i): the classes present in tile i, (K,) bool; called on all cores. classes: K names. Returns (N, K) bool. Errors: UserError
+    if the file was changed.
     """
     path = list_path(release, names, origin, "labels")
     if not path.exists():
@@ -81,10 +86,12 @@ def saved_labels(release, names, origin, read, classes):
         loader = DataLoader(_Calls(len(names), read), batch_size=None, num_workers=workers)
         present = tqdm(loader, desc=f"labels of {release}", unit="tile", total=len(names), leave=False)
         write_labels(path, names, [np.flatnonzero(row).tolist() for row in present], classes)
-    labels, row = np.zeros((len(names), len(classes)), bool), {name: i for i, name in enumerate(names)}
-    for line in _read(path):
-        name, *present = line.split()
-        labels[row[name], [int(k) for k in present]] = True
+    labels = np.zeros((len(names), len(classes)), bool)
+    lines, known = [line.split() for line in read_lines(path)], {str(k) for k in range(len(classes))}
+    if [line[:1] for line in lines] != [[name] for name in names] or not {k for line in lines for k in line[1:]} <= known:
+        raise UserError(f"{path}: not the {len(names)} tiles with their classes, 0 to {len(classes) - 1}, that it is about; {ADVICE}")
+    for row, (_, *present) in zip(labels, lines):
+        row[[int(k) for k in present]] = True
     return labels
 
 
@@ -109,16 +116,13 @@ class _Calls(Dataset):
 
 def _write(path, title, lines):
     """A text file headed by its title and hash, written whole."""
-    FOLDER.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(f"# {title}, sha256 {fingerprint(lines)}\n" + "".join(f"{line}\n" for line in lines))
-    os.replace(temporary, path)
+    with written_whole(path) as file:
+        file.write(f"# {title}, sha256 {fingerprint(lines)}\n" + "".join(f"{line}\n" for line in lines))
 
 
-def _read(path):
-    """Its lines. Errors: UserError if they do not have the hash."""
-    header, *lines = path.read_text().splitlines() or [""]
+def read_lines(path):
+    """The lines of a file that is headed by their hash. Errors: UserError if they do not have it."""
+    header, *lines = read_text(path, ADVICE).splitlines() or [""]
     if not header.endswith(fingerprint(lines)):
-        raise UserError(f"{path}: its lines do not have the hash in the first one; restore it with git, or delete it "
-                        "to make it again")
+        raise UserError(f"{path}: its lines do not have the hash in the first one; {ADVICE}")
     return lines

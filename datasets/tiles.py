@@ -1,64 +1,25 @@
 """What the readers share: a split of tiles, series cleaned and cut to a number of dates, files in the common formats.
 
+Two things are repaired, both in series, by clean(): dates without data are left out, and single missing pixels filled. Whatever
+else is wrong with a file is a UserError that names it. A value that was changed is taken as it is: only npz files have checksums.
+
 Dimensions: N tiles, K classes, T dates, C bands, H x W pixels.
 """
-import logging
 import mmap
 import os
-import zipfile
-import zlib
-from pathlib import Path
 
 import numpy as np
-import tifffile
 import torch
 
+from datasets.files import read_json, read_npy, read_npz, read_text, read_tif, why
 from datasets.sensors import SENSORS
 from datasets.splits import fingerprint, saved_labels, saved_subset
 from utils.errors import UserError
 
 MISSING_SHARE = 0.5            # a date goes if a band lacks more of its pixels
 
-logging.getLogger("tifffile").setLevel(logging.ERROR)    # harmless: a GDAL_NODATA tag "-9999" of uint8 images
 
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-def read_tif(path, bands):
-    """An image of the given number of bands, (C, H, W) in the file's type, however the file interleaves them."""
-    try:
-        with tifffile.TiffFile(path) as tif:
-            image = tif.pages[0].asarray()
-    except Exception as error:    # tifffile and its codecs raise many kinds for damaged files
-        raise UserError(f"{path}: cannot be read as TIFF ({error}); download it again") from error
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.shape[-1] == bands:
-        return image.transpose(2, 0, 1)
-    if image.shape[0] != bands:
-        raise UserError(f"{path}: shape {image.shape}, expected {bands} bands")
-    return image
-
-
-def read_npy(path):
-    """An array file, memory-mapped: nothing is read yet, see fetch."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it is an npz file")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as a numpy array ({error}); download it again") from error
-    return array
-
-
-def read_npz(path):
-    """A series of one's own: data (T, C, H, W) and dates (T,) as YYYYMMDD."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["data"], np.ravel(file["dates"])
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:    # npy: TypeError
-        raise UserError(f"{path}: cannot be read as an npz file with data and dates ({error})") from error
-
+# ---- arrays ---------------------------------------------------------------------------------------------------------
 
 def fetch(mapped, dates, nodata=None):
     """Some dates (n,) of a memory-mapped series or of a window in its images, (T, C, H, W): (n, C, H, W), as native.
@@ -80,29 +41,50 @@ def fetch(mapped, dates, nodata=None):
 def native(data, nodata=None):
     """Numbers in a type that torch computes with, no wider than needed: float64 becomes float32, half precision stays.
 
-    uint16 becomes int16, clipped to 32767, or int32 if the nodata value is larger, such as 65535: it must stay apart.
+    uint16 becomes int16, clipped to 32767, or int32 if the nodata value is larger, such as 65535: it must stay apart. Double
+    precision beyond the range of single becomes infinite, and so missing.
     """
     if data.dtype.newbyteorder("=") == np.uint16:
         is_wide = nodata is not None and nodata > 32767
         return data.astype(np.int32) if is_wide else np.minimum(data, 32767).astype(np.int16)
-    is_double = data.dtype.kind == "f" and data.dtype.itemsize > 4
-    return data.astype(np.float32 if is_double else data.dtype.newbyteorder("="), copy=False)
+    dtype = data.dtype.newbyteorder("=")
+    if dtype.kind == "u" and dtype.itemsize > 2:
+        dtype = np.int64
+    elif dtype.kind == "f" and dtype.itemsize > 4:
+        dtype = np.float32
+    with np.errstate(over="ignore", invalid="ignore"):
+        return data.astype(dtype, copy=False)
+
+
+def demo_side(marker, side):
+    """Pixels a side of a tile: the release's, or what DEMO.json, the marker of generated data, says. marker: its path, or None."""
+    about = read_json(marker, "the marker of generated data") if marker else {}
+    found = about.get("side", side) if isinstance(about, dict) else None
+    if type(found) is not int or found < 1:
+        raise UserError(f"{marker}: says side {found}, expected pixels; delete the folder and generate it again")
+    return found
 
 
 # ---- series ---------------------------------------------------------------------------------------------------------
 
-def day_numbers(dates, sensor, path):
-    """Day numbers (T,) int64 of dates given as whole numbers YYYYMMDD: days of the year, or since the sensor's origin."""
+def day_numbers(dates, sensor, source):
+    """Day numbers (T,) int64 of dates given as whole numbers YYYYMMDD: days of the year, or since the sensor's origin.
+
+    source: where the dates are from, for the error.
+    """
     try:
-        text = [f"{int(date):08d}" for date in dates]
+        text = [str(int(date)) for date in dates]
+        if any(len(d) != 8 or int(d) != float(date) for d, date in zip(text, dates)):
+            raise ValueError("not eight digits")
         days = np.array([f"{d[:4]}-{d[4:6]}-{d[6:]}" for d in text], dtype="datetime64[D]")
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: a date of {sensor.key} is not of the form YYYYMMDD ({error})") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{source}: a date of {sensor.key} is not of the form YYYYMMDD ({why(error)}); expected is such as "
+                        "20190131") from error
     first = days.astype("datetime64[Y]").astype("datetime64[D]") - 1 if sensor.origin is None else np.datetime64(sensor.origin)
     numbers = (days - first).astype(np.int64)
     if len(numbers) and not 0 <= numbers.min() <= numbers.max() <= sensor.period:
         bad = text[int(((numbers < 0) | (numbers > sensor.period)).argmax())]
-        raise UserError(f"{path}: the date {bad} of {sensor.key} is outside the {sensor.period} days from "
+        raise UserError(f"{source}: the date {bad} of {sensor.key} is outside the {sensor.period} days from "
                         f"{sensor.origin or 'New Year'} that its entry in datasets/sensors.py allows")
     return numbers
 
@@ -115,7 +97,8 @@ def missing(data, nodata=None):
         is_missing = (data.view(np.uint16) & 0x7C00) == 0x7C00
     else:
         is_missing = ~np.isfinite(data)
-    return is_missing if nodata is None else is_missing | (data == nodata)
+    with np.errstate(over="ignore"):                                              # a nodata value that half precision cannot hold
+        return is_missing if nodata is None else is_missing | (data == nodata)
 
 
 def clean(data, days, is_cloudy=False, nodata=None):
@@ -132,7 +115,7 @@ def clean(data, days, is_cloudy=False, nodata=None):
     if is_missing.any():
         is_bad |= (is_missing.mean((2, 3)) > MISSING_SHARE).any(1)
         values = np.where(is_missing, np.float32(0), data)
-        mean = values.sum((2, 3), keepdims=True) / np.maximum(1, (~is_missing).sum((2, 3), keepdims=True))
+        mean = values.sum((2, 3), dtype=np.float64, keepdims=True) / np.maximum(1, (~is_missing).sum((2, 3), keepdims=True))
         if data.dtype.kind != "f":
             mean = mean.round()
         data = np.where(is_missing, mean, values).astype(data.dtype)
@@ -189,10 +172,10 @@ class Tiles(torch.utils.data.Dataset):
         self.is_demo = marker is not None
         self.release = f"{self.folder or name}-demo" if self.is_demo else self.folder or name
         # what files of labels and statistics depend on besides the tiles: for generated data what it was generated from
-        self.origin = Path(marker).read_text() if self.is_demo else ""
+        self.origin = read_text(marker) if self.is_demo else ""
 
         if max_cloud is not None and not (self.has_cloud_masks and "s2" in modalities):
-            raise UserError(f"--max-cloud: {name} has no cloud masks" + (" without s2" if self.has_cloud_masks else "") + "; leave the option out")
+            raise UserError(f"--max-cloud: {name} has no cloud masks{' without s2' if self.has_cloud_masks else ''}; leave the option out")
 
         names, labels = self.listed(split)
         self.list_hash = fingerprint(names)
@@ -276,7 +259,7 @@ class Tiles(torch.utils.data.Dataset):
     # ---- one tile
 
     def days(self, i, sensor, path):
-        """Dates (T,) as YYYYMMDD of a series whose file holds none."""
+        """Dates (T,) as YYYYMMDD of a series whose file holds none, and what they are from, for errors."""
         raise UserError(f"{path}: a series needs its dates: an npz file with data and dates")
 
     def stored(self, i, keys):
@@ -291,7 +274,8 @@ class Tiles(torch.utils.data.Dataset):
 
     def whole(self, key, data):
         """All dates of a stored series; other data as it is."""
-        return fetch(data, np.arange(len(data)), SENSORS[self.name][key].nodata) if isinstance(data, np.memmap) else data
+        nodata = SENSORS[self.name][key].nodata
+        return fetch(data, np.arange(len(data)), nodata) if isinstance(data, np.memmap) else native(data, nodata)
 
     def read_own(self, i, sensors):
         """stored for sensors without `files`."""
@@ -300,6 +284,7 @@ class Tiles(torch.utils.data.Dataset):
     def read_file(self, i, sensor):
         """stored for a file of the common formats, checked against the sensor's entry."""
         path, dates = self.paths[sensor.key][i], None
+        source = path                                                             # of the dates
         if path.endswith(".tif"):
             data = read_tif(path, len(sensor.bands))
         elif path.endswith(".npz"):
@@ -315,12 +300,14 @@ class Tiles(torch.utils.data.Dataset):
         if sensor.kind == "image":
             data = native(np.array(data), sensor.nodata)
             if data.dtype.kind == "f" and not np.isfinite(data).all():
-                raise UserError(f"{path}: holds values that are not finite")
+                raise UserError(f"{path}: holds values that are not finite, expected numbers in every pixel of an image")
             return data, None
-        dates = self.days(i, sensor, path) if dates is None else dates
+        if dates is None:
+            dates, source = self.days(i, sensor, path)
         if len(dates) != len(data):
-            raise UserError(f"{path}: {len(data)} images but {len(dates)} dates")
-        return data if isinstance(data, np.memmap) else native(data, sensor.nodata), day_numbers(dates, sensor, path)
+            raise UserError(f"{path}: {len(data)} images but {len(dates)} dates" + (f" in {source}" if source != path else "")
+                            + ", expected one each")
+        return data if isinstance(data, np.memmap) else native(data, sensor.nodata), day_numbers(dates, sensor, source)
 
     def check_grid(self, sensor, shape, path):
         """Errors: UserError if a file's pixels (H, W last in shape) are not the dataset's grid of patches."""
@@ -339,14 +326,19 @@ class Tiles(torch.utils.data.Dataset):
         """Mean over the pixels of the larger probability of snow and cloud, %, (T,) beside the raw dates of s2."""
         raise NotImplementedError                                                 # has_cloud_masks says where it is
 
+    def cloud_path(self, i):
+        """The file that cloud reads."""
+        return self.paths["s2"][i]
+
     def is_cloudy(self, i, key, days):
         """Which dates of a series max_cloud leaves out, (T,) bool."""
         if key != "s2" or self.max_cloud is None:
             return np.zeros(len(days), bool)
-        is_cloudy = self.cloud(i) > self.max_cloud
-        if len(is_cloudy) != len(days):
-            raise UserError(f"{self.paths[key][i]}: {len(days)} dates of s2 but {len(is_cloudy)} cloud masks")
-        return is_cloudy
+        cloud = self.cloud(i)
+        if len(cloud) != len(days) or not np.isfinite(cloud).all():
+            raise UserError(f"{self.cloud_path(i)}: {len(days)} dates of s2 but {np.isfinite(cloud).sum()} cloud masks with numbers; "
+                            "leave out --max-cloud, or download it again")
+        return cloud > self.max_cloud
 
     def cleaned(self, key, data, days, is_cloudy=False):
         """What is usable of a raw series, in time order: data (T, C, H, W), days (T,)."""

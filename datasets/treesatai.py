@@ -8,17 +8,19 @@ Files are found by name anywhere under the root, so any of these layouts will do
     TreeSatBA_v9_60m_multi_labels.json                                            at the root or in labels/
 where <tile>.tif is the tile's name in the lists and <stem> the same without its last ".tif" (names hold other dots).
 """
-import json
+import math
 import os
 import re
+import struct
 from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from datasets.files import read_json, read_text, read_tif, walk, why
 from datasets.splits import drawn_val
-from datasets.tiles import Tiles, read_tif
+from datasets.tiles import Tiles
 from utils.errors import UserError
 
 CLASSES = ("Abies", "Acer", "Alnus", "Betula", "Cleared", "Fagus", "Fraxinus", "Larix", "Picea", "Pinus", "Populus",
@@ -27,6 +29,10 @@ LABELS_FILE = "TreeSatBA_v9_60m_multi_labels.json"
 AREA = 0.07                    # a class counts if an entry's area is strictly larger
 SIZE, GRID = 300, 6            # pixels of the image after the centre crop; pixels of the series
 FLOOR = 1e-4                   # linear power under this is -40 dB: below a GRD product's noise
+MOST = 1 << 24                 # numbers in a dataset: a year of 46,000 dates of S2
+REFERENCE, OBJECT = struct.Struct("<IQI"), struct.Struct("<H6xQ")    # of HDF5's global heap, see _read_products
+DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])    # of the months, 1 to 12
+BEFORE = DAYS.cumsum() - DAYS                                         # they begin
 SINGLE_DATE = 120              # the single-date release has no dates; not in the paper: the official code's day
 
 # key: (data, products, where the date stands in the product's name, bands in the file)
@@ -41,8 +47,8 @@ SINGLE = {"s2": (("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11",
 def find_files(root):
     """Walk the root once. Returns {kind: {tile stem: [paths]}} for kind vhr, ts, s1, s2, and {file name: [paths]}."""
     tiles, others = {"vhr": {}, "ts": {}, "s1": {}, "s2": {}}, {}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(f for f in folders if f != "200m" and not f.startswith("."))
+    for folder, folders, names in walk(root):
+        folders[:] = [f for f in folders if f != "200m" and not f.startswith(".")]
         parts = [part.lower() for part in Path(folder).relative_to(root).parts]
         kind = next((k for k in ("s1", "s2") if k in parts), "vhr" if any(p.startswith("aerial") for p in parts) else None)
         for name in names:
@@ -59,7 +65,7 @@ def find_files(root):
 def read_list(root, others, split):
     """Tile names of one list, or None if the release has none. CRLF and blank lines are allowed."""
     name = f"{split}_filenames.lst"
-    found = {tuple(Path(path).read_text().split()) for path in others.get(name, [])}
+    found = {tuple(read_text(path).split()) for path in others.get(name, [])}
     if len(found) > 1:
         raise UserError(f"{' and '.join(others[name])} differ: keep one")
     if not found:
@@ -70,8 +76,10 @@ def read_list(root, others, split):
                         ", at the root or below; is this the folder of TreeSatAI?"))
     names = list(found.pop())
     for tile in names:
-        if not tile.endswith(".tif"):
-            raise UserError(f"{others[name][0]}: {tile!r} is no tile name (they end in .tif)")
+        if not re.fullmatch(r"[\w.-]+\.tif", tile):
+            raise UserError(f"{others[name][0]}: {tile[:99]!r} is no tile name (they end in .tif); download it again")
+    if len(set(names)) < max(1, len(names)):
+        raise UserError(f"{others[name][0]}: {len(names)} tiles, {len(set(names))} of them different; download it again")
     return names
 
 
@@ -80,16 +88,18 @@ def read_labels(path):
 
     Returns {tile name: (15,) bool}; a tile can be left without any. Errors: UserError naming the file or the tile.
     """
+    what = "the label file of TreeSatAI"
+    entries, labels = read_json(path, what), {}
     try:
-        entries = json.loads(Path(path).read_text())
-        labels = {}
         for tile, areas in entries.items():
             labels[tile] = np.zeros(len(CLASSES), bool)
             for genus, area in areas:
+                if not area >= 0:                                                 # NaN too
+                    raise ValueError(f"area {area} in {tile}")
                 if area > AREA:
                     labels[tile][CLASSES.index(genus)] = True
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not the label file of TreeSatAI ({error}); download it again") from error
+        raise UserError(f"{path}: not {what} ({why(error)}); download it again") from error
     return labels
 
 
@@ -112,9 +122,10 @@ def read_single(path, key, bands):
     """
     names, nodata = SINGLE[key]
     image = read_tif(path, len(names))
-    if image.shape[1:] != (GRID, GRID):
-        raise UserError(f"{path}: shape {image.shape}, expected {GRID} x {GRID} pixels of {len(names)} bands")
-    image = image.astype(np.float32)
+    if image.shape[1:] != (GRID, GRID) or image.dtype.kind not in "iuf":
+        raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected {GRID} x {GRID} pixels of {len(names)} bands")
+    with np.errstate(over="ignore", invalid="ignore"):
+        image = image.astype(np.float32)
     image[(image == nodata) | ((np.abs(image) > 60) if key == "s1" else False)] = np.nan
     return image[None, [names.index(band) for band in bands]], np.array([SINGLE_DATE])
 
@@ -124,8 +135,10 @@ def _h5(path):
     """An open series file, by h5py's low level: 2.5 times faster. Errors: UserError naming the file."""
     try:
         yield h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY)
-    except (OSError, RuntimeError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as HDF5 ({error}); download it again") from error
+    except UserError:
+        raise
+    except Exception as error:    # libhdf5 and h5py raise many kinds for damaged files
+        raise UserError(f"{path}: cannot be read as HDF5 ({why(error)}); download it again") from error
 
 
 def read_h5(path, keys):
@@ -133,17 +146,17 @@ def read_h5(path, keys):
 
     S2 in digital numbers, S1 in linear power. T = 0 is legal. Errors: UserError naming the file and the dataset.
     """
-    series = {}
-    with _h5(path) as file:
+    series, heaps = {}, {}
+    with _h5(path) as file, open(path, "rb") as content:
         for key in keys:
             prefix, start, bands = SERIES[key]
             data = _read_dataset(file, path, f"{prefix}-data", np.float32)
-            products = _read_dataset(file, path, f"{prefix}-products")
-            if data.size == 0 and products.size == 0:                             # however an empty series is stored
+            products = _read_products(file, path, f"{prefix}-products", content, heaps)
+            if data.size == 0 and len(products) == 0:                             # however an empty series is stored
                 data = np.zeros((0, bands, GRID, GRID), np.float32)
-            if data.ndim != 4 or data.shape[1:] != (bands, GRID, GRID) or products.shape != data.shape[:1]:
-                raise UserError(f"{path}: {prefix}-data has shape {data.shape} and {len(products)} products, expected "
-                                f"T x {bands} x {GRID} x {GRID} and T")
+            if data.shape != (len(products), bands, GRID, GRID):
+                raise UserError(f"{path}: {prefix}-data has shape {data.shape}, expected {len(products)} (as many as products) x "
+                                f"{bands} x {GRID} x {GRID}; download it again")
             series[key] = data, days_of_year(products, start, path)
     return series
 
@@ -153,34 +166,83 @@ def read_cloud(path):
     with _h5(path) as file:
         masks = _read_dataset(file, path, "sen-2-masks", np.float32)
     if masks.ndim != 4 or masks.shape[1] < 2:                                     # T x 2 or 10 x 6 x 6: further ones are empty
-        raise UserError(f"{path}: sen-2-masks has shape {masks.shape}, expected T x 2 or more x {GRID} x {GRID}")
-    return masks[:, :2].max(1).mean((1, 2))
+        raise UserError(f"{path}: sen-2-masks has shape {masks.shape}, expected T x 2 or more x {GRID} x {GRID}; download it again")
+    return masks[:, :2].max(1).mean((1, 2), dtype=np.float64)
 
 
-def _read_dataset(file, path, name, dtype=None):
-    """One dataset of an open file, converted to a type or (None) as it is stored."""
+def _open_dataset(file, path, name):
+    """A dataset of an open file, nothing read yet, and its shape."""
     try:
         dataset = h5py.h5d.open(file, name.encode())
     except KeyError as error:
         raise UserError(f"{path}: no dataset {name}; download it again") from error
-    array = np.empty(dataset.shape, dtype or dataset.dtype)
+    if math.prod(shape := dataset.shape) > MOST:
+        raise UserError(f"{path}: {name} has shape {shape}, more than a year can have; download it again")
+    return dataset, shape
+
+
+def _read_dataset(file, path, name, dtype=None):
+    """One dataset of an open file, converted to a type or (None) as it is stored."""
+    dataset, shape = _open_dataset(file, path, name)
+    stored = dataset.dtype                                                        # an error if what says it is damaged
+    array = np.empty(shape, dtype or stored)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
     return array
+
+
+def _read_products(file, path, name, content, heaps):
+    """The products' names [bytes]. content: the open file's bytes. heaps: those that were read already, to which is added.
+
+    They are texts in global heaps, in which libhdf5 2.0 goes round in circles for ever if a block was lost to zeros. So the heaps
+    are read here (HDF5 file format, section III.E), and what is stored in another way is left to libhdf5.
+    """
+    dataset, shape = _open_dataset(file, path, name)
+    is_text = (kind := h5py.check_string_dtype(dataset.dtype)) and kind.length is None
+    start, size = dataset.get_offset(), dataset.get_storage_size()
+    if not is_text or len(shape) != 1 or start is None or size != REFERENCE.size * shape[0]:
+        return _read_dataset(file, path, name)
+    content.seek(start)
+    products = []
+    for length, address, number in REFERENCE.iter_unpack(content.read(size)):
+        if address not in heaps:
+            heaps[address] = _read_heap(content, address)
+        heap, places = heaps[address]
+        at, found = places.get(number, (0, None))
+        if found != length:
+            raise ValueError(f"text {number} of {name} is not there")
+        products.append(heap[at:at + length])
+    return products
+
+
+def _read_heap(content, address):
+    """A global heap: bytes, and {number: (where it begins, length)} of the objects in it, as far as it is whole."""
+    content.seek(address)
+    mark, size = struct.unpack("<4s4xQ", content.read(16))
+    heap = content.read(max(0, min(size, MOST) - 16)) if mark == b"GCOL" else b""
+    at, last, places, unpack = 0, len(heap) - OBJECT.size, {}, OBJECT.unpack_from
+    while at <= last:
+        number, length = unpack(heap, at)
+        if number == 0:                                                           # the rest is free
+            break
+        places[number] = at + OBJECT.size, length
+        at += OBJECT.size + (length + 7 & ~7)                                     # whole numbers of 8 bytes
+    return heap, places
 
 
 def days_of_year(products, start, path):
     """Day of the year, 1..366, from YYYYMMDD at a fixed place of each product's name (bytes). Returns (T,) int64."""
     if not len(products):
         return np.zeros(0, np.int64)
-    text = np.array(products, dtype=f"S{start + 8}").view(np.uint8).reshape(len(products), -1)[:, start:]
-    digits = text.astype(np.int64) - ord("0")
+    text = np.array(products, dtype=f"S{start + 8}").view(np.uint8).reshape(len(products), -1)
+    digits = text[:, start:].astype(np.int64) - ord("0")
     year, month, day = digits[:, :4] @ [1000, 100, 10, 1], digits[:, 4:6] @ [10, 1], digits[:, 6:] @ [10, 1]
-    bad = ((digits < 0) | (digits > 9)).any(1) | (month < 1) | (month > 12) | (day < 1) | (day > 31)
-    if bad.any():
-        raise UserError(f"{path}: no date at character {start} of product {products[bad.argmax()]!r}")
     is_leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
-    before = np.array([0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334])[month - 1]
-    return before + day + (is_leap & (month > 2))
+    is_date = (text > 0).all(1) & ((digits >= 0) & (digits <= 9)).all(1) & (month >= 1) & (month <= 12)
+    month *= is_date
+    is_date &= (day >= 1) & (day <= DAYS[month] + (is_leap & (month == 2)))
+    if not is_date.all():
+        raise UserError(f"{path}: no date at character {start} of product {bytes(products[is_date.argmin()])[:99]!r}; download it again")
+    return BEFORE[month] + day + (is_leap & (month > 2))
 
 
 def decibel(power):
@@ -212,7 +274,8 @@ class TreeSatAI(Tiles):
             names = read_list(self.root, self.others, name)
             for tile in names or ():
                 if tile not in labels:
-                    text = f"in the {name} list but not in {self.others[LABELS_FILE][0]}"
+                    text = (f"in the {name} list but not in {self.others[LABELS_FILE][0]}; the list is "
+                            f"{self.others[f'{name}_filenames.lst'][0]}, download both again")
                     if self.findings is None:
                         raise UserError(f"{tile}: {text}")
                     self.findings.append((tile, "labels", text))

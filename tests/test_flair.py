@@ -9,7 +9,7 @@ import tifffile
 import torch
 
 from datasets import open_dataset
-from datasets.flair import crop, find_files, read_domains
+from datasets.flair import DOMAINS, crop, find_files, read_domains
 from datasets.tiles import fetch
 from utils.errors import UserError
 
@@ -312,7 +312,7 @@ def test_values_that_are_no_class(release, value):
     mask = np.ones((112, 112), np.uint8)
     mask[3, 3] = value
     write_image(msk(release), mask)
-    with pytest.raises(UserError, match=r"MSK_000001.tif: shape \(112, 112\) with values from"):
+    with pytest.raises(UserError, match=r"MSK_000001.tif: shape \(112, 112\) of type uint8 with values from"):
         flair(release)
 
 
@@ -366,7 +366,7 @@ CENTROIDS = "flair-2_centroids_sp_to_patch.json"
     (lambda root: np.save(sen(root), series_values()[..., :1]), "is not inside the 9 x 1 pixels"),
     (lambda root: products(root, "S2A_MSIL2A_\n" * 4), "NN_products.txt: not a list of Sentinel-2 products"),
     (lambda root: products(root, "S2A_MSIL2A_20200230T1\n" * 4), "NN_products.txt: a date of s2 is not of the form"),
-    (lambda root: sen(root, "products.txt").unlink(), "NN_products.txt: not a list of Sentinel-2 products"),
+    (lambda root: sen(root, "products.txt").unlink(), "NN_products.txt: cannot be read"),
     (lambda root: sen(root).unlink(), "D006_2020-Z1_NN-IMG_000001: no file of s2"),
     (lambda root: (root / CENTROIDS).unlink(), f"no {CENTROIDS} found"),
     (lambda root: (root / CENTROIDS).write_text("{"), f"{CENTROIDS}: not the centroids"),
@@ -382,6 +382,14 @@ CENTROIDS = "flair-2_centroids_sp_to_patch.json"
     (lambda root: shutil.copy(msk(root), root), "D006_2020-Z1_NN-IMG_000001: 2 files of the labels"),
     (lambda root: cut_off(msk(root)), "MSK_000001.tif: cannot be read as TIFF"),
     (lambda root: write_image(msk(root), np.ones((112, 100), np.uint8)), "MSK_000001.tif: shape (112, 100)"),
+    (lambda root: write_image(msk(root), np.ones((112, 112), bool)), "MSK_000001.tif: shape (112, 112) of type bool"),
+    (lambda root: write_image(msk(root), np.ones((112, 112), np.float32)), "MSK_000001.tif: shape (112, 112) of type float32"),
+    (lambda root: img(root).unlink(), "D006_2020-Z1_NN-IMG_000001: no file of vhr (img/IMG_000001.tif) for the labels"),
+    (lambda root: (root / CENTROIDS).write_text('{"IMG_000001.tif": [1e999, 3]}'), f"{CENTROIDS}: not the centroids"),
+    (lambda root: (root / CENTROIDS).write_bytes(b"\xff"), f"{CENTROIDS}: cannot be read"),
+    (lambda root: products(root, "S2A_MSIL2A_2020_103T1\n" * 4), "NN_products.txt: a date of s2 is not of the form"),
+    (lambda root: products(root, "S2A_MSIL2A_20200203T1\n" * 3), "expected 3 (as many as in"),
+    (lambda root: sen(root, "products.txt").write_bytes(b"\xff"), "NN_products.txt: cannot be read"),
     (lambda root: shutil.rmtree(root / "flair_aerial_train"), "no image of a train domain (D006_2020"),
 ])
 def test_bad_input(release, damage, culprit):
@@ -391,10 +399,22 @@ def test_bad_input(release, damage, culprit):
     assert culprit in str(error.value) and "\n" not in str(error.value).strip()
 
 
+def test_the_list_of_domains_is_whole(tmp_path, monkeypatch):
+    changed = tmp_path / "domains.txt"
+    changed.write_text(DOMAINS.read_text().replace("D015_2020 test", "D015_2020 train"))
+    monkeypatch.setattr("datasets.flair.DOMAINS", changed)
+    with pytest.raises(UserError, match="domains.txt: its lines do not have the hash in the first one; restore it with git"):
+        read_domains()
+
+
 @pytest.mark.parametrize("masks, culprit", [
+    (np.zeros((0, 2, H, W), np.uint8), r"NN_masks.npy: shape \(0, 2, 9, 7\)"),
+    (np.zeros((4, 2, H, W), "S1"), r"NN_masks.npy: shape \(4, 2, 9, 7\) of type |S1"),
+    (np.full((4, 2, H, W), np.nan, np.float32), "NN_masks.npy: 4 dates of s2 but 0 cloud masks with numbers"),
     (np.zeros((4, 1, H, W), np.uint8), r"NN_masks.npy: shape \(4, 1, 9, 7\)"),
-    (np.zeros((3, 2, H, W), np.uint8), "4 dates of s2 but 3"),
-    (np.zeros((4, 2, 4, 4), np.uint8), "is not inside the 4 x 4 pixels"), (None, "NN_masks.npy: cannot be read")])
+    (np.zeros((3, 2, H, W), np.uint8), "NN_masks.npy: 4 dates of s2 but 3"),
+    (np.zeros((4, 2, 4, 4), np.uint8), "is not inside the 4 x 4 pixels of its Sentinel-2 area, .*NN_masks.npy"),
+    (None, "NN_masks.npy: cannot be read")])
 def test_bad_masks(release, masks, culprit):
     sen(release, "masks.npy").unlink()
     if masks is not None:

@@ -188,7 +188,9 @@ def test_validation_is_drawn_where_there_is_none(folder):
     ([*LINES, "b2,val,1,0"], "the line 'b2,val,1,0'"), (["name,split,forest", "b2,train,1"], "below a header tile,split"),
     ([LINES[0]], "no tile in train"), ([LINES[0], "d4,test,0,1"], "no tile in train"), ([], "cannot be read"),
     (["tile"], "cannot be read"), (["tile,split", "b2,train"], "its header names no class"),
-    (["tile;split;forest", "b2;train;1"], "cannot be read"), (["\xff" * 200000], "cannot be read")])
+    (["tile;split;forest", "b2;train;1"], "cannot be read"), (["\xff" * 200000], "cannot be read"),
+    (["tile,split,forest,forest", "b2,train,1,0"], "names no class, or one twice"), ([LINES[0], "b\x07,train,1,0"], r"the line 'b\x07,"),
+    (["tile,split,for\x1best", "b2,train,1"], "its header names no class")])
 def test_wrong_lists(folder, lines, culprit):
     write_lines(folder, lines)
     for split in ("train", "val"):
@@ -235,6 +237,8 @@ def cut_off(path, count):
     (lambda root: write(root, "thermal", dates=DATES[:2]), "thermal/b2.npz: 3 images but 2 dates"),
     (lambda root: write(root, "thermal", dates=np.array(20200301)), "thermal/b2.npz: 3 images but 1 dates"),
     (lambda root: write(root, "thermal", dates=np.array(["2020-03-01"] * 3)), "b2.npz: a date of thermal is not"),
+    (lambda root: write(root, "thermal", dates=DATES + 1j), "b2.npz: cannot be read as an npz file with data and dates (dates of type"),
+    (lambda root: write(root, "thermal", dates=DATES + 0.5), "b2.npz: a date of thermal is not"),
     (lambda root: write(root, "water", dates=np.array([20200101, 20220415, 20220416])), "the date 20220416 of water is"),
     (lambda root: write(root, "water", dates=np.array([20181231, 20190101, 20190102])), "the date 20181231 of water is"),
 ])

@@ -432,9 +432,9 @@ def as_npz(path):
     (lambda root: save(s2_path(root), s2_values() > 0), "S2_10000.npy: shape (12, 10, 8, 8) of type bool"),
     (lambda root: save(s1_path(root), s1_values(2, -10)[:, :2]), "S1A_10000.npy: shape (2, 2, 8, 8)"),
     (lambda root: save(s2_path(root), s2_values(11)), "S2_10000.npy: 11 images but 12 dates"),
-    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20180918, 20200101]}), "S1A_10000.npy: the date 20200101 of s1"),
-    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20180831, 20190101]}), "S1A_10000.npy: the date 20180831 of s1"),
-    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20181301, 20190101]}), "S1A_10000.npy: a date of s1 is not"),
+    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20180918, 20200101]}), "geojson: tile 10000: the date 20200101 of s1"),
+    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20180831, 20190101]}), "geojson: tile 10000: the date 20180831 of s1"),
+    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20181301, 20190101]}), "metadata.geojson: tile 10000: a date of s1 is not"),
     (lambda root: write_metadata(root, dates={"S2": DATES["S2"]}), "metadata.geojson: no dates-S1A for tile 10000"),
     (lambda root: s1_path(root).unlink(), "10000: no file of s1"),
     (lambda root: shutil.rmtree(root / "DATA_SPOT"), "10000: no file of vhr"),
@@ -454,6 +454,14 @@ def as_npz(path):
     (lambda root: write_metadata(root, **{"dates-S2": "{"}), "metadata.geojson: tile 10000"),
     (twice, "metadata.geojson: tile 30001: ValueError it is there twice"),
     (lambda root: write_metadata(root, {30001: 5}), "no tile in train"),
+    (lambda root: (root / "metadata.geojson").write_text('{"features": []}'), "geojson: not the metadata of PASTIS (no features)"),
+    (lambda root: (root / "metadata.geojson").write_text("[" * 10**5), "metadata.geojson: not the metadata of PASTIS"),
+    (lambda root: (root / "metadata.geojson").write_bytes(b"\xff{"), "metadata.geojson: cannot be read"),
+    (lambda root: write_metadata(root, **{"dates-S2": {"0": 1e999}}), "S2_10000.npy: 12 images but 1 dates in"),
+    (lambda root: write_metadata(root, **{"dates-S2": "[" * 10**5}), "metadata.geojson: tile 10000: RecursionError"),
+    (lambda root: fill(target_path(root), shape=(3, 8, 8, 1)), "TARGET_10000.npy: shape (3, 8, 8, 1)"),
+    (lambda root: np.save(target_path(root), np.zeros((0, 8, 8), np.uint8)), "TARGET_10000.npy: shape (0, 8, 8)"),
+    (lambda root: s2_path(root).write_bytes(s2_path(root).read_bytes() * 2), "S2_10000.npy: cannot be read as a numpy array"),
 ])
 def test_bad_input(release, damage, culprit):
     damage(release)

@@ -263,6 +263,26 @@ def without(path, name):
         del file[name]
 
 
+def put(root, name, values, **how):
+    """Other values in a dataset of the first tile's series."""
+    with h5py.File(series_path(root), "r+") as file:
+        del file[name]
+        file.create_dataset(name, data=values, **how)
+
+
+def huge(root):
+    with h5py.File(series_path(root), "r+") as file:
+        del file["sen-2-data"]
+        file.create_dataset("sen-2-data", (10**9, 10, 6, 6), "f4", chunks=(1, 10, 6, 6))    # takes no room in the file
+
+
+def rewrite(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+
+LABELS, TRAIN = f"labels/{LABELS_FILE}", "split/train_filenames.lst"
+
+
 def no_label(root):
     path = root / "labels" / LABELS_FILE
     labels = json.loads(path.read_text())
@@ -284,7 +304,7 @@ def no_label(root):
     (lambda root: without(series_path(root), "sen-2-data"), "2021.h5: no dataset sen-2-data"),
     (lambda root: without(series_path(root), "sen-1-asc-products"), "2021.h5: no dataset sen-1-asc-products"),
     (lambda root: write_h5(series_path(root), sen_2_data=np.ones((4, 9, 6, 6), np.float32)), "sen-2-data has shape"),
-    (lambda root: write_h5(series_path(root), sen_2_days=[1, 2, 3]), "3 products"),
+    (lambda root: write_h5(series_path(root), sen_2_days=[1, 2, 3]), "expected 3 (as many as products) x 10"),
     (lambda root: write_h5(series_path(root), sen_2_data=np.array([b"a"] * 4)), "2021.h5"),
     (no_label, f"{TILES[0]}: in the train list but not in"),
     (lambda root: (root / "split" / "val_filenames.lst").write_text("other.tif"), "other.tif: in the val list but not in"),
@@ -295,12 +315,52 @@ def no_label(root):
     (lambda root: (root / "split" / "train_filenames.lst").unlink(), "no train_filenames.lst"),
     (lambda root: (root / "train_filenames.lst").write_text(TILES[0]), "differ: keep one"),
     (lambda root: (root / "split" / "train_filenames.lst").write_text("Abies"), "'Abies' is no tile name"),
+    (lambda root: (root / TRAIN).write_text("\n".join([*TILES, TILES[0]])), "train_filenames.lst: 4 tiles, 3 of them different"),
+    (lambda root: (root / TRAIN).write_text(""), "train_filenames.lst: 0 tiles"),
+    (lambda root: rewrite(root / TRAIN, b"_", b"\0"), r"'Abies\x00alba_1_1005_WEFL_NLF.tif' is no tile name"),
+    (lambda root: (root / TRAIN).write_bytes(b"\xff\xfeA\0"), "train_filenames.lst: cannot be read ('utf-8' codec"),
+    (lambda root: ((root / TRAIN).unlink(), (root / TRAIN).symlink_to(root / TRAIN)), "train_filenames.lst: cannot be read (Too many"),
+    (lambda root: (root / LABELS).write_text("[" * 10**5), f"{LABELS_FILE}: not the label file"),
+    (lambda root: rewrite(root / LABELS, b"0.9", b"NaN"), f"{LABELS_FILE}: not the label file of TreeSatAI (area nan"),
+    (lambda root: rewrite(root / LABELS, b"0.9", b"-0.9"), f"{LABELS_FILE}: not the label file of TreeSatAI (area -0.9"),
+    (huge, "sen-2-data has shape (1000000000, 10, 6, 6), more than a year can have"),
+    (lambda root: put(root, "sen-2-data", np.ones((4, 10, 6, 6), "S1")), "2021.h5: cannot be read as HDF5"),
+    (lambda root: put(root, "sen-2-products", [[b"S2A_MSIL2A_20210201T"] * 4]), "expected 1 (as many as products)"),
+    (lambda root: put(root, "sen-2-products", [b"S2A_MSIL2A_20210229T"] * 4), "no date at character 11 of product b'S2A_MSIL2A_2021022"),
+    (lambda root: rewrite(series_path(root), b"S2A_", b"S2A\0"), "no date at character 11 of product"),
+    (lambda root: rewrite(series_path(root), b"GCOL", b"LOST"), "of sen-2-products is not there)"),
 ])
 def test_bad_input(release, damage, culprit):
     damage(release)
     with pytest.raises(UserError) as error:
         TreeSatAI(release, "train", ALL)[0]
     assert culprit in str(error.value) and "\n" not in str(error.value).strip()
+
+
+@pytest.mark.parametrize("how", [{"dtype": h5py.string_dtype()}, {"dtype": "S61"}, {"dtype": h5py.string_dtype(), "chunks": (3,)},
+                                 {"dtype": "S61", "compression": "gzip"}])
+def test_products_are_read_however_they_are_stored(release, how):
+    """300 names of variable length fill several heaps."""
+    names = [f"S2A_MSIL2A_2020{1 + k % 12:02}{1 + k // 12:02}T102421_N0213_R065_T32UNC_{'x' * (k % 9)}" for k in range(300)]
+    put(release, "sen-2-products", np.array(names, object if how["dtype"] != "S61" else "S61"), **how)
+    put(release, "sen-2-data", np.ones((300, 10, 6, 6), np.float32))
+    expected = [(np.datetime64(f"{n[11:15]}-{n[15:17]}-{n[17:19]}") - np.datetime64("2019-12-31")).astype(int) for n in names]
+    assert raw_h5(series_path(release), ["s1", "s2"])["s2"][1].tolist() == expected
+
+
+def test_cloud_masks_without_numbers_and_beyond_single_precision(release):
+    put(release, "sen-2-masks", np.full((4, 2, 6, 6), 1e38))
+    with np.errstate(all="raise"):
+        assert read_cloud(series_path(release)).tolist() == pytest.approx([1e38] * 4)
+    put(release, "sen-2-masks", np.full((4, 2, 6, 6), np.nan))
+    with pytest.raises(UserError, match="2021.h5: 4 dates of s2 but 0 cloud masks with numbers"):
+        TreeSatAI(release, "train", ALL, max_cloud=50)[0]
+
+
+def test_lists_and_labels_may_begin_with_a_byte_order_mark(release):
+    for name in (LABELS, TRAIN):
+        (release / name).write_bytes(b"\xef\xbb\xbf" + (release / name).read_bytes())
+    assert len(TreeSatAI(release, "train", ALL)) == 1
 
 
 def test_bad_date_in_a_product_name(release):
