@@ -197,8 +197,8 @@ def _read_products(file, path, name, content, heaps):
     are read here (HDF5 file format, section III.E), and what is stored in another way is left to libhdf5.
     """
     dataset, shape = _open_dataset(file, path, name)
-    is_text = (kind := h5py.check_string_dtype(dataset.dtype)) and kind.length is None
-    start, size = dataset.get_offset(), dataset.get_storage_size()
+    kind, start, size = dataset.get_type(), dataset.get_offset(), dataset.get_storage_size()
+    is_text = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
     if not is_text or len(shape) != 1 or start is None or size != REFERENCE.size * shape[0]:
         return _read_dataset(file, path, name)
     content.seek(start)

@@ -71,7 +71,7 @@ PLACES = ("missing", "a directory", "a link to itself", "a link to nowhere", "un
 # ---- arrays: npy, npz, tif, h5 ---------------------------------------------------------------------------------------
 
 def spoilt(array, value, rng):
-    """Float numbers with a value in a pixel, on a band, on a date (the first of the axes), or everywhere; date for date at random."""
+    """The array as float numbers, with a value at a random place: along each axis one or all."""
     array = array.astype(array.dtype if array.dtype.kind == "f" else np.float32)
     where = tuple(slice(None) if rng.random() < 0.4 else int(rng.integers(side)) for side in array.shape)
     array[where] = value

@@ -1,6 +1,6 @@
 """Damage the files of every dataset in every way, read them as training does, and sort what comes out.
 
-    python -m tests.fuzz                                  # 500 files a dataset, 3 minutes; tests/test_fuzz.py runs a short form
+    python -m tests.fuzz                                  # 500 files a dataset, 2 minutes; tests/test_fuzz.py runs a short form
     python -m tests.fuzz --datasets flair zips --files 50 --seed 3 --verbose
 
 A small release of each dataset is generated (TreeSatAI-TS with the real tile, where it is beside the project). One file at a time

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from datasets.files import walk
 from utils.errors import UserError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)    # errors of the place, not of the zip
@@ -27,7 +28,7 @@ def unpack(root, skipped=()):
     Members that lie unpacked anywhere below the root, in their size, are left alone. Errors: UserError if the disk is too small.
     """
     files = []
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in walk(root):
         folders[:] = [name for name in folders if name not in skipped]
         files += [os.path.join(folder, name) for name in names if name.removesuffix(".zip") not in skipped]
     zips = sorted(path for path in files if path.endswith(".zip"))
@@ -53,7 +54,7 @@ def unpack_one(archive, path, there):
         if member.is_dir() or "__MACOSX" in parts:
             continue
         if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or stat.S_ISLNK(member.external_attr >> 16):
-            found.append(("unsafe member", f"{name}: a link, or a name that leads out of the folder; left out"))
+            found.append(("unsafe member", f"{name!r}: a link, or a name that leads out of the folder; left out"))
         elif (parts[-3:] if len(parts) > 2 else parts[-1:], member.file_size) not in there:
             members.append(member)
     needed, free = sum(member.file_size for member in members), shutil.disk_usage(path.parent).free
@@ -68,7 +69,7 @@ def unpack_one(archive, path, there):
             except Exception as error:    # zipfile raises many kinds for damaged members
                 if isinstance(error, OSError) and error.errno in DISK:
                     raise UserError(f"{path}: cannot be unpacked into {folder} ({error.strerror})") from error
-                found.append(("damaged member", f"{member.filename}: {type(error).__name__} {error}; left out"))
+                found.append(("damaged member", f"{member.filename!r}: {type(error).__name__} {error}; left out"))
             bar.update(member.file_size)
     return written, found
 
