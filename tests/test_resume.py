@@ -73,6 +73,8 @@ def noise(monkeypatch):
 def test_a_stopped_run_ends_like_an_undisturbed_one(script, kind, data, tmp_path, monkeypatch, noise):
     """Stopped within an epoch, at its last step, in validation, and once in a start that has done nothing."""
     script(data, tmp_path / "whole")
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / f".{kind}.pt.1.tmp").write_bytes(b"half of a checkpoint")
     looks, original = iter(range(10_000)), Training.look_up
 
     def look_up(self):

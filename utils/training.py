@@ -36,8 +36,12 @@ def open_folder(target, kind, args, rank, **found):
     as they turned out, in place of those in args.
     Errors: UserError if another process has the folder, or if the run in it was begun with other options.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    distributed.first_alone(lambda: _locks.append(lock(target.parent / ".lock", "trains there")) if rank == 0 else None)
+    def take():
+        if rank == 0:
+            _locks.append(lock(target.parent / ".lock", "trains there"))
+            for half in target.parent.glob(f".{target.name}.*.tmp"):          # written when the run was killed
+                half.unlink()
+    distributed.first_alone(take)
     settings = {name: value for name, value in vars(args).items() if name not in FREE} | found
     saved = checkpoint.load(target, kind) if target.exists() else None
     if saved is not None:
