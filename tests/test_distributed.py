@@ -3,8 +3,11 @@
 `python -m tests.test_distributed` prints the table of errors.
 """
 import os
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,6 +155,25 @@ def test_the_error_of_a_process_is_on_top(tmp_path):
     assert run.returncode != 0 and lines[0].startswith("pretrain.py: error: ") and victim.name in lines[0]
     ours = run.stderr.split("torch/distributed/elastic")[0]                   # then comes torchrun's report
     assert "Traceback" not in ours and ours.count("pretrain.py: error") == 1
+
+
+def test_processes_meet_although_the_store_holds_a_dead_address(monkeypatch):
+    """As after a restart: first a port where something listens but nobody answers, then one where nobody listens."""
+    agent, dead = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), socket.socket()
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(agent.port)), ("TORCHELASTIC_USE_AGENT_STORE", "True")):
+        monkeypatch.setenv(name, value)
+    dead.bind(("127.0.0.1", 0))
+    dead.listen()
+    agent.set("omnisat", str(dead.getsockname()[1]))
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(distributed.meeting_point, 1, 2)
+        time.sleep(0.5)
+        assert not other.done()
+        dead.close()
+        first = distributed.meeting_point(0, 2)
+        second = other.result(30)
+    first["store"].set("word", "heard")
+    assert second["store"].get("word") == b"heard" and (second["rank"], second["world_size"]) == (1, 2)
 
 
 def test_one_process_needs_no_group():

@@ -13,7 +13,7 @@ from torch import nn
 from utils.errors import UserError
 from utils.files import end_with_parent
 
-
+PATIENCE = timedelta(hours=2)    # of processes for rank 0, while it reads all tiles for the statistics
 _cpu_group = None    # of processes on GPUs: for what must not wait for these; None is the usual group
 
 
@@ -29,10 +29,8 @@ def setup():
         reuse_memory()
     if world > 1:
         end_with_parent()
-        # others wait for rank 0 while it reads all tiles for the statistics
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2),
-                                **meeting_point(rank, world))
-        _cpu_group = dist.new_group(backend="gloo", timeout=timedelta(hours=2)) if device.type == "cuda" else None
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **meeting_point(rank, world))
+        _cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE) if device.type == "cuda" else None
     return rank, world, device
 
 
@@ -45,21 +43,21 @@ def meeting_point(rank, world):
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    shared = dist.TCPStore(host, port, is_master=False)
+    shared, store, end = dist.TCPStore(host, port, is_master=False), None, time.time() + 600
     if rank == 0:
         store = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False)
         shared.set("omnisat", str(store.port))
-        return {"store": store, "rank": rank, "world_size": world}
-    end = time.time() + 600
-    while True:
+    while store is None:
         at = int(shared.get("omnisat"))                                       # waits until there is one; it may be of before
         try:
             socket.create_connection((host, at), timeout=5).close()
-            return {"store": dist.TCPStore(host, at, world, is_master=False), "rank": rank, "world_size": world}
-        except OSError:
+            store = dist.TCPStore(host, at, world, is_master=False, timeout=timedelta(seconds=10))
+        except (OSError, RuntimeError):    # nobody there; or what a killed process left, whose reading processes end in some seconds
             if time.time() > end:
                 raise
             time.sleep(0.1)
+    store.set_timeout(PATIENCE)
+    return {"store": store, "rank": rank, "world_size": world}
 
 
 def reuse_memory():
