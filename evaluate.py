@@ -53,8 +53,8 @@ def score_test(path, data_root, pool, workers, place, csv=None):
     """
     rank, world, device = place
     saved = checkpoint.load(path, "finetuned")
-    if saved["weights"] is None:
-        raise UserError(f"{path}: its training was stopped in the first epoch; finetune.py goes on with it")
+    if not saved["finished"]:
+        raise UserError(f"{path}: its training was stopped in epoch {len(saved['history']) + 1}; finetune.py goes on with it")
     model = checkpoint.rebuild(saved).to(device)
     test = open_dataset(saved["dataset"], data_root, "test", list(model.sensors), max_cloud=saved["max_cloud"],
                         parts=saved["parts"])

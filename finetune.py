@@ -112,7 +112,8 @@ def main(argv=None):
     output = Path(args.output or finetuning_folder("runs", args.dataset, pretraining, ablation, modality, args.label_percent,
                                                    args.seed))
     target = output / "finetuned.pt"
-    saved, settings = open_folder(target, "finetuned", args, rank, precision=options.chosen_precision(args, device), lr=rate,
+    saved, settings = open_folder(target, "finetuned", args, rank, **size, modalities=",".join(modalities), lr=rate,
+                                  precision=options.chosen_precision(args, device),
                                   init="none" if start_point is None else f"sha256 {start_point['sha256'][:12]}")
     if saved is not None and saved["finished"]:
         if rank == 0:

@@ -91,7 +91,7 @@ def main(argv=None):
     rank, world, device = place = distributed.setup()
     output = Path(args.output or pretraining_folder("runs", args.dataset, args.ablation, args.seed))
     target = output / "pretrained.pt"
-    saved, settings = open_folder(target, "pretrained", args, rank, precision=options.chosen_precision(args, device))
+    saved, settings = open_folder(target, "pretrained", args, rank, modalities=",".join(modalities), precision=options.chosen_precision(args, device))
     if saved is not None and saved["finished"]:
         if rank == 0:
             print(f"{target} is finished; delete it to start anew", file=sys.stderr)

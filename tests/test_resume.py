@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+import evaluate
 import finetune
 import pretrain
 from datasets.demo import write_treesatai
@@ -105,7 +106,7 @@ def test_kills_at_random_moments(tmp_path):
 
 def test_one_of_two_processes_dies_and_torchrun_starts_them_again(data, tmp_path):
     """--max-restarts goes on from the last checkpoint, to the weights of an undisturbed run."""
-    options = [*SMALL, *MODEL, "--data-root", str(data), "--save-minutes", "0"]
+    options = [*SMALL, *MODEL, "--data-root", str(data), "--save-minutes", "0", "--epochs", "12", "--workers", "1"]
     outputs = tmp_path / "whole", tmp_path / "restarted"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=2", "pretrain.py"]
     whole = chaos.launch([*launcher, *options, "--output", str(outputs[0])], tmp_path / "whole.txt")
@@ -178,6 +179,21 @@ def stop_after(monkeypatch, steps):
         if (self.epoch, self.step) == (1, steps):
             raise KeyboardInterrupt
     monkeypatch.setattr(Training, "end_step", end_step)
+
+
+def test_processes_must_see_the_same_checkpoint(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.distributed.gather", lambda value: [value, "another"])
+    with pytest.raises(UserError, match="do not see the same checkpoint"):
+        pretraining(data, tmp_path)
+
+
+def test_a_stopped_fine_tuning_is_not_scored(data, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        finetuning(data, tmp_path, "--save-minutes", "0")
+    with pytest.raises(UserError, match="its training was stopped in epoch 1; finetune.py goes on with it"):
+        evaluate.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--csv", str(tmp_path / "table2.csv")])
+    assert not (tmp_path / "table2.csv").exists()
 
 
 def test_a_folder_is_one_process(data, tmp_path):

@@ -189,7 +189,7 @@ def gather(value):
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_cpu_group)
     return values
 
 

@@ -44,7 +44,7 @@ def run(main):
         where = f"{error.filename}: " if error.filename is not None else ""
         sys.exit(f"{script}: error: {where}{error.strerror}")
     except KeyboardInterrupt:
-        print(f"{script}: interrupted", file=sys.stderr)
+        print(f"{script}: interrupted; the same command goes on with what was saved (SIGTERM saves first)", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
         if "DataLoader worker" in str(error):

@@ -1,10 +1,11 @@
 """Files that are written whole or not at all, whenever the process or the machine is stopped; folders for one process; orphans."""
 import ctypes
+import errno
 import fcntl
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.errors import BUSY, UserError
@@ -26,7 +27,8 @@ def written_whole(path, mode="w"):
             os.fsync(file.fileno())
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)                                                      # of the new name too
+        with suppress(OSError):                                               # of the new name too, where the file system can
+            os.fsync(folder)
         os.close(folder)
     except OSError as error:
         kept = "; the one of before is as it was" if path.exists() else ""
@@ -47,6 +49,8 @@ def lock(path, doing):
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)                      # not flock: child processes would inherit it
     except OSError as error:
         file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"{path}: cannot be locked ({error.strerror}); choose a folder on a file system that has locks") from error
         raise UserError(f"{path}: another process {doing}; wait for it, or choose another folder", code=BUSY) from error
     return file
 

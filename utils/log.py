@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -68,5 +69,6 @@ class Log:
 
     def close(self):
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):                                           # a full disk was told when a line was written
+                self.file.close()
             self.board.close()

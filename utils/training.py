@@ -18,7 +18,7 @@ import torch
 
 from utils import checkpoint, distributed
 from utils.errors import Stopped, UserError
-from utils.files import lock
+from utils.files import lock, written_whole
 from utils.log import Log
 
 # options that may change from one start to the next: they change no weight, or (tiles_at_once) only by rounding
@@ -44,6 +44,9 @@ def open_folder(target, kind, args, rank, **found):
     distributed.first_alone(take)
     settings = {name: value for name, value in vars(args).items() if name not in FREE} | found
     saved = checkpoint.load(target, kind) if target.exists() else None
+    if len(set(distributed.gather(saved and saved["sha256"]))) > 1:
+        raise UserError(f"{target}: the processes do not see the same checkpoint; it must be on a file system that they share",
+                        is_told=rank > 0)
     if saved is not None:
         before = saved["settings"]
         others = [f"--{name.replace('_', '-')} {before.get(name)}, not {settings.get(name)}" for name in sorted({*before, *settings})
@@ -111,9 +114,9 @@ class Training:
         return self
 
     def __exit__(self, *_):
+        self.log.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        self.log.close()
 
     def told(self, number, _):
         """Note a signal: it counts between two steps."""
@@ -168,10 +171,11 @@ class Training:
         pools = sorted(sum(distributed.gather([(number, names, values.tolist()) for number, names, values in step.pools]), []))
         path = self.target.parent / "nonfinite.json"
         if self.rank == 0:
-            path.write_text(json.dumps({
-                "epoch": step.epoch, "step": step.step, "gradient_norm": str(step.norm()), "pools": [
+            with written_whole(path) as file:
+                json.dump({"epoch": step.epoch, "step": step.step, "gradient_norm": str(step.norm()), "pools": [
                     {"pool": number, **{term: str(value) for term, value in zip(self.terms, values)}, "tiles": names}
-                    for number, names, values in pools]}, indent=1))
+                    for number, names, values in pools]}, file, indent=1)
+        distributed.gather(None)                                              # torchrun ends all when the first one leaves
         raise UserError(f"{path.parent}: loss or gradient is not finite in epoch {step.epoch}, step {step.step}; its tiles and their "
                         f"losses are in {path.name}. No checkpoint was written since. If a tile is at fault, mend it; else try a lower --lr",
                         is_told=self.rank > 0)
@@ -199,8 +203,8 @@ class Training:
         """Log the numbers of an epoch (a dict), note whether it is the best (score: a list, higher is better), and save."""
         for name, value in record.items():
             if not math.isfinite(value):
-                raise UserError(f"{self.target.parent}: {name} is {value} in epoch {self.epoch}; no checkpoint was written since the epoch "
-                                "before; try a lower --lr", is_told=self.rank > 0)
+                raise UserError(f"{self.target.parent}: {name} is {value} in epoch {self.epoch}; no checkpoint has this epoch; try a "
+                                "lower --lr", is_told=self.rank > 0)
         self.history = [*self.history, {"epoch": self.epoch} | record | {"hours": self.hours()}]
         if self.best is None or list(score) > self.best:
             self.best, self.best_epoch = list(score), self.epoch
