@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
@@ -165,15 +164,11 @@ def main(argv=None):
         print(f"fine-tuning on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
               f"{', '.join(modalities)}, from {args.init}; lr {rate:g}; {world} process(es) on {source['device']}",
               file=sys.stderr)
-        if train_pools.idle():
-            print(train_pools.idle(), file=sys.stderr)
 
     # ---- loop
     with training:
         while not training.finished:
-            train_pools.epoch, train_pools.start = training.epoch, training.step
-            with tqdm(total=len(train), initial=training.step * args.batch_size, desc=f"fine-tune {training.epoch}/{args.epochs}", unit="tile",
-                      leave=False, disable=rank > 0) as progress:
+            with training.begin_epoch(train_pools, "fine-tune") as progress:
                 train_epoch(training, train_loader, train_pools, autocast, progress)
             losses = training.means(len(train))
             scores = score(model, val, val_loader, val_pools, device, lambda _: training.look_up())

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
@@ -130,15 +129,11 @@ def main(argv=None):
         print(f"pretraining on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
               f"{', '.join(modalities)}{'' if args.ablation == 'none' else ', ' + args.ablation}; {size / 1e6:.2f} M parameters; "
               f"{args.batch_size} tiles a step in pools of {train_pools.pool}; {world} process(es) on {source['device']}", file=sys.stderr)
-        if train_pools.idle():
-            print(train_pools.idle(), file=sys.stderr)
 
     # ---- loop
     with training:
         while not training.finished:
-            train_pools.epoch, train_pools.start = training.epoch, training.step
-            with tqdm(total=len(train), initial=training.step * args.batch_size, desc=f"pretrain {training.epoch}/{args.epochs}", unit="tile",
-                      leave=False, disable=rank > 0) as progress:
+            with training.begin_epoch(train_pools, "pretrain") as progress:
                 train_epoch(training, train_loader, train_pools, autocast, progress)
             losses = training.means(len(train)) | validate(training, val_loader, val_pools, autocast)
             rate = optimizer.param_groups[0]["lr"]

@@ -164,35 +164,34 @@ def test_jobs_wait_for_what_they_need_and_run_side_by_side(tmp_path, capfd):
     assert sorted(order) == ["a", "b", "c"] and order.index("b") == 2          # c did not wait for a, b did
 
 
-def test_stopping_the_driver_stops_its_jobs(tmp_path):
+def sleeping_driver(folder):
+    """A driver at work on a job that sleeps: its process, and the job's process number."""
     script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom run_tables import Job, run_all\n"
-              f"run_all([Job('a', [sys.executable, '-c', 'import os, time; open(r\"{tmp_path}/pid\", \"w\").write(str(os.getpid())); "
-              f"time.sleep(60)'], None, Path(r'{tmp_path}/log'))], 1)")
-    driver = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    until = time.time() + 30
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+              f"run_all([Job('a', [sys.executable, '-c', 'import os, time; open(r\"{folder}/pid\", \"w\").write(str(os.getpid())); "
+              f"time.sleep(60)'], None, Path(r'{folder}/log'))], 1)")
+    driver, until = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL), time.time() + 30
+    while not (folder / "pid").exists() or not (folder / "pid").read_text():
         assert time.time() < until and driver.poll() is None
         time.sleep(0.05)
+    return driver, int((folder / "pid").read_text())
+
+
+def test_stopping_the_driver_stops_its_jobs(tmp_path):
+    driver, job = sleeping_driver(tmp_path)
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(10) == STOPPED
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        os.kill(job, 0)
 
 
 def test_a_killed_driver_leaves_nothing_running(tmp_path):
-    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom run_tables import Job, run_all\n"
-              f"run_all([Job('a', [sys.executable, '-c', 'import os, time; open(r\"{tmp_path}/pid\", \"w\").write(str(os.getpid())); "
-              f"time.sleep(60)'], None, Path(r'{tmp_path}/log'))], 1)")
-    driver = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    until = time.time() + 30
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        assert time.time() < until and driver.poll() is None
-        time.sleep(0.05)
+    driver, job = sleeping_driver(tmp_path)
     driver.kill()
     driver.wait()
+    until = time.time() + 30
     while time.time() < until:
         try:
-            os.kill(int((tmp_path / "pid").read_text()), 0)
+            os.kill(job, 0)
             time.sleep(0.05)
         except ProcessLookupError:
             return

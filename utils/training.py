@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from utils import checkpoint, distributed
 from utils.errors import Stopped, UserError
@@ -192,6 +193,14 @@ class Training:
                           f"{self.target}; the same command goes on", is_told=self.rank > 0)
 
     # ---- an epoch
+
+    def begin_epoch(self, pools, what):
+        """Set the pools (datasets.loading.Pools) to where the run is. Returns a progress bar over the tiles; what: its title."""
+        pools.epoch, pools.start = self.epoch, self.step
+        if self.rank == 0 and self.epoch == self.starts[-1]["epoch"] and pools.idle():
+            print(pools.idle(), file=sys.stderr)
+        return tqdm(total=pools.size, initial=self.step * pools.batch, desc=f"{what} {self.epoch}/{self.args.epochs}", unit="tile",
+                    leave=False, disable=self.rank > 0)
 
     def means(self, tiles):
         """{term: mean over the tiles of this epoch}, after all its steps. tiles: of the split."""
