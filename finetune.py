@@ -139,7 +139,7 @@ def main(argv=None):
     model = build_model("omnisat", train.sensors, **config["options"])
     if start_point is None:
         # the statistics are those of the whole training split, as in pretraining: they need no label
-        model.set_statistics(distributed.first_alone(lambda: training_statistics(dataset("train", labelled=False),
+        model.standardize.set(distributed.first_alone(lambda: training_statistics(dataset("train", labelled=False),
                                                                                  args.workers)))
     else:
         checkpoint.start_from(model, start_point, args.init)

@@ -112,7 +112,7 @@ def main(argv=None):
               "options": {"embed_dim": args.embed_dim, "depth": args.depth, "ablation": args.ablation}}
     torch.manual_seed(args.seed)                                              # here, since loaders draw numbers too
     model = build_model("omnisat", train.sensors, **config["options"])
-    model.set_statistics(statistics)
+    model.standardize.set(statistics)
     model.to(device)
     autocast = options.set_up(model, args, device)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=True)

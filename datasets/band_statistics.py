@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "stats"
 
 def statistics_path(dataset):
     """The file of a dataset's statistics."""
-    return FOLDER / f"{dataset.release}-{dataset.name}-{dataset.data_hash[:8]}.json"
+    return FOLDER / f"{dataset.release}-{dataset.name}{'-all-bands' if dataset.all_bands else ''}-{dataset.data_hash[:8]}.json"
 
 
 def seal(entry):

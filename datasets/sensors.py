@@ -3,7 +3,7 @@
 A new sensor is a new entry here, a dataset of one's own a new table: readers, models and losses take everything from it
 and name no sensor. README shows how.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Optional, Tuple
 
 
@@ -22,6 +22,7 @@ class Sensor:
         reader knows. Images: .tif or .npy (C, H, W). Series: .npz with data (T, C, H, W) and dates (T,) as YYYYMMDD.
     nodata: the value of pixels that were not seen, besides NaN.
     in_all: whether "all" modalities means this one too.
+    extra_bands: what the file has behind these bands and OmniSat leaves out; some of the compared methods take it.
     """
     key: str
     kind: str
@@ -33,12 +34,17 @@ class Sensor:
     files: Optional[str] = field(default=None, compare=False)    # these say how to read, not what is learned:
     nodata: Optional[float] = field(default=None, compare=False)    # a checkpoint fits whatever they are
     in_all: bool = field(default=True, compare=False)
+    extra_bands: Tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self):
         if self.kind not in ("image", "series"):
             raise ValueError(f"sensor {self.key}: kind is image or series, not {self.kind!r}")
         if (self.kind == "series") != (self.period is not None):
             raise ValueError(f"sensor {self.key}: a series needs a period, an image has none")
+
+    def with_all_bands(self):
+        """The same sensor with its extra bands behind the others."""
+        return replace(self, bands=self.bands + self.extra_bands, extra_bands=())
 
 
 def _table(*sensors):
@@ -60,8 +66,9 @@ SENSORS = {
     ),
     "treesatai": _table(                # the order of the bands in these files is another
         Sensor("vhr", "image", ("NIR", "G", "B", "R"), 0.2, 50),
-        Sensor("s2", "series", ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12"), 10, 1, 366),
-        Sensor("s1", "series", ("VV", "VH"), 10, 1, 366),
+        Sensor("s2", "series", ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12"), 10, 1, 366,
+               extra_bands=("B01", "B09")),
+        Sensor("s1", "series", ("VV", "VH"), 10, 1, 366, extra_bands=("VV/VH",)),
     ),
     # 32 x 32 patches of 40 m (section 3.4); days since September 2018, up to the end of 2019
     "pastis-hd": _table(

@@ -143,8 +143,9 @@ class Tiles(torch.utils.data.Dataset):
     root: the raw files. split: train, val or test. modalities: keys of datasets.sensors. name: the dataset's.
     label_percent: of the training tiles, a stratified subset that follows the seed. labelled: False leaves labels
     out (pretraining). max_dates: of a series. max_cloud (%): leave out optical dates whose mean probability of cloud or
-    snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. findings: a list to add what is wrong with
-    single tiles to, as (tile, modality, text), instead of stopping at the first (prepare.py).
+    snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. all_bands: the sensors' extra bands too.
+    findings: a list to add what is wrong with single tiles to, as (tile, modality, text), instead of stopping at the first
+    (prepare.py).
     dataset[i] takes evenly spread dates of a long series, dataset[i, epoch] random ones, the same for the same seed.
 
     A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
@@ -161,11 +162,12 @@ class Tiles(torch.utils.data.Dataset):
     skipped = ()                # folders and zips below the root that are not part of the dataset
 
     def __init__(self, root, split, modalities, name, label_percent=100, seed=0, labelled=True, max_dates=50,
-                 max_cloud=None, parts=1, findings=None):
+                 max_cloud=None, parts=1, all_bands=False, findings=None):
         if not os.path.isdir(root):
             raise UserError(f"{root}: no such folder; --data-root is the folder of the raw files, see README")
         self.root, self.name, self.modalities, self.seed = str(root), name, tuple(modalities), seed
-        self.sensors = [SENSORS[name][key] for key in modalities]
+        self.sensor = {key: SENSORS[name][key].with_all_bands() if all_bands else SENSORS[name][key] for key in modalities}
+        self.sensors, self.all_bands = list(self.sensor.values()), all_bands
         self.labelled, self.max_dates, self.max_cloud, self.parts = labelled, max_dates, max_cloud, parts
         self.findings = findings
         marker = self.find()
@@ -264,7 +266,7 @@ class Tiles(torch.utils.data.Dataset):
 
     def stored(self, i, keys):
         """raw, but series of .npy files are memory-mapped, in the file's type, their pixels not read yet."""
-        sensors = [SENSORS[self.name][key] for key in keys]
+        sensors = [self.sensor[key] for key in keys]
         tile = self.read_own(i, [sensor for sensor in sensors if sensor.files is None])
         return tile | {sensor.key: self.read_file(i, sensor) for sensor in sensors if sensor.files}
 
@@ -274,7 +276,7 @@ class Tiles(torch.utils.data.Dataset):
 
     def whole(self, key, data):
         """All dates of a stored series; other data as it is."""
-        nodata = SENSORS[self.name][key].nodata
+        nodata = self.sensor[key].nodata
         return fetch(data, np.arange(len(data)), nodata) if isinstance(data, np.memmap) else native(data, nodata)
 
     def read_own(self, i, sensors):
@@ -342,7 +344,7 @@ class Tiles(torch.utils.data.Dataset):
 
     def cleaned(self, key, data, days, is_cloudy=False):
         """What is usable of a raw series, in time order: data (T, C, H, W), days (T,)."""
-        data, days = clean(data, days, is_cloudy, SENSORS[self.name][key].nodata)
+        data, days = clean(data, days, is_cloudy, self.sensor[key].nodata)
         return self.finish(key, data), days
 
     def read(self, i):
@@ -361,7 +363,7 @@ class Tiles(torch.utils.data.Dataset):
             state = rng and rng.bit_generator.state
             wanted = distinct[choose_dates(len(distinct), self.max_dates, rng)]
             dates = np.flatnonzero(np.isin(days, wanted) & ~is_cloudy)            # all acquisitions: the first may be of no use
-            some, usable = self.cleaned(key, fetch(data, dates, SENSORS[self.name][key].nodata), days[dates])
+            some, usable = self.cleaned(key, fetch(data, dates, self.sensor[key].nodata), days[dates])
             if len(usable) == len(wanted):
                 return some, usable
             if rng:

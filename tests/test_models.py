@@ -421,7 +421,7 @@ def test_modality_missing_in_all_tiles_stays_finite(sensors):
 def test_inputs_are_standardised():
     """Not in the paper: (x - mean) / std of each band, also of bytes; the statistics are set, and saved, by modality."""
     model, mean, std = toy([VHR, S1]), torch.tensor([1., 2., 3.]), torch.tensor([4., 5., 6.])
-    model.set_statistics({"s1": {"mean": [100., 20.], "std": [50., 10.]},
+    model.standardize.set({"s1": {"mean": [100., 20.], "std": [50., 10.]},
                           "vhr": {"mean": mean.tolist(), "std": std.tolist()}})
     x = torch.tensor([[[[0, 200]], [[20, 255]]]], dtype=torch.uint8)
     for shaped in (x, x[:, None]):                                  # images, series

@@ -41,7 +41,7 @@ def full_model(batch, keys, **options):
     for key in keys:
         x = batch[key].float().transpose(0, -3).flatten(1)
         statistics[key] = {"mean": x.mean(1).tolist(), "std": x.std(1).tolist()}
-    model.set_statistics(statistics)
+    model.standardize.set(statistics)
     return model
 
 

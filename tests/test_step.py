@@ -33,7 +33,7 @@ def make_batch(dtype=torch.float64, tiles=5):
 def model():
     torch.manual_seed(0)
     model = OmniSat([VHR, S2, S1], embed_dim=32, depth=2)
-    model.set_statistics({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.1] * 3, "std": [2.] * 3},
+    model.standardize.set({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.1] * 3, "std": [2.] * 3},
                           "s1": {"mean": [0.] * 2, "std": [1.] * 2}})
     return model
 
@@ -91,7 +91,7 @@ def test_bfloat16_keeps_batch_norms_statistics(model):
     """Variances of bands that move together cancel in part: their sums are float32, whole and in parts."""
     batch = make_batch(torch.float32)
     batch["s2"] = (5 + torch.randn(5, 6, 1, 2, 2) + 0.01 * torch.randn(5, 6, 3, 2, 2))
-    model.set_statistics({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.] * 3, "std": [1.] * 3},
+    model.standardize.set({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.] * 3, "std": [1.] * 3},
                           "s1": {"mean": [0.] * 2, "std": [1.] * 2}})
     wanted = results(model.double(), {key: value.double() if key == "s2" else value for key, value in batch.items()})["buffers"]
     model.float()
