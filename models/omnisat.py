@@ -13,25 +13,13 @@ from losses.reconstruction import token_error, top_dates
 from models.combiner import Combiner
 from models.image import ImageDecoder, ImageEncoder
 from models.series import SeriesDecoder, SeriesEncoder
+from models.standardize import Standardization
 
 MASK_SHARE = 0.75              # not in the paper: the official code's
 WHOLE, PART = 2 ** 14, 2 ** 12    # patches: a pool of more than WHOLE, as PASTIS-HD's 128 tiles, is worked through in parts
 DATE_SHARE = 0.25              # section 3.1
 # of table 5, by the names of results/paper/cells.csv; each changes pretraining only
 ABLATIONS = ("none", "no_index_bypass", "no_date_filtering", "no_contrastive", "naive_contrastive", "no_reconstruction")
-
-
-class Standardize(nn.Module):
-    """(x - mean) / std of each band, with the statistics of the training split; they are part of the checkpoint."""
-
-    def __init__(self, bands):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(bands))
-        self.register_buffer("std", torch.ones(bands))
-
-    def forward(self, x):
-        """x (..., C, H, W) of any number type. Returns the same shape in the statistics' floating type."""
-        return (x.to(self.mean.dtype) - self.mean[:, None, None]) / self.std[:, None, None]
 
 
 def patchify(x, patch):
@@ -83,11 +71,10 @@ class OmniSat(nn.Module):
             raise ValueError(f"unknown ablation {ablation!r}: there are {', '.join(ABLATIONS)}")
         self.sensors, self.ablation = {sensor.key: sensor for sensor in sensors}, ablation
         self.terms = tuple(term for term in ("contrastive", "reconstruction") if ablation != f"no_{term}")
-        self.standardize, self.encoders = nn.ModuleDict(), nn.ModuleDict()
+        self.standardize, self.encoders = Standardization(sensors), nn.ModuleDict()
         self.decoders = nn.ModuleDict() if num_classes == 0 else None
         for key, sensor in self.sensors.items():
             bands = len(sensor.bands)
-            self.standardize[key] = Standardize(bands)
             if sensor.kind == "image":
                 encoder = ImageEncoder(bands, sensor.patch, embed_dim)
                 decoder = ImageDecoder(bands, sensor.patch, embed_dim, bypass=ablation != "no_index_bypass")
@@ -106,14 +93,6 @@ class OmniSat(nn.Module):
         torch._dynamo.config.recompile_limit = 64                             # modalities and training or not, each has its own
         for network in (*self.encoders.values(), *(self.decoders or {}).values(), self.combiner):
             network.compile()
-
-    def set_statistics(self, statistics):
-        """statistics: {key: {"mean": [C], "std": [C]}} of the training split, in the file's units (dB for radar)."""
-        for key, module in self.standardize.items():
-            if len(statistics[key]["mean"]) != len(module.mean):
-                raise ValueError(f"{key}: statistics of {len(statistics[key]['mean'])} bands for {len(module.mean)}")
-            module.mean.copy_(torch.tensor(statistics[key]["mean"]))
-            module.std.copy_(torch.tensor(statistics[key]["std"]))
 
     def parts(self, batch):
         """Slices of the tiles that are worked on at a time."""
