@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from utils.errors import UserError, run
-from utils.results import CELLS, KEYS, TABLES, key_of, read_rows
+from utils.results import CELLS, KEYS, SCORED, TABLES, key_of, read_rows
 
 RESULTS = Path(__file__).parent / "results"
 METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
@@ -60,11 +60,12 @@ def collect(folder, table, scale):
                         f"shown are those of scale {scale}")
     printed, scored = paper_cells(table), collections.defaultdict(dict)
     for row in ours:
-        if row["status"] == "ok":
+        if row["status"] in SCORED:
             scored[key_of(row)][row["seed"]] = row
-    without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours if row["status"] != "ok")
+    without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours if row["status"] not in SCORED)
     notes = [f"{count} {'row' if count == 1 else 'rows'} {what}" for count, what in (
         (without.total(), "without a score: " + ", ".join(f"{n} {status}" for status, n in without.items())),
+        (sum(row["status"] == "random-weights" for row in ours), "with random weights in place of ImageNet's"),
         (len(rows) - len(ours), f"not of scale {scale}, not shown"),
         (sum(len(scored[key]) for key in scored.keys() - printed.keys()), "of cells that the paper does not print, not shown")
     ) if count]

@@ -57,19 +57,20 @@ def score_test(path, data_root, pool, workers, place, csv=None):
         raise UserError(f"{path}: its training was stopped in epoch {len(saved['history']) + 1}; finetune.py goes on with it")
     model = checkpoint.rebuild(saved).to(device)
     test = open_dataset(saved["dataset"], data_root, "test", list(model.sensors), max_cloud=saved["max_cloud"],
-                        parts=saved["parts"])
+                        parts=saved["parts"], all_bands=model.all_bands)
+    pool = min(pool, model.pools.get(saved["dataset"], pool))
     pools = Pools(len(test), pool, pool * world, None, rank, world)
     with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
         scores = score(model, test, make_loader(test, pools, workers), pools, device, progress.update)
     if rank == 0 and csv:
         row = {"table": Path(csv).stem, "dataset": saved["dataset"], "model": saved["config"]["model"],
-               "pretraining": saved["pretraining"], "ablation": saved["config"]["options"]["ablation"],
+               "pretraining": saved["pretraining"], "ablation": saved["config"]["options"].get("ablation", "none"),
                "modality": options.modality_name(model.sensors, saved["dataset"]),
                "label_percent": saved["label_percent"], "seed": saved["seed"],
                **{name: f"{scores[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
                "n_test": scores["n"], "params": sum(p.numel() for p in model.parameters()),
                "pretrain_hours": f"{saved['pretrain_hours']:.4f}", "finetune_hours": f"{saved['hours']:.4f}",
-               "scale": "demo" if test.is_demo else saved["scale"], "status": "ok",
+               "scale": "demo" if test.is_demo else saved["scale"], "status": saved["status"],
                "split_hash": saved["split_hash"][:12], "checkpoint_hash": checkpoint.file_hash(path)[:12], **saved["source"]}
         write_row(csv, row, {"classes": list(test.classes)} | scores["counts"])
     return scores | {"epoch": saved["epoch"]}

@@ -1,15 +1,17 @@
-"""Fine-tune OmniSat for multi-label classification, from a pretrained checkpoint or from scratch (section 4.2).
+"""Train OmniSat or a compared method for multi-label classification (section 4.2).
 
     python finetune.py --dataset treesatai-ts --data-root DIR --init runs/treesatai-ts/pretrain-seed0/pretrained.pt
     python finetune.py --dataset treesatai-ts --data-root DIR --init none --modalities s2 --label-percent 10
+    python finetune.py --dataset treesatai --data-root DIR --model resnet50 --init imagenet --modalities vhr
     torchrun --nproc_per_node=3 finetune.py ...
 
-All weights are trained. The checkpoint with the best validation F1 (macro; of equal ones the one of lower loss) is kept in
+All weights are trained; lightgbm and mosaiks are fitted in one pass. The checkpoint with the best validation F1 (macro; of equal ones the one of lower loss) is kept in
 finetuned.pt and, with --csv, scored on the test split at the end. Stopped or killed, the same command goes on.
 """
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,8 @@ from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from evaluate import score, score_test
-from models import build_model
-from utils import checkpoint, distributed, options
+from models import MODELS, build_model
+from utils import checkpoint, distributed, options, weights
 from utils.errors import UserError, run
 from utils.log import provenance
 from utils.results import finetuning_folder, read_rows
@@ -27,6 +29,83 @@ from utils.training import Training, open_folder
 
 # not in the paper, which gives a rate for pretrained weights only: the official code's
 SCRATCH_RATE = {"flair": 2e-3}    # 2e-4 for the others
+
+
+class Start(NamedTuple):
+    """What a training begins with.
+
+    options: of the model's constructor, but for num_classes. pretraining, ablation: as in the tables. rate: of Adam.
+    init: what says where the weights are from, for the checkpoint. is_paper: whether all this is the paper's. checkpoint: or None.
+    """
+    options: dict
+    pretraining: str
+    ablation: str
+    rate: float
+    init: str
+    is_paper: bool
+    checkpoint: Optional[dict] = None
+
+
+def start_omnisat(args):
+    """Start of OmniSat, from a checkpoint or from scratch. Errors: UserError for a checkpoint or sizes that do not fit."""
+    size = {"embed_dim": 256 if args.embed_dim is None else args.embed_dim, "depth": 6 if args.depth is None else args.depth}
+    if args.width is not None:
+        raise UserError("--width: of the compared methods; the sizes of omnisat are --embed-dim and --depth")
+    if args.init == "none":
+        rate = SCRATCH_RATE.get(args.dataset, 2e-4) if args.lr is None else args.lr
+        return Start(size | {"ablation": "none"}, "none", "none", rate, "none", size == {"embed_dim": 256, "depth": 6})
+    if args.init == "imagenet":
+        raise UserError("--init imagenet: omnisat has no part with published ImageNet weights; name a pretrained.pt, or none")
+    saved = checkpoint.load(args.init, "pretrained")
+    if not saved["finished"]:
+        raise UserError(f"{args.init}: its pretraining stopped in epoch {saved['epoch']}; run it to its end first")
+    if saved["dataset"] != args.dataset:
+        raise UserError(f"{args.init}: pretrained on {saved['dataset']}, not on {args.dataset}")
+    size = {name: saved["config"]["options"][name] for name in size}
+    for name, value in size.items():
+        if getattr(args, name) not in (None, value):
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: {args.init} has {value}; leave the option out")
+    ablation = saved["config"]["options"]["ablation"]
+    is_paper = size == {"embed_dim": 256, "depth": 6} and saved["is_paper"] and saved["seed"] == args.seed
+    return Start(size | {"ablation": ablation}, "self", ablation, 2e-5 if args.lr is None else args.lr,
+                 f"sha256 {saved['sha256'][:12]}", is_paper, saved)
+
+
+def start_compared(args, modality):
+    """Start of a compared method. Errors: UserError for what it is not made for."""
+    method = MODELS[args.model]
+    if modality not in method.rates.get(args.dataset, ()):
+        raise UserError(f"--model {args.model} is not made for {modality} of {args.dataset}, but for " + "; ".join(
+            f"{', '.join(rates)} of {dataset}" for dataset, rates in method.rates.items()))
+    for name in ("embed_dim", "depth", "tiles_at_once"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: of omnisat, not of {args.model}")
+    needed = "imagenet" if modality in method.imagenet else "none"
+    if args.init not in ("none", needed):
+        raise UserError(f"--init {args.init}: {args.model} on {modality} starts from " + (
+            "imagenet, or none" if needed == "imagenet" else "none: it has no published weights"))
+    width = 1.0 if args.width is None else args.width
+    if not 0 < width <= 1:
+        raise UserError(f"--width must be over 0 and at most 1, not {width:g}")
+    rate = method.rates[args.dataset][modality] if args.lr is None else args.lr
+    return Start({"dataset": args.dataset, "width": width}, method.pretraining if args.init == needed else "none", "none", rate,
+                 args.init, args.init == needed and width == 1)
+
+
+def load_imagenet(model, args, is_demo, rank):
+    """Load ImageNet weights into the parts that have them. Returns the status of the row: "ok", or in the demo "random-weights"."""
+    missing = f"a width of {args.width:g} does not fit them" if args.width not in (None, 1) else None
+    try:
+        if missing is None:
+            model.load_imagenet(weights.load)
+            return "ok"
+    except UserError as error:
+        missing = str(error)
+    if not is_demo:
+        raise UserError(missing)
+    if rank == 0:
+        print(f"random weights in place of ImageNet's, in the demo only: {missing}", file=sys.stderr)
+    return "random-weights"
 
 
 def train_epoch(training, loader, pools, autocast, progress):
@@ -38,12 +117,25 @@ def train_epoch(training, loader, pools, autocast, progress):
             batch = distributed.to_device(next(batches), training.device)
             training.begin_pool(number, batch["name"])
             with autocast:
-                logits = model(batch)
-            loss = F.binary_cross_entropy_with_logits(logits.float(), batch["label"])
+                outputs = model.all_logits(batch)
+            loss = sum(F.binary_cross_entropy_with_logits(logits.float(), batch["label"]) for logits in outputs)
             (loss * len(indices) / step_size).backward()
             training.end_pool(number % pools.a_step, [loss])
         progress.update(step_size)
         training.end_step()
+
+
+@torch.no_grad()
+def fit(training, dataset, loader, pools, progress):
+    """In place of epochs: what the method takes from each tile, by all processes, then all at once, alike on each process."""
+    model, batches, mine = training.model.eval(), iter(loader), []
+    for step_size, step_pools in pools.steps():
+        for _, indices in step_pools:
+            mine.append((indices, model.collect(distributed.to_device(next(batches), training.device)).cpu()))
+        progress.update(step_size)
+    order, values = zip(*(pair for process in distributed.gather(mine) for pair in process))
+    x = torch.cat(values)[torch.tensor(sum(order, [])).argsort()]
+    model.fit(x, dataset.labels > 0, training.args.seed)
 
 
 def test(target, args, place):
@@ -59,17 +151,21 @@ def test(target, args, place):
 def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
+    arguments.add_argument("--model", choices=MODELS, default="omnisat", help="omnisat or a compared method")
     arguments.add_argument("--init", required=True, metavar="FILE",
-                           help="pretrained.pt to start from, or none for random weights")
+                           help="pretrained.pt to start from, none for random weights, or imagenet for the published weights of a "
+                                "compared method's ResNet, which are looked for in weights/ (python prepare.py weights)")
     options.add_data_options(arguments)
     arguments.add_argument("--label-percent", type=int, default=100, metavar="PERCENT",
                            help="use a stratified subset of the training labels, drawn with the seed; validation and test "
                                 "stay whole")
-    options.add_model_options(arguments, None, None)
+    options.add_model_options(arguments, None, None).add_argument(
+        "--width", type=float, help="of the layers of a compared method, as a share of the published one, for trials (default: 1)")
     options.add_machine_options(arguments)
     training = options.add_training_options(arguments, epochs=200)
     training.add_argument("--lr", type=float, help="of Adam (default: 2e-5 from a checkpoint, the paper's; from "
-                                                   "scratch the official code's, 2e-4, and 2e-3 on flair)")
+                                                   "scratch the official code's, 2e-4, and 2e-3 on flair; its own "
+                                                   "for each compared method)")
     training.add_argument("--min-epochs", type=int, default=50, help="no early stop before; not in the paper: the official "
                                                                     "code's")
     training.add_argument("--patience", type=int, default=10, help="stop after so many epochs without a better validation F1")
@@ -81,6 +177,9 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = arguments.parse_args(argv)
+    if args.model != "omnisat":
+        arguments.set_defaults(pool=MODELS[args.model].pools.get(args.dataset, 128))
+        args = arguments.parse_args(argv)
     options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent", "parts", "tiles_at_once")
     options.check_model(args)
     if args.csv:
@@ -88,32 +187,16 @@ def main(argv=None):
     if args.label_percent > 100:
         raise UserError(f"--label-percent must be between 1 and 100, not {args.label_percent}")
     modalities = options.chosen_modalities(args.modalities, args.dataset)
+    modality, method = options.modality_name(modalities, args.dataset), MODELS[args.model]
 
     # ---- setup
     rank, world, device = place = distributed.setup()
-    start_point = None if args.init == "none" else checkpoint.load(args.init, "pretrained")
-    size = {"embed_dim": 256 if args.embed_dim is None else args.embed_dim, "depth": 6 if args.depth is None else args.depth}
-    pretraining, ablation = "none", "none"
-    if start_point is not None:
-        if not start_point["finished"]:
-            raise UserError(f"{args.init}: its pretraining stopped in epoch {start_point['epoch']}; run it to its end first")
-        if start_point["dataset"] != args.dataset:
-            raise UserError(f"{args.init}: pretrained on {start_point['dataset']}, not on {args.dataset}")
-        size = {name: start_point["config"]["options"][name] for name in size}
-        for name, value in size.items():
-            if getattr(args, name) not in (None, value):
-                raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: {args.init} has {value}; leave the "
-                                "option out")
-        pretraining, ablation = "self", start_point["config"]["options"]["ablation"]
-    scratch_rate = SCRATCH_RATE.get(args.dataset, 2e-4)
-    rate = args.lr if args.lr is not None else scratch_rate if start_point is None else 2e-5
-    modality = options.modality_name(modalities, args.dataset)
-    output = Path(args.output or finetuning_folder("runs", args.dataset, pretraining, ablation, modality, args.label_percent,
-                                                   args.seed))
+    start = start_omnisat(args) if args.model == "omnisat" else start_compared(args, modality)
+    output = Path(args.output or finetuning_folder("runs", args.dataset, args.model, start.pretraining, start.ablation, modality,
+                                                   args.label_percent, args.seed))
     target = output / "finetuned.pt"
-    saved, settings = open_folder(target, "finetuned", args, rank, **size, modalities=",".join(modalities), lr=rate,
-                                  precision=options.chosen_precision(args, device),
-                                  init="none" if start_point is None else f"sha256 {start_point['sha256'][:12]}")
+    saved, settings = open_folder(target, "finetuned", args, rank, **start.options, modalities=",".join(modalities), lr=start.rate,
+                                  precision=options.chosen_precision(args, device), init=start.init)
     if saved is not None and saved["finished"]:
         if rank == 0:
             print(f"{target} is finished; delete it to start anew", file=sys.stderr)
@@ -122,60 +205,67 @@ def main(argv=None):
     # ---- data
     def dataset(split, **choice):
         return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, max_cloud=args.max_cloud,
-                            parts=args.parts, **choice)
+                            parts=args.parts, all_bands=method.all_bands, **choice)
     train, val = distributed.first_alone(lambda: (dataset("train", label_percent=args.label_percent), dataset("val")))
-    if start_point is not None and start_point["val_hash"] != val.list_hash:
+    if start.checkpoint is not None and start.checkpoint["val_hash"] != val.list_hash:
         raise UserError(f"{args.init}: pretrained with another list of validation tiles than {args.data_root} gives now; was a val "
                         "list added? pretrain again")
-    train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world)
+    train_pools = (Pools(len(train), args.pool, args.pool * world, None, rank, world) if method.is_fitted else
+                   Pools(len(train), args.pool, args.batch_size, args.seed, rank, world))
     val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world)
     train_loader, val_loader = (make_loader(data, pools, args.workers)
                                 for data, pools in ((train, train_pools), (val, val_pools)))
 
     # ---- model, optimiser
-    config = {"model": "omnisat", "sensors": [asdict(sensor) for sensor in train.sensors],
-              "options": size | {"num_classes": len(train.classes), "ablation": ablation}}
+    config = {"model": args.model, "sensors": [asdict(sensor) for sensor in train.sensors],
+              "options": start.options | {"num_classes": len(train.classes)}}
     torch.manual_seed(args.seed)                                              # here, since loaders draw numbers too
-    model = build_model("omnisat", train.sensors, **config["options"])
-    if start_point is None:
+    model, status = build_model(args.model, train.sensors, **config["options"]), "ok"
+    if start.checkpoint is None:
         # the statistics are those of the whole training split, as in pretraining: they need no label
-        model.standardize.set(distributed.first_alone(lambda: training_statistics(dataset("train", labelled=False),
-                                                                                 args.workers)))
+        model.standardize.set(distributed.first_alone(lambda: training_statistics(dataset("train", labelled=False), args.workers)))
     else:
-        checkpoint.start_from(model, start_point, args.init)
+        checkpoint.start_from(model, start.checkpoint, args.init)
+    if args.init == "imagenet":
+        status = load_imagenet(model, args, train.is_demo, rank)
     model.to(device)
-    autocast = options.set_up(model, args, device)
-    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
+    autocast, optimizer, scheduler = options.set_up(model, args, device), None, None
+    if not method.is_fitted:
+        optimizer = torch.optim.Adam(model.parameters(), start.rate, fused=True)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
-    is_demo = train.is_demo or (start_point is not None and start_point["is_demo"])
-    is_paper = (options.is_paper(args, arguments, modalities) and size == {"embed_dim": 256, "depth": 6}
-                and (start_point is None or start_point["is_paper"] and start_point["seed"] == args.seed))
-    scale = "demo" if is_demo else "paper" if is_paper else "custom"
+    is_demo = train.is_demo or (start.checkpoint is not None and start.checkpoint["is_demo"])
+    scale = "demo" if is_demo else "paper" if start.is_paper and options.is_paper(args, arguments, modalities) else "custom"
 
     # ---- resume
     source = provenance("finetune.py", argv if argv is not None else sys.argv[1:], device)
-    facts = {"config": config, "dataset": args.dataset, "pretraining": pretraining, "label_percent": args.label_percent, "seed": args.seed,
-             "max_cloud": args.max_cloud, "parts": args.parts, "split_hash": train.split_hash, "val_hash": val.list_hash,
-             "pretrain_hours": start_point["hours"] if start_point else 0.0,
-             "source": source, "scale": scale}
+    facts = {"config": config, "dataset": args.dataset, "pretraining": start.pretraining, "label_percent": args.label_percent,
+             "seed": args.seed, "max_cloud": args.max_cloud, "parts": args.parts, "split_hash": train.split_hash,
+             "val_hash": val.list_hash, "pretrain_hours": start.checkpoint["hours"] if start.checkpoint else 0.0,
+             "source": source, "scale": scale, "status": status}
+    if method.is_fitted:
+        args.epochs = 1
     training = Training(target, "finetuned", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss",))
     if rank == 0:
-        print(f"fine-tuning on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
-              f"{', '.join(modalities)}, from {args.init}; lr {rate:g}; {world} process(es) on {source['device']}",
-              file=sys.stderr)
+        print(f"{'fitting' if method.is_fitted else 'training'} {args.model} on {len(train)} tiles of {args.dataset}"
+              f"{' (demo data)' if train.is_demo else ''}, {', '.join(modalities)}, from {args.init}; "
+              f"{'' if method.is_fitted else f'lr {start.rate:g}; '}{world} process(es) on {source['device']}", file=sys.stderr)
 
     # ---- loop
     with training:
         while not training.finished:
-            with training.begin_epoch(train_pools, "fine-tune") as progress:
-                train_epoch(training, train_loader, train_pools, autocast, progress)
-            losses = training.means(len(train))
-            scores = score(model, val, val_loader, val_pools, device, lambda _: training.look_up())
-            rate = optimizer.param_groups[0]["lr"]
-            scheduler.step(scores["loss"])
+            with training.begin_epoch(train_pools, "fit" if method.is_fitted else "fine-tune") as progress:
+                if method.is_fitted:
+                    fit(training, train, train_loader, train_pools, progress)
+                else:
+                    train_epoch(training, train_loader, train_pools, autocast, progress)
+            losses = {} if method.is_fitted else training.means(len(train))
+            scores = score(model, val, val_loader, val_pools, device, lambda _: method.is_fitted or training.look_up())
+            if not method.is_fitted:
+                losses["lr"] = optimizer.param_groups[0]["lr"]
+                scheduler.step(scores["loss"])
             training.end_epoch(losses | {"val_loss": scores["loss"], "val_f1_macro": scores["f1_macro"], "val_f1_weighted":
-                                         scores["f1_weighted"], "val_map": scores["map"], "lr": rate},
+                                         scores["f1_weighted"], "val_map": scores["map"]},
                                score=[scores["f1_macro"], -scores["loss"]])   # of equal F1 the lower loss
     distributed.gather(None)                                                  # rank 0 has written finetuned.pt
     test(target, args, place)

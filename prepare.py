@@ -2,6 +2,7 @@
 
     python prepare.py treesatai-ts --root data/treesatai       # stopped, the same command goes on where it was
     python prepare.py pastis-hd --root data/pastis-hd --fresh  # check everything again
+    python prepare.py weights                                  # download the published weights that some rows start from
 
 Zips are unpacked beside themselves; nothing that was downloaded is changed or deleted. What is found has one of three severities:
 error (the tables cannot be made), repaired (the readers deal with it), note (legal, but worth knowing). All of it goes to the
@@ -28,7 +29,7 @@ from datasets import READERS, band_statistics, open_dataset, splits
 from datasets.sensors import SENSORS
 from datasets.tiles import clean
 from run_tables import FOLDERS
-from utils import options
+from utils import options, weights
 from utils.errors import UserError, run
 from utils.files import written_whole
 from utils.unpack import unpack
@@ -333,8 +334,8 @@ def next_command(args, is_demo):
 def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
-    arguments.add_argument("dataset", choices=SENSORS, help="a table of datasets/sensors.py")
-    arguments.add_argument("--root", required=True, metavar="DIR", help="folder of what was downloaded, see README")
+    arguments.add_argument("dataset", choices=[*SENSORS, "weights"], help="a table of datasets/sensors.py; or weights")
+    arguments.add_argument("--root", metavar="DIR", help="folder of what was downloaded, see README; weights go to weights/")
     arguments.add_argument("--modalities", default="all", metavar="KEYS",
                            help="what to check, such as s2 or vhr,s1-des; all means those of the paper's tables")
     arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="reading processes; the default is all cores")
@@ -384,7 +385,14 @@ def prepare(args, report, progress):
 
 
 def main(argv=None):
-    args = command_line().parse_args(argv)
+    arguments = command_line()
+    args = arguments.parse_args(argv)
+    if args.dataset == "weights":
+        for name in weights.TABLE:
+            print(f"{weights.fetch(name)}: {weights.TABLE[name].about}")
+        return 0
+    if args.root is None:
+        arguments.error("--root is required: the folder of what was downloaded")
     if args.workers < 0:
         raise UserError(f"--workers must not be negative, but it is {args.workers}")
     report = Path(args.report or f"results/prepare/{args.dataset}.csv")

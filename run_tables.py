@@ -22,15 +22,18 @@ from typing import NamedTuple, Optional
 
 from utils.errors import BUSY, STOPPED, UserError, run
 from utils.files import end_with_parent
-from utils.results import CELLS, KEYS, TABLES, finetuning_folder, identity, key_of, pretraining_folder, read_rows
+from utils.results import (CELLS, COLUMNS, KEYS, SCORED, TABLES, finetuning_folder, identity, key_of, pretraining_folder, read_rows,
+                           write_row)
 
 ROOT = Path(__file__).parent
+LATER = ("satmae", "scalemae", "croma", "dofa", "presto")    # models of cells.csv that are not here yet
 RETRY = 30    # seconds until a job whose folder is taken is tried again
 FOLDERS = {"treesatai-ts": "treesatai", "treesatai": "treesatai", "pastis-hd": "pastis-hd", "flair": "flair"}
 # The demo's choices: few tiles, a small model, minutes of training. The paper's are the scripts' defaults.
 DEMO_DATA = {"treesatai": ["--train", "160", "--test", "100"], "pastis-hd": ["--train", "120", "--test", "80"],
              "flair": ["--train", "160", "--test", "100"]}
 DEMO_MODEL = ["--embed-dim", "32", "--depth", "1"]
+DEMO_WIDTH = ["--width", "0.25"]    # of the compared methods
 DEMO_COMMON = ["--workers", "0", "--lr", "1e-3"]
 DEMO_PRETRAIN = ["--batch-size", "8", "--epochs", "15"]
 DEMO_FINETUNE = {"10": ["--batch-size", "4", "--epochs", "30", "--min-epochs", "30"],
@@ -39,11 +42,17 @@ DEMO_FINETUNE = {"10": ["--batch-size", "4", "--epochs", "30", "--min-epochs", "
 
 
 def paper_cells(table):
-    """Rows of cells.csv that can be produced: OmniSat's of a table, or of all; fig5 shows those of table 2 with all labels."""
-    rows = [row for row in read_rows(CELLS) if row["table"] in TABLES and row["model"] == "omnisat"]
+    """Rows of cells.csv that can be produced, of a table or of all; fig5 shows those of table 2 with all labels."""
+    rows = [row for row in read_rows(CELLS) if row["table"] in TABLES and row["model"] not in LATER]
     if table == "fig5":
         return [row for row in rows if row["table"] == "table2" and row["label_percent"] == "100"]
     return [row for row in rows if table == "all" or row["table"] == ("table2" if table == "demo" else table)]
+
+
+def starts_from_imagenet(cell):
+    """Whether a part of the cell's model begins with ImageNet weights: a compared method's ResNet, alone or in a late fusion."""
+    from models import MODELS                                                 # torch is only loaded where it is needed
+    return cell["model"] != "omnisat" and cell["modality"] in MODELS[cell["model"]].imagenet
 
 
 def key(cell):
@@ -78,7 +87,7 @@ class Commands:
     def finetuned(self, cell, seed):
         """The checkpoint that a cell is scored with, the same for a cell that two tables print; finetune.py's default."""
         return finetuning_folder(self.runs, *(cell[name] for name in (
-            "dataset", "pretraining", "ablation", "modality", "label_percent")), seed) / "finetuned.pt"
+            "dataset", "model", "pretraining", "ablation", "modality", "label_percent")), seed) / "finetuned.pt"
 
     def csv(self, cell):
         return str(self.results / f"{cell['table']}.csv")
@@ -92,13 +101,15 @@ class Commands:
         return self.start + ["pretrain.py", *self._common(cell, seed), *ablation, *(extra if self.demo else [])]
 
     def finetune(self, cell, seed):
-        is_scratch, percent = cell["pretraining"] == "none", cell["label_percent"]
-        command = self.start + ["finetune.py", *self._common(cell, seed), "--init",
-                                "none" if is_scratch else str(self.pretrained(cell, seed)), "--modalities", cell["modality"],
-                                "--label-percent", percent, "--csv", self.csv(cell)]
+        is_omnisat, percent = cell["model"] == "omnisat", cell["label_percent"]
+        start = (str(self.pretrained(cell, seed)) if is_omnisat and cell["pretraining"] == "self" else
+                 "imagenet" if starts_from_imagenet(cell) else "none")
+        command = self.start + ["finetune.py", *self._common(cell, seed), *([] if is_omnisat else ["--model", cell["model"]]),
+                                "--init", start, "--modalities", cell["modality"], "--label-percent", percent,
+                                "--csv", self.csv(cell)]
         if self.demo:
-            command += ["--output", str(self.finetuned(cell, seed).parent), *(DEMO_MODEL if is_scratch else []), *DEMO_COMMON,
-                        *DEMO_FINETUNE[percent]]
+            size = DEMO_WIDTH if not is_omnisat else DEMO_MODEL if start == "none" else []
+            command += ["--output", str(self.finetuned(cell, seed).parent), *size, *DEMO_COMMON, *DEMO_FINETUNE[percent]]
         return command
 
     def evaluate(self, cell, seed):
@@ -115,10 +126,11 @@ class Job(NamedTuple):
 
 
 def jobs(cells, seeds, commands):
-    """The jobs that are still to do, each after the one it needs, and {name: why} of those that cannot be done."""
+    """The jobs that are still to do, each after the one it needs; {name: why} of those that cannot be done; and (table, row) of
+    those among them that lack published weights."""
     scale = "demo" if commands.demo else "paper"
-    done = {identity(row) for table in TABLES for row in read_rows(commands.results / f"{table}.csv") if row["status"] == "ok"}
-    planned, trained, blocked = {}, {}, {}
+    done = {identity(row) for table in TABLES for row in read_rows(commands.results / f"{table}.csv") if row["status"] in SCORED}
+    planned, trained, blocked, without = {}, {}, {}, []
 
     def plan(name, command, needs, folder):
         if name not in planned:
@@ -134,7 +146,8 @@ def jobs(cells, seeds, commands):
                 needs = plan(f"data of {folder}", commands.generate(dataset), None, commands.runs / folder)
             start = commands.pretrained(cell, seed)
             try:
-                foreign = [path for path in (target, start) if finished_scale(path) not in (None, scale)]
+                paths = (target, start) if cell["model"] == "omnisat" else (target,)
+                foreign = [path for path in paths if finished_scale(path) not in (None, scale)]
             except UserError as error:                                            # a damaged checkpoint
                 blocked[name] = str(error)
                 continue
@@ -144,11 +157,26 @@ def jobs(cells, seeds, commands):
             if target in trained or finished_scale(target):                       # trained for another table
                 plan(name, commands.evaluate(cell, seed), trained.get(target, needs), target.parent / cell["table"])
                 continue
-            if cell["pretraining"] == "self" and not finished_scale(start):
+            if not commands.demo and starts_from_imagenet(cell) and (missing := missing_weights(cell)):
+                blocked[name] = missing
+                without.append((commands.csv(cell), cell | {"seed": seed, "scale": scale, "status": missing}))
+                continue
+            if cell["model"] == "omnisat" and cell["pretraining"] == "self" and not finished_scale(start):
                 title = "pretraining" if cell["ablation"] == "none" else f"pretraining, {cell['ablation']},"
                 needs = plan(f"{title} on {dataset}, seed {seed}", commands.pretrain(cell, seed), needs, start.parent)
             trained[target] = plan(name, commands.finetune(cell, seed), needs, target.parent)
-    return list(planned.values()), blocked
+    return list(planned.values()), blocked, without
+
+
+def missing_weights(cell):
+    """Where the published weights belong that a cell starts from, None if they are there."""
+    from models import MODELS
+    from utils import weights
+    try:
+        weights.find(MODELS[cell["model"]].weights)
+        return None
+    except UserError as error:
+        return f"weights-missing: {error}"
 
 
 @functools.cache
@@ -287,13 +315,15 @@ def main(argv=None):
     if not demo and not args.dry_run and not Path(data).is_dir():
         arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data (see README)")
     commands = Commands(args.python, data, demo, args.nproc)
-    planned, failed = jobs(cells, seeds, commands)
+    planned, failed, without = jobs(cells, seeds, commands)
     for name, why in failed.items():
         print(f"FAILED {name}: {why}", file=sys.stderr)
     if args.dry_run:
         print(*(shlex.join(job.command) for job in planned), sep="\n")
         return 0
 
+    for path, row in without:
+        write_row(path, {name: row.get(name, "") for name in COLUMNS})
     total = len(planned) + len(failed)
     failed |= run_all(planned, at_a_time)
     compare = [args.python, "compare.py", "--results", str(commands.results), *(["--demo"] if demo else [])]

@@ -1,7 +1,11 @@
 """Models by the name used in arguments, checkpoints and CSV."""
+from models.compared import Perceptron, PixelSets, PixelSetSeries, ResNet50, UTAEs, VisionTransformer
+from models.fitted import RandomFeatures, Trees
 from models.omnisat import OmniSat
+from models.utt import UTT
 
-MODELS = {"omnisat": OmniSat}
+MODELS = {"omnisat": OmniSat, "pse": PixelSets, "vit": VisionTransformer, "mlp": Perceptron, "resnet50": ResNet50,
+          "pse_ltae": PixelSetSeries, "utt": UTT, "utae": UTAEs, "lightgbm": Trees, "mosaiks": RandomFeatures}
 
 
 def build_model(name, sensors, **options):

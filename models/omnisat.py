@@ -64,6 +64,7 @@ class OmniSat(nn.Module):
     gradients are those of the whole pool. None: as WHOLE and PART have it.
     """
     tiles_at_once = None
+    all_bands, is_fitted, pools = False, False, {}    # see models.compared.Compared
 
     def __init__(self, sensors, embed_dim=256, depth=6, heads=8, num_classes=0, ablation="none"):
         super().__init__()
@@ -174,6 +175,10 @@ class OmniSat(nn.Module):
         is_masked, grid = ~present[:, :, None].expand(tokens.shape[:3]), self.grid(batch)
         f = self.in_parts(lambda tiles: self.combine(tokens[tiles], is_masked[tiles], grid).mean(1), self.parts(batch))
         return self.head(torch.cat(f))
+
+    def all_logits(self, batch):
+        """What fine-tuning trains, a list of logits (B, K)."""
+        return [self(batch)]
 
     def draw_masks(self, batch, generator=None):
         """K of equation 4, for pretrain_loss: "is_masked" (B, M, P) bool, and "is_target", the same without missing tokens.

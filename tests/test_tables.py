@@ -16,23 +16,24 @@ import pretrain
 import run_tables
 from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
-from models import build_model
+from models import MODELS, build_model
 from models.omnisat import ABLATIONS
 from run_tables import Job, run_all
 from utils.options import chosen_modalities
-from utils import checkpoint
+from utils import checkpoint, weights
 from utils.errors import BUSY, STOPPED
 from utils.results import KEYS, finetuning_folder, pretraining_folder, read_rows
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("table, number", [("table2", 24), ("table3", 16), ("table4", 12), ("table5", 12), ("all", 64)])
-def test_list_is_omnisat_in_the_paper(table, number, capsys):
+@pytest.mark.parametrize("table, number", [("table2", 24 + 41), ("table3", 16 + 16), ("table4", 12 + 6), ("table5", 12), ("all", 64 + 63)])
+def test_list_is_what_the_paper_prints(table, number, capsys):
+    """For the models that are here."""
     run_tables.main([table, "--list"])
     listed = capsys.readouterr().out.splitlines()
     with open(ROOT / "results" / "paper" / "cells.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if table in ("all", row["table"]) and row["model"] == "omnisat"]
+        rows = [row for row in csv.DictReader(file) if table in ("all", row["table"]) and row["model"] in MODELS]
     assert listed[0] == ",".join(KEYS) and len(rows) == number
     assert sorted(listed[1:]) == sorted(",".join(row[name] for name in KEYS) for row in rows)
 
@@ -40,14 +41,15 @@ def test_list_is_omnisat_in_the_paper(table, number, capsys):
 def test_figure_5_is_table_2_with_all_labels(capsys):
     run_tables.main(["fig5", "--list"])
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert len(lines) == 12 and all(line.startswith("table2,") and line.endswith(",100") for line in lines)
+    assert len(lines) == 12 + 23 and all(line.startswith("table2,") and line.endswith(",100") for line in lines)
 
 
 @pytest.mark.parametrize("options, number", [
-    (["table2"], 24 + 2), (["demo", "--seeds", "0,1"], (24 + 2) * 2 + 1), (["table3"], 16 + 1), (["table4", "--demo"], 12 + 1 + 1),
-    (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 64 + 4 + 5), (["all", "--demo"], 64 + 4 + 5 + 3)])
+    (["table2"], 65 + 2), (["demo", "--seeds", "0,1"], (65 + 2) * 2 + 1), (["table3"], 32 + 1), (["table4", "--demo"], 18 + 1 + 1),
+    (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 127 + 4 + 5), (["all", "--demo"], 127 + 4 + 5 + 3)])
 def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)    # nothing done yet, so every line is printed
+    monkeypatch.setattr(weights, "find", lambda name: None)    # they are there
     run_tables.main([*options, "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == number == len(set(lines))
@@ -62,10 +64,14 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
         if module is evaluate:
             assert args.checkpoint in written                                 # of the same run in another table
             continue
-        modalities = chosen_modalities(args.modalities, args.dataset)
-        build_model("omnisat", [SENSORS[args.dataset][key] for key in modalities], embed_dim=args.embed_dim or 256,
-                    depth=args.depth or 6, ablation=getattr(args, "ablation", "none"))
-        if module is finetune and args.init != "none":
+        modalities, name = chosen_modalities(args.modalities, args.dataset), getattr(args, "model", "omnisat")
+        if name == "omnisat":
+            build_model("omnisat", [SENSORS[args.dataset][key] for key in modalities], embed_dim=args.embed_dim or 256,
+                        depth=args.depth or 6, ablation=getattr(args, "ablation", "none"))
+        else:
+            start = finetune.start_compared(args, args.modalities)
+            assert start.is_paper or args.width == 0.25
+        if module is finetune and args.init not in ("none", "imagenet"):
             assert args.init in written                                       # its pretraining comes first
         if "demo" not in options and "--demo" not in options:    # only the flags that differ: the rest is the paper's
             assert args.epochs == (250 if module is pretrain else 200) and args.batch_size == 384 and args.pool == 128
@@ -76,8 +82,9 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
             written.add(f"{args.output or default}/pretrained.pt")
         else:
             ablation = next((name for name in ABLATIONS if f"-{name}-" in args.init), "none")
-            default = finetuning_folder("runs", args.dataset, "none" if args.init == "none" else "self", ablation, args.modalities,
-                                        args.label_percent, args.seed)
+            pretraining = start.pretraining if name != "omnisat" else "none" if args.init == "none" else "self"
+            default = finetuning_folder("runs", args.dataset, name, pretraining, ablation, args.modalities, args.label_percent,
+                                        args.seed)
             written.add(f"{args.output or default}/finetuned.pt")
 
 

@@ -9,6 +9,7 @@ from utils.files import written_whole
 
 CELLS = Path(__file__).parent.parent / "results" / "paper" / "cells.csv"
 TABLES = ("table2", "table3", "table4", "table5")
+SCORED = ("ok", "random-weights")    # statuses of rows with a score; the second is the demo's where published weights are not there
 KEYS = ("table", "dataset", "model", "pretraining", "ablation", "modality", "label_percent")    # as in cells.csv
 COLUMNS = KEYS + ("seed", "f1_weighted", "f1_macro", "f1_micro", "map", "n_test", "params", "pretrain_hours",
                   "finetune_hours", "scale", "status", "commit", "dirty", "command", "split_hash", "checkpoint_hash",
@@ -36,10 +37,10 @@ def pretraining_folder(runs, dataset, ablation, seed):
     return Path(runs, dataset, f"{'pretrain' if ablation == 'none' else f'pretrain-{ablation}'}-seed{seed}")
 
 
-def finetuning_folder(runs, dataset, pretraining, ablation, modality, percent, seed):
+def finetuning_folder(runs, dataset, model, pretraining, ablation, modality, percent, seed):
     """Where a fine-tuning is kept: runs/treesatai-ts/omnisat-self-all-100percent-seed0."""
     name = pretraining if ablation == "none" else ablation
-    return Path(runs, dataset, f"omnisat-{name}-{modality}-{percent}percent-seed{seed}")
+    return Path(runs, dataset, f"{model}-{name}-{modality}-{percent}percent-seed{seed}")
 
 
 def identity(row):
@@ -47,10 +48,11 @@ def identity(row):
     return tuple(str(row[name]) for name in KEYS + ("seed", "scale"))
 
 
-def write_row(path, row, counts):
+def write_row(path, row, counts=None):
     """Add a row, in place of an earlier one of the same cell and seed; files are replaced whole, one writer at a time.
 
-    counts: {"classes", "tp", "fp", "fn", "tn"}, kept in <table>.counts.jsonl, so that a metric can be recomputed.
+    counts: {"classes", "tp", "fp", "fn", "tn"}, kept in <table>.counts.jsonl, so that a metric can be recomputed; None for a row
+    without a score.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,7 @@ def write_row(path, row, counts):
         rows = [r for r in read_rows(path) if identity(r) != identity(row)] + [row]
         lines = [json.loads(line) for line in beside.read_text().splitlines()] if beside.exists() else []
         lines = [line for line in lines if identity(line) != identity(row)]
-        lines.append(dict(zip(KEYS + ("seed", "scale"), identity(row))) | counts)
+        lines += [dict(zip(KEYS + ("seed", "scale"), identity(row))) | counts] if counts else []
         with written_whole(beside) as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         with written_whole(path) as file:                                     # last: a row without counts would not be noticed

@@ -69,6 +69,7 @@ class Training:
     target, kind: of the checkpoint; its weights are those of the best epoch if it is "finetuned", else the last ones.
     saved, settings: of open_folder. facts: what goes into the checkpoint besides, with the entries of SAME.
     args: epochs, min_epochs, patience, seed, save_minutes. place: of distributed.setup. terms: names of the loss and its parts.
+    optimizer, scheduler: None for a method that is fitted in a single epoch, of which only the end is saved.
 
     epoch counts from 1; step: those that are done of this epoch. finished: whether there is nothing left to do.
     """
@@ -238,12 +239,13 @@ class Training:
         self.unverified = None
         if self.rank == 0:
             weights = self.model.state_dict()
-            state = {"parts": {"model": weights, "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()},
-                     "sums": self.sums, "epoch": self.epoch, "step": self.step, "best": self.best, "best_epoch": self.best_epoch}
+            state = None if self.finished else {
+                "parts": {"model": weights, "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()},
+                "sums": self.sums, "epoch": self.epoch, "step": self.step, "best": self.best, "best_epoch": self.best_epoch}
             checkpoint.save(self.target, self.facts | {
                 "kind": self.kind, "finished": self.finished, "settings": self.settings, "starts": self.starts,
                 "weights": self.kept if self.keeps_best else weights, "epoch": self.best_epoch if self.keeps_best else self.epoch - 1,
-                "hours": self.hours(), "history": self.history, "training": None if self.finished else state})
+                "hours": self.hours(), "history": self.history, "training": state})
         self.saved_at = time.time()
 
 

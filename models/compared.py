@@ -1,0 +1,171 @@
+"""The compared methods that learn from labels alone or start from ImageNet (tables 2 to 4): which network sees which input.
+
+A method is a subclass of Compared: one network for each modality and, where there are several, late fusion: their vectors side by
+side, then one head. Inputs, sizes and learning rates are those of the official configurations, which made the printed numbers;
+PAPER.md lists where these are wrong and what we do.
+
+Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
+"""
+import torch
+from torch import nn
+
+from models.inputs import select, single_date
+from models.ltae import BatchNorm
+from models.mlp import MLP
+from models.pse import PSE, PSELTAE
+from models.resnet import ResNet, load_imagenet
+from models.standardize import Standardization
+from models.utae import UTAEVector
+from models.vit import image_vit, pixel_vit
+
+RGB = ("R", "G", "B")
+
+
+# ---- pieces ---------------------------------------------------------------------------------------------------------
+
+class FusionHead(nn.Sequential):
+    """LayerNorm, D -> 128 -> 64 -> K with batch norm and GELU: the head of every late fusion, and of PSE+LTAE and UTAE alone."""
+
+    def __init__(self, dim, num_classes):
+        super().__init__(nn.LayerNorm(dim), nn.Linear(dim, 128), BatchNorm(128), nn.GELU(),
+                         nn.Linear(128, 64), BatchNorm(64), nn.GELU(), nn.Linear(64, num_classes))
+
+
+class SingleDate(nn.Module):
+    """A network for images, given a series of one date. A tile without it is the mean of all, 0."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, dates, padded):
+        return self.network(single_date(x, padded))
+
+
+class RGBResNet50(nn.Module):
+    """ResNet-50 on the bands R, G and B of an image, by their names: (B, C, H, W) -> (B, outputs)."""
+
+    def __init__(self, bands, outputs, width=1.0):
+        super().__init__()
+        self.bands, self.resnet = bands, ResNet(50, 3, outputs, width)
+
+    def forward(self, x):
+        return self.resnet(select(x, self.bands, RGB))
+
+    def load_imagenet(self, load):
+        load_imagenet(self.resnet, load("resnet50"), RGB)
+
+
+# ---- methods --------------------------------------------------------------------------------------------------------
+
+class Compared(nn.Module):
+    """A compared method for some sensors of a dataset.
+
+    sensors: list of datasets.sensors.Sensor. num_classes: K. width: of the networks' layers, 1 as published; the demo's are narrower.
+
+    A subclass sets
+    rates: {dataset: {modality: learning rate}}, the cells that the paper prints; "all" is the late fusion.
+    imagenet: the modalities of which a part begins with ImageNet weights, and weights: their name in utils.weights.
+    pretraining: what the tables call the method's.
+    all_bands: whether it sees the sensors' extra bands. pools: {dataset: tiles in a forward pass}, where 128 do not fit.
+    vectors: {key: D} in the late fusion, and has_head: whether a network alone gives D numbers to the head too, instead of logits;
+    network(sensor, outputs, width): a module, image (B, C, H, W) -> (B, outputs), or series, dates, padded -> (B, outputs).
+    """
+    rates, imagenet, weights, pretraining, all_bands, pools, vectors, has_head = {}, (), "resnet50", "none", False, {}, {}, False
+    is_fitted = False    # whether all tiles are learned from at once, by a method fit
+
+    def __init__(self, sensors, num_classes, dataset, width=1.0):
+        super().__init__()
+        self.sensors, self.standardize = {sensor.key: sensor for sensor in sensors}, Standardization(sensors)
+        self.dataset = dataset
+        self.build(num_classes, width)
+
+    def build(self, num_classes, width):
+        """The networks and the head."""
+        has_head = len(self.sensors) > 1 or self.has_head
+        self.networks = nn.ModuleDict({key: self.network(sensor, self.vectors[key] if has_head else num_classes, width)
+                                       for key, sensor in self.sensors.items()})
+        self.head = FusionHead(sum(self.vectors[key] for key in self.sensors), num_classes) if has_head else nn.Identity()
+
+    def inputs(self, key, batch):
+        """What a modality's network is called with: (image,) or (series, dates, padded), standardised."""
+        x = self.standardize[key](batch[key])
+        return (x,) if self.sensors[key].kind == "image" else (x, batch[f"{key}_dates"], batch[f"{key}_padded"])
+
+    def all_logits(self, batch):
+        """Logits (B, K) to be trained, a list; the first are the prediction."""
+        return [self.head(torch.cat([network(*self.inputs(key, batch)) for key, network in self.networks.items()], 1))]
+
+    def forward(self, batch):
+        """Logits (B, K). batch: as models/omnisat.py has it."""
+        return self.all_logits(batch)[0]
+
+    def compile_networks(self):
+        """Compile each network where it stands; names of weights do not change."""
+        for network in self.networks.values():
+            network.compile()
+
+    def load_imagenet(self, load):
+        """Give the parts that have them their ImageNet weights. load(name): a published state dict, as utils.weights.load."""
+        for module in list(self.modules())[1:]:
+            if hasattr(module, "load_imagenet"):
+                module.load_imagenet(load)
+
+
+class PixelSets(Compared):
+    """PSE, the pixel-set encoder of Garnot et al. (2020), without its temporal part: single dates."""
+    rates = {"treesatai": {"s1": 1e-3, "s2": 4e-3, "all": 2e-3}}
+    imagenet, all_bands, vectors = ("all",), True, {"vhr": 128, "s2": 128, "s1": 128}
+
+    def network(self, sensor, outputs, width):
+        bands = sensor.bands
+        return RGBResNet50(bands, outputs, width) if sensor.kind == "image" else SingleDate(PSE(len(bands), outputs, width))
+
+
+class PixelSetSeries(Compared):
+    """PSE+LTAE (Garnot et al., 2020; Garnot and Landrieu, 2020)."""
+    rates = {"treesatai-ts": {"s1": 2e-3, "s2": 2e-3, "all": 2e-3}}
+    imagenet, vectors, has_head = ("all",), {"vhr": 128, "s2": 128, "s1": 128}, True
+
+    def network(self, sensor, outputs, width):
+        bands = sensor.bands
+        return RGBResNet50(bands, outputs, width) if sensor.kind == "image" else PSELTAE(len(bands), outputs, width)
+
+
+class Perceptron(Compared):
+    """MLP on all pixels (Ahlswede et al., 2023)."""
+    rates = {"treesatai": {"s1": 1e-3, "s2": 1e-3, "all": 2e-3}}
+    imagenet, all_bands, vectors = ("all",), True, {"vhr": 128, "s2": 64, "s1": 64}
+
+    def network(self, sensor, outputs, width):
+        bands = sensor.bands
+        return RGBResNet50(bands, outputs, width) if sensor.kind == "image" else SingleDate(MLP(len(bands), outputs, width=width))
+
+
+class VisionTransformer(Compared):
+    """ViT (Dosovitskiy et al., 2021) with relative positions on keys, as the official configuration has it."""
+    rates = {"treesatai": {"vhr": 1e-3, "s2": 1e-3, "s1": 1e-5, "all": 2e-3}}
+    all_bands, vectors = True, {"vhr": 128, "s2": 64, "s1": 64}
+
+    def network(self, sensor, outputs, width):
+        bands = len(sensor.bands)
+        return image_vit(bands, outputs, width=width) if sensor.kind == "image" else SingleDate(pixel_vit(bands, outputs, width=width))
+
+
+class ResNet50(Compared):
+    """ResNet-50 (He et al., 2016) from ImageNet."""
+    rates = {"treesatai": {"vhr": 1e-3}, "pastis-hd": {"vhr": 2e-4}}
+    imagenet, pretraining, pools = ("vhr",), "imagenet", {"pastis-hd": 8}
+
+    def network(self, sensor, outputs, width):
+        return RGBResNet50(sensor.bands, outputs, width)
+
+
+class UTAEs(Compared):
+    """U-TAE (Garnot and Landrieu, 2021), its last map averaged over space."""
+    rates = {"pastis-hd": {"s2": 1e-3, "s1": 1e-3, "all": 2e-3}}
+    imagenet, vectors, has_head, pools = ("all",), {"vhr": 128, "s2": 128, "s1": 128}, True, {"pastis-hd": 8}
+
+    def network(self, sensor, outputs, width):
+        bands = sensor.bands
+        return RGBResNet50(bands, outputs, width) if sensor.kind == "image" else UTAEVector(len(bands), outputs, width)

@@ -1,0 +1,83 @@
+"""U-T&T (Garioud et al., 2023): a U-Net for the image, a U-TAE for each series, whose maps enter the levels of the U-Net.
+
+Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D channels.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.compared import Compared
+from models.inputs import fit_side
+from models.resnet import load_imagenet
+from models.unet import UNet
+from models.utae import UTAE
+
+# of the U-TAEs, by dataset: widths from the finest level to the coarsest, kernel of the strided convolutions
+SIZES = {"treesatai-ts": ((64, 64, 128), 2), "pastis-hd": ((64, 64, 128, 128), 4), "flair": ((64, 64, 128, 128), 4)}
+
+
+class Fusion(nn.Module):
+    """What one series adds to each map of the U-Net's encoder: its own map, put over the image, and its mean over the tile.
+
+    dim: D of the series' map; levels: channels of the encoder's maps. The official code adds to the image itself too, which the
+    decoder does not use.
+    """
+
+    def __init__(self, dim, levels):
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Conv2d(dim, level, 1) for level in levels)
+        # not in the paper: how wide these are; 2 D and 4 D give the official model's number of parameters
+        self.means = nn.ModuleList(nn.Sequential(nn.Linear(dim, 2 * dim), nn.Dropout(0.3), nn.ReLU(),
+                                                 nn.Linear(2 * dim, 4 * dim), nn.Dropout(0.3), nn.ReLU(), nn.Linear(4 * dim, level))
+                                   for level in levels)
+
+    def forward(self, x, sizes, ratio):
+        """x (B, D, h, w): a series' map of the whole tile. sizes: sides of the levels, pixels. ratio: the side of the ground that the
+        levels cover, over the tile's. Returns the summands, a list of (B, level, size, size)."""
+        theta = (ratio * torch.eye(2, 3, device=x.device)).expand(len(x), 2, 3)
+        mean, summands = x.mean((2, 3)), []
+        for conv, mlp, size in zip(self.maps, self.means, sizes):
+            y = conv(x)
+            grid = F.affine_grid(theta, (*y.shape[:2], size, size), align_corners=False)
+            # bilinear, where the pixels of a level lie on the ground: sides that were cropped or padded stay aligned
+            y = F.grid_sample(y.float(), grid, padding_mode="border", align_corners=False)
+            summands.append(y + mlp(mean)[:, :, None, None])
+        return summands
+
+
+class UTT(Compared):
+    """Where there is an image the prediction is the image's, as official; each series has a head of its own, trained beside it."""
+    rates = {"treesatai-ts": dict.fromkeys(("vhr", "s2", "s1", "all"), 1e-3),
+             "pastis-hd": dict.fromkeys(("vhr", "s2", "s1", "all"), 1e-3), "flair": dict.fromkeys(("vhr", "s2", "all"), 1e-3)}
+    imagenet, weights, pretraining, pools = ("vhr", "all"), "resnet34", "imagenet", {"pastis-hd": 8}
+
+    def sizes(self):
+        """Encoder's and decoder's widths, kernel."""
+        widths, kernel = SIZES[self.dataset]
+        return widths, widths, kernel
+
+    def build(self, num_classes, width):
+        self.image = next((key for key, sensor in self.sensors.items() if sensor.kind == "image"), None)
+        self.networks, self.heads, self.fusions = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for key, sensor in self.sensors.items():
+            bands = len(sensor.bands)
+            network = UNet(bands, width) if key == self.image else UTAE(bands, *self.sizes(), width)
+            self.networks[key], self.heads[key] = network, nn.Linear(network.dim, num_classes)
+        if self.image is not None:
+            self.fusions.update({key: Fusion(network.dim, self.networks[self.image].channels)
+                                 for key, network in self.networks.items() if key != self.image})
+
+    def all_logits(self, batch):
+        maps = {key: self.networks[key](*self.inputs(key, batch)) for key in self.sensors if key != self.image}
+        heads = {key: self.heads[key](x.mean((2, 3))) for key, x in maps.items()}
+        if self.image is not None:
+            x, ratio = fit_side(*self.inputs(self.image, batch))
+            sizes = [x.shape[-1] // 2 ** level for level in range(1, 6)]
+            summands = [self.fusions[key](y, sizes, ratio) for key, y in maps.items()]
+            x = self.networks[self.image](x, [sum(level) for level in zip(*summands)] or None)
+            heads = {self.image: self.heads[self.image](x.mean((2, 3)))} | heads
+        return list(heads.values())
+
+    def load_imagenet(self, load):
+        unet = self.networks[self.image]
+        load_imagenet(unet.encoder, load("resnet34"), self.sensors[self.image].bands)
