@@ -5,8 +5,9 @@
     python finetune.py --dataset treesatai --data-root DIR --model resnet50 --init imagenet --modalities vhr
     torchrun --nproc_per_node=3 finetune.py ...
 
-All weights are trained; lightgbm and mosaiks are fitted in one pass. The checkpoint with the best validation F1 (macro; of equal ones the one of lower loss) is kept in
-finetuned.pt and, with --csv, scored on the test split at the end. Stopped or killed, the same command goes on.
+All weights are trained; lightgbm and mosaiks are fitted in one pass. The checkpoint with the best validation F1 (macro; of equal
+ones the one of lower loss) is kept in finetuned.pt and, with --csv, scored on the test split at the end. Stopped or killed, the
+same command goes on.
 """
 import sys
 from dataclasses import asdict

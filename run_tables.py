@@ -39,6 +39,9 @@ DEMO_PRETRAIN = ["--batch-size", "8", "--epochs", "15"]
 DEMO_FINETUNE = {"10": ["--batch-size", "4", "--epochs", "30", "--min-epochs", "30"],
                  "20": ["--batch-size", "4", "--epochs", "20", "--min-epochs", "20"],
                  "100": ["--batch-size", "4", "--epochs", "10", "--min-epochs", "10"]}
+# of the compared methods: on images, and on PASTIS-HD's large series; and on others, which take milliseconds a step
+DEMO_LARGE, DEMO_SMALL = ({percent: ["--batch-size", "4", "--epochs", epochs, "--min-epochs", epochs] for percent, epochs in numbers.items()}
+                          for numbers in ({"10": "15", "20": "10", "100": "6"}, {"10": "60", "100": "30"}))
 
 
 def paper_cells(table):
@@ -109,7 +112,9 @@ class Commands:
                                 "--csv", self.csv(cell)]
         if self.demo:
             size = DEMO_WIDTH if not is_omnisat else DEMO_MODEL if start == "none" else []
-            command += ["--output", str(self.finetuned(cell, seed).parent), *size, *DEMO_COMMON, *DEMO_FINETUNE[percent]]
+            is_large = cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd"
+            length = DEMO_FINETUNE if is_omnisat else DEMO_LARGE if is_large else DEMO_SMALL
+            command += ["--output", str(self.finetuned(cell, seed).parent), *size, *DEMO_COMMON, *length[percent]]
         return command
 
     def evaluate(self, cell, seed):
