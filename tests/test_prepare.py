@@ -417,3 +417,14 @@ def test_next_command():
     assert command("pastis-hd", "--root", "data/pastis-hd/") == "bash run_tables.sh table3"
     assert command("flair", "--root", "/big/flair") == "bash run_tables.sh table4 --data /big"
     assert command("flair", "--root", "/big/f") == "python pretrain.py --dataset flair --data-root /big/f"
+
+
+def test_weights_are_fetched_by_name(monkeypatch, capsys):
+    """All of the table, and nothing of a dataset is asked for; a dataset needs its folder."""
+    asked = []
+    monkeypatch.setattr(prepare.weights, "fetch", lambda name: asked.append(name) or f"weights/{name}")
+    assert prepare.main(["weights"]) == 0
+    assert asked == list(prepare.weights.TABLE) and "weights/resnet50: ResNet-50, ImageNet" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        prepare.main(["treesatai"])
+    assert "--root is required" in capsys.readouterr().err

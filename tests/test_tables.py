@@ -22,7 +22,7 @@ from run_tables import Job, run_all
 from utils.options import chosen_modalities
 from utils import checkpoint, weights
 from utils.errors import BUSY, STOPPED
-from utils.results import KEYS, finetuning_folder, pretraining_folder, read_rows
+from utils.results import KEYS, finetuning_folder, pretraining_folder, read_rows, write_row
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,6 +118,22 @@ def test_driver_runs_skips_and_reports(elsewhere, monkeypatch, capfd):
         assert run_tables.main(["demo", "--jobs", at_a_time, "--only", "treesatai-ts,omnisat,none,none,(s2,100|s1,10)$"]) == 1
         error = capfd.readouterr().err
         assert "1 of 2 jobs failed" in error and "argument --lr: invalid float value: 'nonsense'" in error
+
+
+def test_without_published_weights_a_row_says_where_they_belong(elsewhere, monkeypatch, capfd):
+    """At the paper's scale; the rest goes on, and the row gives way to the score once they are there."""
+    monkeypatch.setattr(weights, "FOLDER", elsewhere / "weights")
+    monkeypatch.setattr(run_tables, "run_all", lambda planned, at_a_time: {})
+    arguments = ["table2", "--only", "resnet50|mlp,none,none,(s2|all)", "--data", str(elsewhere / "data")]
+    assert run_tables.main(arguments) == 1
+    rows = read_rows(elsewhere / "results" / "table2.csv")
+    assert sorted((row["model"], row["modality"], row["label_percent"]) for row in rows) == [
+        ("mlp", "all", "10"), ("mlp", "all", "100"), ("resnet50", "vhr", "10"), ("resnet50", "vhr", "100")]
+    assert all(row["status"].startswith("weights-missing: ") and "resnet50-0676ba61.pth" in row["status"] for row in rows)
+    assert not any(row["f1_weighted"] for row in rows)
+    write_row(elsewhere / "results" / "table2.csv", rows[0] | {"status": "ok"}, {"classes": [], "tp": []})
+    assert sorted(row["status"] == "ok" for row in read_rows(elsewhere / "results" / "table2.csv")) == [False] * 3 + [True]
+    assert "weights/resnet50" in capfd.readouterr().err
 
 
 def test_a_cell_of_two_tables_is_trained_once(elsewhere, capfd):
