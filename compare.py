@@ -11,11 +11,15 @@ fig5.csv, and a picture each (table2.png ... fig5.png; these need matplotlib). D
 import argparse
 import collections
 import csv
+import json
 import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from utils.errors import UserError, run
+from utils.metrics import f1_scores
 from utils.results import CELLS, KEYS, SCORED, TABLES, key_of, read_rows
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,7 +73,7 @@ def collect(folder, table, scale):
         (len(rows) - len(ours), f"not of scale {scale}, not shown"),
         (sum(len(scored[key]) for key in scored.keys() - printed.keys()), "of cells that the paper does not print, not shown")
     ) if count]
-    cells = {}
+    cells, column = {}, None
     for key, cell in printed.items():
         if key in scored:
             column = COLUMN.get(cell["metric"], cell["metric"])
@@ -79,7 +83,25 @@ def collect(folder, table, scale):
                           "ours": values, "mean": mean, "std": std, "n": len(values), "rows": list(scored[key].values())}
     if not cells:
         raise UserError(f"{path} has no score yet of a cell that the paper prints: {'; '.join(notes)}")
+    constant = best_constant(path, column, scale)
+    if constant:
+        notes.insert(0, "every class for every tile, the best constant prediction: " +
+                     ", ".join(f"{value:.1f} on {dataset}" for dataset, value in constant.items()))
     return cells, notes
+
+
+def best_constant(path, column, scale):
+    """{dataset: F1 in %} of the best prediction that is the same for all tiles, every class: what a method must beat.
+
+    From the counts that were saved beside the table, path; nothing if there are none.
+    """
+    path, found = path.with_suffix(".counts.jsonl"), {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        counts = json.loads(line)
+        if counts["scale"] == scale and counts["dataset"] not in found:
+            tp, fp, fn, tn = (np.array(counts[name]) for name in ("tp", "fp", "fn", "tn"))
+            found[counts["dataset"]] = f1_scores({"tp": tp + fn, "fp": fp + tn, "fn": 0 * fn})[column]
+    return found
 
 
 def differences(cells):

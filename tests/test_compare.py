@@ -1,5 +1,6 @@
 """compare.py and its pictures on hand-made tables whose means and differences are known."""
 import csv
+import json
 import re
 import struct
 import subprocess
@@ -71,6 +72,24 @@ def test_means_differences_and_files(tmp_path, capsys):
     markdown = (tmp_path / "compare.md").read_text()
     assert "| pretrained - scratch | treesatai-ts, OmniSat, all | +0.9 | +4.0±1.4 | 2 |" in markdown
     assert not (tmp_path / "fig5.csv").exists()    # not asked for
+
+
+def test_the_best_constant_prediction_is_told(tmp_path, capsys):
+    """From the counts: classes on 1 and 3 of 4 tiles have 2p / (1 + p) = 0.4 and 6 / 7, weighted (0.4 + 3 x 6 / 7) / 4."""
+    write(tmp_path, FUSION)
+    counts = {"dataset": "treesatai-ts", "tp": [0, 3], "fp": [1, 0], "fn": [1, 0], "tn": [2, 1]}
+    lines = [counts | {"scale": "demo", "tp": [1, 3], "tn": [0, 0]}, counts | {"scale": "paper"}]
+    (tmp_path / "table2.counts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    compare.main(["table2", "--results", str(tmp_path)])
+    assert "the best constant prediction: 74.3 on treesatai-ts" in capsys.readouterr().out
+
+
+def test_random_weights_count_and_are_told(tmp_path, capsys):
+    write(tmp_path, [({"model": "resnet50", "dataset": "treesatai", "pretraining": "imagenet", "modality": "vhr",
+                       "status": "random-weights"}, (42.5,))])
+    compare.main(["table2", "--results", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "42.5" in out and "1 row with random weights in place of ImageNet's" in out
 
 
 def test_the_demo_is_called_the_demo(tmp_path, monkeypatch, capsys):
