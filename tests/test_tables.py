@@ -45,7 +45,7 @@ def test_figure_5_is_table_2_with_all_labels(capsys):
 
 
 @pytest.mark.parametrize("options, number", [
-    (["table2"], 65 + 2), (["demo", "--seeds", "0,1"], (65 + 2) * 2 + 1), (["table3"], 32 + 1), (["table4", "--demo"], 18 + 1 + 1),
+    (["table2"], 65 + 2), (["demo", "--seeds", "0,1"], (24 + 2) * 2 + 1), (["table3"], 32 + 1), (["table4", "--demo"], 18 + 1 + 1),
     (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 127 + 4 + 5), (["all", "--demo"], 127 + 4 + 5 + 3)])
 def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)    # nothing done yet, so every line is printed
