@@ -49,7 +49,7 @@ def score(model, dataset, loader, pools, device, after_step):
 def score_test(path, data_root, pool, workers, place, csv=None):
     """Load a fine-tuned checkpoint, score its test split, write the row. Returns the scores.
 
-    place: (rank, world, device) of distributed.setup. Command, commit and date of the row are those of the training.
+    pool: tiles in a forward pass, None for the model's default. place: (rank, world, device) of distributed.setup. Command, commit and date of the row are those of the training.
     """
     rank, world, device = place
     saved = checkpoint.load(path, "finetuned")
@@ -58,7 +58,7 @@ def score_test(path, data_root, pool, workers, place, csv=None):
     model = checkpoint.rebuild(saved).to(device)
     test = open_dataset(saved["dataset"], data_root, "test", list(model.sensors), max_cloud=saved["max_cloud"],
                         parts=saved["parts"], all_bands=model.all_bands)
-    pool = min(pool, model.pools.get(saved["dataset"], pool))
+    pool = pool or model.pools.get(saved["dataset"], 128)
     pools = Pools(len(test), pool, pool * world, None, rank, world)
     with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
         scores = score(model, test, make_loader(test, pools, workers), pools, device, progress.update)
@@ -68,7 +68,7 @@ def score_test(path, data_root, pool, workers, place, csv=None):
                "modality": options.modality_name(model.sensors, saved["dataset"]),
                "label_percent": saved["label_percent"], "seed": saved["seed"],
                **{name: f"{scores[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
-               "n_test": scores["n"], "params": sum(p.numel() for p in model.parameters()),
+               "n_test": scores["n"], "params": sum(p.numel() for p in model.parameters()) or "",
                "pretrain_hours": f"{saved['pretrain_hours']:.4f}", "finetune_hours": f"{saved['hours']:.4f}",
                "scale": "demo" if test.is_demo else saved["scale"], "status": saved["status"],
                "split_hash": saved["split_hash"][:12], "checkpoint_hash": checkpoint.file_hash(path)[:12], **saved["source"]}
@@ -82,7 +82,7 @@ def command_line():
     arguments.add_argument("--checkpoint", required=True, metavar="FILE", help="finetuned.pt as finetune.py writes it")
     arguments.add_argument("--data-root", required=True, metavar="DIR", help="folder of the raw files")
     arguments.add_argument("--csv", metavar="FILE", help="table to add the row to; its name is the row's table")
-    options.add_loader_options(arguments)
+    options.add_loader_options(arguments, None)
     return arguments
 
 

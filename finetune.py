@@ -72,15 +72,19 @@ def start_omnisat(args):
                  f"sha256 {saved['sha256'][:12]}", is_paper, saved)
 
 
-def start_compared(args, modality):
-    """Start of a compared method. Errors: UserError for what it is not made for."""
+def start_compared(args, arguments, modality):
+    """Start of a compared method. Errors: UserError for what it is not made for, and for options that would do nothing."""
     method = MODELS[args.model]
     if modality not in method.rates.get(args.dataset, ()):
         raise UserError(f"--model {args.model} is not made for {modality} of {args.dataset}, but for " + "; ".join(
             f"{', '.join(rates)} of {dataset}" for dataset, rates in method.rates.items()))
-    for name in ("embed_dim", "depth", "tiles_at_once"):
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')}: of omnisat, not of {args.model}")
+    unused = ["embed_dim", "depth", "tiles_at_once"]
+    if method.is_fitted:
+        unused += ["lr", "epochs", "min_epochs", "patience", "batch_size", "save_minutes", "precision", "compile"]
+        unused += [] if modality in method.imagenet else ["width"]
+    for name in unused:
+        if getattr(args, name) != arguments.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} does nothing in {args.model} on {modality}; leave it out")
     needed = "imagenet" if modality in method.imagenet else "none"
     if args.init not in ("none", needed):
         raise UserError(f"--init {args.init}: {args.model} on {modality} starts from " + (
@@ -88,6 +92,8 @@ def start_compared(args, modality):
     width = 1.0 if args.width is None else args.width
     if not 0 < width <= 1:
         raise UserError(f"--width must be over 0 and at most 1, not {width:g}")
+    if args.parts > 8:
+        raise UserError(f"--parts {args.parts}: the parts would be too small for {args.model}; at most 8")
     rate = method.rates[args.dataset][modality] if args.lr is None else args.lr
     return Start({"dataset": args.dataset, "width": width}, method.pretraining if args.init == needed else "none", "none", rate,
                  args.init, args.init == needed and width == 1)
@@ -134,6 +140,7 @@ def fit(training, dataset, loader, pools, progress):
         for _, indices in step_pools:
             mine.append((indices, model.collect(distributed.to_device(next(batches), training.device)).cpu()))
         progress.update(step_size)
+        training.look_up()
     order, values = zip(*(pair for process in distributed.gather(mine) for pair in process))
     x = torch.cat(values)[torch.tensor(sum(order, [])).argsort()]
     model.fit(x, dataset.labels > 0, training.args.seed)
@@ -192,7 +199,7 @@ def main(argv=None):
 
     # ---- setup
     rank, world, device = place = distributed.setup()
-    start = start_omnisat(args) if args.model == "omnisat" else start_compared(args, modality)
+    start = start_omnisat(args) if args.model == "omnisat" else start_compared(args, arguments, modality)
     output = Path(args.output or finetuning_folder("runs", args.dataset, args.model, start.pretraining, start.ablation, modality,
                                                    args.label_percent, args.seed))
     target = output / "finetuned.pt"
@@ -221,14 +228,14 @@ def main(argv=None):
     config = {"model": args.model, "sensors": [asdict(sensor) for sensor in train.sensors],
               "options": start.options | {"num_classes": len(train.classes)}}
     torch.manual_seed(args.seed)                                              # here, since loaders draw numbers too
-    model, status = build_model(args.model, train.sensors, **config["options"]), "ok"
+    model, status = build_model(args.model, train.sensors, **config["options"]), "ok" if saved is None else saved["status"]
+    if args.init == "imagenet" and saved is None:
+        status = distributed.first_alone(lambda: load_imagenet(model, args, train.is_demo, rank))
     if start.checkpoint is None:
         # the statistics are those of the whole training split, as in pretraining: they need no label
         model.standardize.set(distributed.first_alone(lambda: training_statistics(dataset("train", labelled=False), args.workers)))
     else:
         checkpoint.start_from(model, start.checkpoint, args.init)
-    if args.init == "imagenet":
-        status = load_imagenet(model, args, train.is_demo, rank)
     model.to(device)
     autocast, optimizer, scheduler = options.set_up(model, args, device), None, None
     if not method.is_fitted:
@@ -261,7 +268,7 @@ def main(argv=None):
                 else:
                     train_epoch(training, train_loader, train_pools, autocast, progress)
             losses = {} if method.is_fitted else training.means(len(train))
-            scores = score(model, val, val_loader, val_pools, device, lambda _: method.is_fitted or training.look_up())
+            scores = score(model, val, val_loader, val_pools, device, lambda _: training.look_up())
             if not method.is_fitted:
                 losses["lr"] = optimizer.param_groups[0]["lr"]
                 scheduler.step(scores["loss"])

@@ -117,7 +117,7 @@ def figure5_notes(entries, shown):
     if any(e["pretraining"] in ("imagenet", "external") for e in entries):
         lines.append("pretraining by others (ImageNet, external data) is not counted as time")
     if missing := [e["printed_name"] for e in entries if e not in shown]:
-        lines.append(f"not drawn, its number of parameters is not known: {', '.join(missing)}")
+        lines.append(f"not drawn, since it has no number of parameters: {', '.join(missing)}")
     machines = {}
     for e in entries:
         machines.setdefault(e["device"], {})[e["printed_name"]] = None

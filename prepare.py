@@ -249,7 +249,11 @@ def write_lists(args, datasets, keys, records, is_new):
     for seed in SEEDS:
         open_dataset(args.dataset, args.root, "train", keys, label_percent=percent, seed=seed)
         files.append(splits.list_path(train.release, train.names, train.origin, f"{percent}percent-seed{seed}"))
-    return [band_statistics.statistics_path(train), *files]
+    if any(sensor.extra_bands for sensor in train.sensors):                       # some compared methods see these
+        train = open_dataset(args.dataset, args.root, "train", keys, labelled=False, all_bands=True)
+        band_statistics.training_statistics(train, args.workers if len(train) > 64 else 0, fresh=is_new)
+        files.append(band_statistics.statistics_path(train))
+    return [band_statistics.statistics_path(datasets["train"]), *files]
 
 
 def count_status(datasets, findings):
@@ -388,6 +392,8 @@ def main(argv=None):
     arguments = command_line()
     args = arguments.parse_args(argv)
     if args.dataset == "weights":
+        if args.root is not None:
+            arguments.error("--root: weights go to weights/; leave it out")
         for name in weights.TABLE:
             print(f"{weights.fetch(name)}: {weights.TABLE[name].about}")
         return 0

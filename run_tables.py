@@ -65,6 +65,16 @@ def key(cell):
     return ",".join(key_of(cell))
 
 
+def demo_options(cell, start):
+    """Sizes and lengths of a cell's training in the demo. start: its --init."""
+    percent, is_large = cell["label_percent"], cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd"
+    if cell["model"] == "omnisat":
+        return (DEMO_MODEL if start == "none" else []) + DEMO_COMMON + DEMO_FINETUNE[percent]
+    if cell["model"] in ("lightgbm", "mosaiks"):                              # fitted at once
+        return (DEMO_WIDTH if start == "imagenet" else []) + ["--workers", "0"]
+    return DEMO_WIDTH + DEMO_COMMON + (DEMO_LARGE if is_large else DEMO_SMALL)[percent]
+
+
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 class Commands:
@@ -113,10 +123,7 @@ class Commands:
                                 "--init", start, "--modalities", cell["modality"], "--label-percent", percent,
                                 "--csv", self.csv(cell)]
         if self.demo:
-            size = DEMO_WIDTH if not is_omnisat else DEMO_MODEL if start == "none" else []
-            is_large = cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd"
-            length = DEMO_FINETUNE if is_omnisat else DEMO_LARGE if is_large else DEMO_SMALL
-            command += ["--output", str(self.finetuned(cell, seed).parent), *size, *DEMO_COMMON, *length[percent]]
+            command += ["--output", str(self.finetuned(cell, seed).parent), *demo_options(cell, start)]
         return command
 
     def evaluate(self, cell, seed):
@@ -132,9 +139,9 @@ class Job(NamedTuple):
     log: Path
 
 
-def jobs(cells, seeds, commands):
+def jobs(cells, seeds, commands, is_dry=False):
     """The jobs that are still to do, each after the one it needs; {name: why} of those that cannot be done; and (table, row) of
-    those among them that lack published weights."""
+    those among them that lack published weights. is_dry: plan these too."""
     scale = "demo" if commands.demo else "paper"
     done = {identity(row) for table in TABLES for row in read_rows(commands.results / f"{table}.csv") if row["status"] in SCORED}
     planned, trained, blocked, without = {}, {}, {}, []
@@ -164,7 +171,7 @@ def jobs(cells, seeds, commands):
             if target in trained or finished_scale(target):                       # trained for another table
                 plan(name, commands.evaluate(cell, seed), trained.get(target, needs), target.parent / cell["table"])
                 continue
-            if not commands.demo and starts_from_imagenet(cell) and (missing := missing_weights(cell)):
+            if not (commands.demo or is_dry) and starts_from_imagenet(cell) and (missing := missing_weights(cell)):
                 blocked[name] = missing
                 without.append((commands.csv(cell), cell | {"seed": seed, "scale": scale, "status": missing}))
                 continue
@@ -322,7 +329,7 @@ def main(argv=None):
     if not demo and not args.dry_run and not Path(data).is_dir():
         arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data (see README)")
     commands = Commands(args.python, data, demo, args.nproc)
-    planned, failed, without = jobs(cells, seeds, commands)
+    planned, failed, without = jobs(cells, seeds, commands, args.dry_run)
     for name, why in failed.items():
         print(f"FAILED {name}: {why}", file=sys.stderr)
     if args.dry_run:

@@ -13,12 +13,10 @@ from models.inputs import select, single_date
 from models.ltae import BatchNorm
 from models.mlp import MLP
 from models.pse import PSE, PSELTAE
-from models.resnet import ResNet, load_imagenet
+from models.resnet import RGB, ResNet, load_imagenet
 from models.standardize import Standardization
 from models.utae import UTAEVector
 from models.vit import image_vit, pixel_vit
-
-RGB = ("R", "G", "B")
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------
@@ -69,7 +67,7 @@ class Compared(nn.Module):
     pretraining: what the tables call the method's.
     all_bands: whether it sees the sensors' extra bands. pools: {dataset: tiles in a forward pass}, where 128 do not fit.
     vectors: {key: D} in the late fusion, and has_head: whether a network alone gives D numbers to the head too, instead of logits;
-    network(sensor, outputs, width): a module, image (B, C, H, W) -> (B, outputs), or series, dates, padded -> (B, outputs).
+    series_network(bands, outputs, width): a module, series (B, T, C, H, W), dates, padded (B, T) -> (B, outputs).
     """
     rates, imagenet, weights, pretraining, all_bands, pools, vectors, has_head = {}, (), "resnet50", "none", False, {}, {}, False
     is_fitted = False    # whether all tiles are learned from at once, by a method fit
@@ -86,6 +84,11 @@ class Compared(nn.Module):
         self.networks = nn.ModuleDict({key: self.network(sensor, self.vectors[key] if has_head else num_classes, width)
                                        for key, sensor in self.sensors.items()})
         self.head = FusionHead(sum(self.vectors[key] for key in self.sensors), num_classes) if has_head else nn.Identity()
+
+    def network(self, sensor, outputs, width):
+        """The network of a modality: of images a ResNet-50, unless a method has its own."""
+        return (RGBResNet50(sensor.bands, outputs, width) if sensor.kind == "image" else
+                self.series_network(len(sensor.bands), outputs, width))
 
     def inputs(self, key, batch):
         """What a modality's network is called with: (image,) or (series, dates, padded), standardised."""
@@ -117,9 +120,8 @@ class PixelSets(Compared):
     rates = {"treesatai": {"s1": 1e-3, "s2": 4e-3, "all": 2e-3}}
     imagenet, all_bands, vectors = ("all",), True, {"vhr": 128, "s2": 128, "s1": 128}
 
-    def network(self, sensor, outputs, width):
-        bands = sensor.bands
-        return RGBResNet50(bands, outputs, width) if sensor.kind == "image" else SingleDate(PSE(len(bands), outputs, width))
+    def series_network(self, bands, outputs, width):
+        return SingleDate(PSE(bands, outputs, width))
 
 
 class PixelSetSeries(Compared):
@@ -127,9 +129,8 @@ class PixelSetSeries(Compared):
     rates = {"treesatai-ts": {"s1": 2e-3, "s2": 2e-3, "all": 2e-3}}
     imagenet, vectors, has_head = ("all",), {"vhr": 128, "s2": 128, "s1": 128}, True
 
-    def network(self, sensor, outputs, width):
-        bands = sensor.bands
-        return RGBResNet50(bands, outputs, width) if sensor.kind == "image" else PSELTAE(len(bands), outputs, width)
+    def series_network(self, bands, outputs, width):
+        return PSELTAE(bands, outputs, width)
 
 
 class Perceptron(Compared):
@@ -137,9 +138,8 @@ class Perceptron(Compared):
     rates = {"treesatai": {"s1": 1e-3, "s2": 1e-3, "all": 2e-3}}
     imagenet, all_bands, vectors = ("all",), True, {"vhr": 128, "s2": 64, "s1": 64}
 
-    def network(self, sensor, outputs, width):
-        bands = sensor.bands
-        return RGBResNet50(bands, outputs, width) if sensor.kind == "image" else SingleDate(MLP(len(bands), outputs, width=width))
+    def series_network(self, bands, outputs, width):
+        return SingleDate(MLP(bands, outputs, width=width))
 
 
 class VisionTransformer(Compared):
@@ -157,15 +157,11 @@ class ResNet50(Compared):
     rates = {"treesatai": {"vhr": 1e-3}, "pastis-hd": {"vhr": 2e-4}}
     imagenet, pretraining, pools = ("vhr",), "imagenet", {"pastis-hd": 8}
 
-    def network(self, sensor, outputs, width):
-        return RGBResNet50(sensor.bands, outputs, width)
-
 
 class UTAEs(Compared):
     """U-TAE (Garnot and Landrieu, 2021), its last map averaged over space."""
     rates = {"pastis-hd": {"s2": 1e-3, "s1": 1e-3, "all": 2e-3}}
     imagenet, vectors, has_head, pools = ("all",), {"vhr": 128, "s2": 128, "s1": 128}, True, {"pastis-hd": 8}
 
-    def network(self, sensor, outputs, width):
-        bands = sensor.bands
-        return RGBResNet50(bands, outputs, width) if sensor.kind == "image" else UTAEVector(len(bands), outputs, width)
+    def series_network(self, bands, outputs, width):
+        return UTAEVector(bands, outputs, width)

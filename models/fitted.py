@@ -57,7 +57,7 @@ class RandomFeatures(Fitted):
 
     def build(self, num_classes, width):
         (key, sensor), = self.sensors.items()
-        self.key, self.networks, self.method = key, nn.ModuleDict(), MOSAIKS(len(sensor.bands), num_classes, max(1, round(512 * width)))
+        self.key, self.networks, self.method = key, nn.ModuleDict(), MOSAIKS(len(sensor.bands), num_classes)
 
     def collect(self, batch):
         return self.images(batch)[self.key]

@@ -27,7 +27,7 @@ def mean_variance(x, padded, count, dims):
 class BatchNorm(nn.BatchNorm1d):
     """nn.BatchNorm1d of the last dimension that leaves padded rows out of its statistics; one row alone is no error.
 
-    If all rows are padded, the running statistics do not move.
+    The running statistics do not move if fewer than two rows count.
     """
 
     def forward(self, x, padded=None):
@@ -45,9 +45,9 @@ class BatchNorm(nn.BatchNorm1d):
         mean, variance = torch.cat(mean_variance(x.flatten(0, -2), padded, count, 0))
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
-            self.num_batches_tracked += (count > 0)
+            self.num_batches_tracked += (count > 1)                           # one row says nothing of the variance
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                running += self.momentum * (new - running) * (count > 0)
+                running += self.momentum * (new - running) * (count > 1)
         return mean, variance
 
 

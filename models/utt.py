@@ -34,34 +34,36 @@ class Fusion(nn.Module):
     def forward(self, x, sizes, ratio):
         """x (B, D, h, w): a series' map of the whole tile. sizes: sides of the levels, pixels. ratio: the side of the ground that the
         levels cover, over the tile's. Returns the summands, a list of (B, level, size, size)."""
-        theta = (ratio * torch.eye(2, 3, device=x.device)).expand(len(x), 2, 3)
         mean, summands = x.mean((2, 3)), []
         for conv, mlp, size in zip(self.maps, self.means, sizes):
-            y = conv(x)
-            grid = F.affine_grid(theta, (*y.shape[:2], size, size), align_corners=False)
-            # bilinear, where the pixels of a level lie on the ground: sides that were cropped or padded stay aligned
-            y = F.grid_sample(y.float(), grid, padding_mode="border", align_corners=False)
-            summands.append(y + mlp(mean)[:, :, None, None])
+            summands.append(place(conv(x), size, ratio) + mlp(mean)[:, :, None, None])
         return summands
+
+
+def place(x, size, ratio):
+    """Bilinear values of a map x (B, D, h, w) at size x size pixels in its middle, ratio of its side. Returns (B, D, size, size).
+
+    So maps lie on the image by ground, also on one that was cropped or padded.
+    """
+    with torch.autocast(x.device.type, enabled=False):    # places in bfloat16 would be some pixels apart
+        theta = (ratio * torch.eye(2, 3, device=x.device)).expand(len(x), 2, 3)
+        grid = F.affine_grid(theta, (len(x), 1, size, size), align_corners=False)
+        return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).to(x.dtype)
 
 
 class UTT(Compared):
     """Where there is an image the prediction is the image's, as official; each series has a head of its own, trained beside it."""
     rates = {"treesatai-ts": dict.fromkeys(("vhr", "s2", "s1", "all"), 1e-3),
              "pastis-hd": dict.fromkeys(("vhr", "s2", "s1", "all"), 1e-3), "flair": dict.fromkeys(("vhr", "s2", "all"), 1e-3)}
-    imagenet, weights, pretraining, pools = ("vhr", "all"), "resnet34", "imagenet", {"pastis-hd": 8}
-
-    def sizes(self):
-        """Encoder's and decoder's widths, kernel."""
-        widths, kernel = SIZES[self.dataset]
-        return widths, widths, kernel
+    imagenet, weights, pretraining, pools = ("vhr", "all"), "resnet34", "imagenet", {"pastis-hd": 8, "flair": 32}
 
     def build(self, num_classes, width):
         self.image = next((key for key, sensor in self.sensors.items() if sensor.kind == "image"), None)
+        widths, kernel = SIZES[self.dataset]
         self.networks, self.heads, self.fusions = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for key, sensor in self.sensors.items():
             bands = len(sensor.bands)
-            network = UNet(bands, width) if key == self.image else UTAE(bands, *self.sizes(), width)
+            network = UNet(bands, width) if key == self.image else UTAE(bands, widths, widths, kernel, width)
             self.networks[key], self.heads[key] = network, nn.Linear(network.dim, num_classes)
         if self.image is not None:
             self.fusions.update({key: Fusion(network.dim, self.networks[self.image].channels)
@@ -80,4 +82,4 @@ class UTT(Compared):
 
     def load_imagenet(self, load):
         unet = self.networks[self.image]
-        load_imagenet(unet.encoder, load("resnet34"), self.sensors[self.image].bands)
+        load_imagenet(unet.encoder, load(self.weights), self.sensors[self.image].bands)

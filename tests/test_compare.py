@@ -153,7 +153,7 @@ def test_figure_5_notes_and_labels(tmp_path):
     entry = {"printed_name": "A", "pretraining": "external", "params_millions": 3.0, "n": 1, "device": "H200"}
     other = entry | {"printed_name": "B", "params_millions": None, "n": 3, "device": "cpu"}
     text = pictures.figure5_notes([entry, other], [entry])
-    assert "n = 1, 3" in text and "not counted" in text and "not known: B" in text and "H200: A; cpu: B" in text
+    assert "n = 1, 3" in text and "not counted" in text and "no number of parameters: B" in text and "H200: A; cpu: B" in text
     figure = Figure(figsize=(8, 6))
     FigureCanvasAgg(figure)
     panel = figure.subplots()

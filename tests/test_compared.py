@@ -11,12 +11,13 @@ from datasets.sensors import SENSORS
 from evaluate import score_test
 from models import MODELS, build_model
 from models.resnet import ResNet
-from models.utt import Fusion
+from models.utt import Fusion, place
 from tests.test_scripts import SMALL, torchrun
 from utils import checkpoint, weights
 from utils.errors import UserError
 from utils.options import chosen_modalities
 from utils.results import SCORED, read_rows
+from utils.training import Training
 
 ROOT = Path(__file__).parent.parent
 CLASSES = {"treesatai": 15, "treesatai-ts": 15, "pastis-hd": 18, "flair": 13}
@@ -94,6 +95,10 @@ def test_a_step_and_an_evaluation(cell):
     if cell[0] == "vit":                                            # its position can be in a bucket that 6 x 6 patches do not have
         without = {name for name in without if "relative" not in name}
     assert not without
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model.all_logits(batch)
+    sum(logits.float().square().sum() for logits in outputs).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     model.eval()
     with torch.no_grad():
         logits = model(batch)
@@ -151,22 +156,25 @@ def test_single_dates_have_the_files_bands():
 
 # ---- UT&T -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("side, series, ratio", [(288, 6, 288 / 300), (512, 10, 512 / 500), (320, 32, 1)])
-def test_maps_lie_where_their_ground_is(side, series, ratio):
-    """A map that holds its own place, in tiles from the centre, has that of the image's pixels at every level."""
-    place = ((torch.arange(series) + 0.5) / series - 0.5).expand(1, 1, series, series)
-    fusion = Fusion(1, [1, 1])
-    with torch.no_grad():
-        for conv, mlp in zip(fusion.maps, fusion.means):
-            conv.weight.fill_(1)
-            conv.bias.zero_()
-            mlp[-1].weight.zero_()
-            mlp[-1].bias.zero_()
-        sizes = [side // 2, side // 32]
-        for size, summand in zip(sizes, fusion.eval()(place, sizes, ratio)):
-            wanted = ((torch.arange(size) + 0.5) / size - 0.5) * ratio
-            inside = wanted.abs() <= 0.5 - 0.5 / series             # outside the first and last pixel's centre it is constant
-            torch.testing.assert_close(summand[0, 0, 3][inside], wanted[inside], rtol=0, atol=1e-5)
+@pytest.mark.parametrize("side, series, ratio", [(288, 6, 288 / 300), (512, 10, 512 / 500), (1280, 128, 1)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_maps_lie_where_their_ground_is(side, series, ratio, precision):
+    """A map that holds its own place, in tiles from the centre, has that of the image's pixels at every level, also under autocast."""
+    ground = ((torch.arange(series) + 0.5) / series - 0.5).expand(1, 1, series, series)
+    for size in (side // 2, side // 32):
+        wanted = ((torch.arange(size) + 0.5) / size - 0.5) * ratio
+        inside = wanted.abs() <= 0.5 - 0.5 / series                 # outside the first and last pixel's centre it is constant
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            found = place(ground, size, ratio)[0, 0]
+        torch.testing.assert_close(found[3][inside], wanted[inside], rtol=0, atol=1e-5)
+
+
+def test_a_map_and_its_mean_are_added_to_every_level():
+    """Each level has its own convolution and its own MLP, of each tile's mean."""
+    fusion, x = Fusion(2, [3, 5]).eval(), torch.randn(4, 2, 6, 6)
+    for i, (size, summand) in enumerate(zip((8, 4), fusion(x, [8, 4], 1))):
+        wanted = [place(fusion.maps[i](x[k:k + 1]), size, 1)[0] + fusion.means[i](x[k].mean((1, 2)))[:, None, None] for k in range(4)]
+        torch.testing.assert_close(summand, torch.stack(wanted), rtol=0, atol=1e-5)
 
 
 def test_utt_predicts_from_the_image_and_trains_each_series_head():
@@ -207,34 +215,73 @@ def demo(tmp_path_factory):
     return root
 
 
+LENGTH = [*SMALL, "--epochs", "1"]
+
+
 def train(demo, folder, dataset, *options):
     """The row that finetune.py writes."""
-    finetune.main(["--dataset", dataset, "--data-root", str(demo), "--output", str(folder), "--csv", str(folder / "table2.csv"),
-                   *SMALL, "--epochs", "1", *options])
+    finetune.main(["--dataset", dataset, "--data-root", str(demo), "--output", str(folder), "--csv", str(folder / "table2.csv"), *options])
     row, = read_rows(folder / "table2.csv")
     return row
 
 
+def stop_after_an_epoch(monkeypatch, *arguments):
+    """train, interrupted when the first epoch was saved."""
+    original = Training.end_epoch
+
+    def end_epoch(self, *values, **named):
+        original(self, *values, **named)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Training, "end_epoch", end_epoch)
+        train(*arguments)
+
+
+def test_a_compared_method_goes_on_as_if_nobody_had_stopped_it(demo, tmp_path, monkeypatch):
+    """Its dropouts and the running statistics of its masked batch norms too."""
+    options = ["treesatai-ts", "--model", "pse_ltae", "--init", "none", "--modalities", "s2", "--width", "0.25", *SMALL]
+    train(demo, tmp_path / "whole", *options)
+    stop_after_an_epoch(monkeypatch, demo, tmp_path / "parts", *options)
+    train(demo, tmp_path / "parts", *options)
+    whole, parts = (checkpoint.load(tmp_path / name / "finetuned.pt", "finetuned") for name in ("whole", "parts"))
+    assert len(parts["starts"]) == 2 and all(torch.equal(value, parts["weights"][name]) for name, value in whole["weights"].items())
+
+
 def test_a_row(demo, tmp_path):
-    row = train(demo, tmp_path, "treesatai", "--model", "pse", "--init", "none", "--modalities", "s2")
+    row = train(demo, tmp_path, "treesatai", "--model", "pse", "--init", "none", "--modalities", "s2", *LENGTH)
     assert (row["model"], row["pretraining"], row["modality"], row["status"], row["scale"]) == ("pse", "none", "s2", "ok", "demo")
     assert row["params"] == "28574" and row["n_test"] == "10" and 0 <= float(row["f1_weighted"]) <= 100
 
 
-def test_random_weights_in_the_demo_are_told(demo, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("width, why", [("0.25", "a width of 0.25 does not fit"), ("1", "resnet50-0676ba61.pth: no such file")])
+def test_random_weights_in_the_demo_are_told(demo, tmp_path, monkeypatch, capfd, width, why):
+    """Also after a stop, when the file has come in between: what was trained began at random."""
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    row = train(demo, tmp_path / "run", "treesatai", "--model", "resnet50", "--init", "imagenet", "--modalities", "vhr", "--width",
-                "0.25")
+    monkeypatch.setattr(ResNet, "forward", lambda self, x: self.fc(x.mean((2, 3)).mean(1, keepdim=True).expand(-1, self.channels[-1])))
+    options = ["--model", "resnet50", "--init", "imagenet", "--modalities", "vhr", "--width", width, *SMALL]
+    stop_after_an_epoch(monkeypatch, demo, tmp_path / "run", "treesatai", *options)
+    assert why in capfd.readouterr().err
+    monkeypatch.setattr(weights, "load", lambda name: pytest.fail("a run that goes on has its weights"))
+    row = train(demo, tmp_path / "run", "treesatai", *options)
     assert row["status"] == "random-weights" and row["status"] in SCORED and row["pretraining"] == "imagenet"
-    assert "random weights" in capfd.readouterr().err
+
+
+def test_imagenet_weights_that_are_there_are_taken(demo, tmp_path, monkeypatch):
+    state = build_imagenet("resnet50").state_dict()
+    monkeypatch.setattr(weights, "load", lambda name: state)
+    row = train(demo, tmp_path, "treesatai", "--model", "lightgbm", "--init", "imagenet", "--modalities", "all", "--workers", "0")
+    assert row["status"] == "ok" and row["params"] == "23508032"
+    saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
+    assert torch.equal(saved["weights"]["networks.vhr.resnet.layer4.2.conv3.weight"], state["layer4.2.conv3.weight"])
 
 
 @pytest.mark.parametrize("name, modality", [("lightgbm", "s1"), ("lightgbm", "vhr"), ("lightgbm", "all"), ("mosaiks", "s2")])
 def test_what_is_fitted_goes_the_same_way(demo, tmp_path, monkeypatch, name, modality):
     """One pass, no rate; the checkpoint is scored again from the disk with the same result."""
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    row = train(demo, tmp_path / "run", "treesatai", "--model", name, "--modalities", modality, "--width", "0.25", "--init",
-                "imagenet" if modality == "all" else "none")
+    start = ["--init", "imagenet", "--width", "0.25"] if modality == "all" else ["--init", "none"]
+    row = train(demo, tmp_path / "run", "treesatai", "--model", name, "--modalities", modality, "--workers", "0", *start)
+    assert (row["params"] == "") == (modality != "all")             # trees and stored tiles are none
     assert row["pretraining"] == METHODS[name].pretraining
     assert row["status"] == ("random-weights" if modality == "all" else "ok")
     saved = checkpoint.load(tmp_path / "run" / "finetuned.pt", "finetuned")
@@ -247,10 +294,11 @@ def test_what_is_fitted_goes_the_same_way(demo, tmp_path, monkeypatch, name, mod
 @pytest.mark.parametrize("name, dataset, modality", [("pse_ltae", "treesatai-ts", "s2"), ("mosaiks", "treesatai", "s2")])
 def test_two_processes_give_one_processs_row(demo, tmp_path, name, dataset, modality):
     """Batch norm and dropout depend on the pool, not on the process; what is fitted sees the tiles in one order."""
-    options = ["--model", name, "--modalities", modality, "--init", "none", "--width", "0.25"]
+    options = ["--model", name, "--modalities", modality, "--init", "none", "--workers", "0", "--pool", "4"]
+    options += [] if METHODS[name].is_fitted else ["--width", "0.25", *LENGTH]
     row = train(demo, tmp_path / "one", dataset, *options)
     done = torchrun(2, "finetune.py", "--dataset", dataset, "--data-root", str(demo), "--output", str(tmp_path / "two"), "--csv",
-                    str(tmp_path / "two" / "table2.csv"), *SMALL, "--epochs", "1", *options)
+                    str(tmp_path / "two" / "table2.csv"), *options)
     assert done.returncode == 0, done.stderr
     other, = read_rows(tmp_path / "two" / "table2.csv")
     assert all(row[score] == other[score] for score in ("f1_weighted", "f1_macro", "map"))
@@ -261,8 +309,10 @@ def test_two_processes_give_one_processs_row(demo, tmp_path, name, dataset, moda
     (["--model", "pse", "--init", "none", "--modalities", "vhr"], "pse is not made for vhr of treesatai, but for s1, s2, all"),
     (["--model", "utae", "--init", "none", "--modalities", "s2"], "utae is not made for s2 of treesatai"),
     (["--model", "mlp", "--init", "none", "--modalities", "s2", "--width", "0"], "--width"),
-    (["--model", "mlp", "--init", "none", "--modalities", "s2", "--embed-dim", "64"], "--embed-dim: of omnisat"),
-    (["--model", "mlp", "--init", "none", "--modalities", "s2", "--tiles-at-once", "2"], "--tiles-at-once: of omnisat"),
+    (["--model", "mlp", "--init", "none", "--modalities", "s2", "--embed-dim", "64"], "--embed-dim does nothing in mlp"),
+    (["--model", "mosaiks", "--init", "none", "--modalities", "s2", "--epochs", "3"], "--epochs does nothing in mosaiks on s2"),
+    (["--model", "lightgbm", "--init", "none", "--modalities", "s1", "--width", "0.5"], "--width does nothing in lightgbm on s1"),
+    (["--model", "mlp", "--init", "none", "--modalities", "s2", "--tiles-at-once", "2"], "--tiles-at-once does nothing in mlp"),
     (["--init", "imagenet"], "--init imagenet: omnisat"),
     (["--init", "none", "--width", "0.5"], "--width: of the compared methods")])
 def test_wrong_options_are_told(demo, tmp_path, options, culprit):

@@ -54,14 +54,16 @@ def test_batch_norm_is_torchs_over_the_rows_that_count(training):
 
 
 def test_batch_norm_of_one_row_and_of_none():
-    """One row becomes the bias and moves the running mean; no row moves nothing; gradients stay finite."""
+    """One row becomes the bias; it or no row moves nothing, two do; gradients stay finite."""
     norm, x = undropped(BatchNorm(5)), torch.randn(4, 5, requires_grad=True)
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     norm(x, torch.ones(4, dtype=torch.bool)).sum().backward()
     torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
     assert x.grad.isfinite().all()
     torch.testing.assert_close(norm(x[:1])[0], norm.bias)
-    torch.testing.assert_close(norm.running_mean, 0.9 * before["running_mean"] + 0.1 * x[0])
+    torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
+    norm(x[:2])
+    torch.testing.assert_close(norm.running_mean, 0.9 * before["running_mean"] + 0.1 * x[:2].mean(0))
     assert norm.num_batches_tracked == 1
 
 

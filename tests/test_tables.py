@@ -49,7 +49,6 @@ def test_figure_5_is_table_2_with_all_labels(capsys):
     (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 127 + 4 + 5), (["all", "--demo"], 127 + 4 + 5 + 3)])
 def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)    # nothing done yet, so every line is printed
-    monkeypatch.setattr(weights, "find", lambda name: None)    # they are there
     run_tables.main([*options, "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == number == len(set(lines))
@@ -69,8 +68,8 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
             build_model("omnisat", [SENSORS[args.dataset][key] for key in modalities], embed_dim=args.embed_dim or 256,
                         depth=args.depth or 6, ablation=getattr(args, "ablation", "none"))
         else:
-            start = finetune.start_compared(args, args.modalities)
-            assert start.is_paper or args.width == 0.25
+            start = finetune.start_compared(args, finetune.command_line(), args.modalities)
+            assert start.is_paper or args.width == 0.25 or MODELS[name].is_fitted
         if module is finetune and args.init not in ("none", "imagenet"):
             assert args.init in written                                       # its pretraining comes first
         if "demo" not in options and "--demo" not in options:    # only the flags that differ: the rest is the paper's

@@ -33,13 +33,14 @@ def add_data_options(options):
     add_loader_options(group)
 
 
-def add_loader_options(group):
+def add_loader_options(group, pool=128):
     group.add_argument("--workers", type=int, default=4,
                        help="reading processes beside each training process; 0 reads in the training process itself")
-    group.add_argument("--pool", type=int, default=128, metavar="TILES",
-                       help="tiles in one forward pass of one process; negatives of the contrastive loss come from the "
-                            "same pool, so a smaller one changes that loss (to save memory, see --tiles-at-once); evaluation does "
-                            "not depend on it")
+    group.add_argument("--pool", type=int, default=pool, metavar="TILES",
+                       help="tiles in one forward pass of one process; negatives of the contrastive loss and the statistics of batch "
+                            "norm come from the same pool, so a smaller one changes them (to save memory, see --tiles-at-once); "
+                            "evaluation does not depend on it. Compared methods on large images have 8 or 32, see "
+                            "models/compared.py")
 
 
 def add_training_options(options, epochs):
@@ -65,7 +66,7 @@ def add_machine_options(options):
                        help="bfloat16: matrix products and convolutions by torch's autocast, weights and sums in float32 (default: "
                             "bfloat16 on a GPU that computes with it, else float32); scores are always computed in float32")
     group.add_argument("--tiles-at-once", type=int, metavar="TILES",
-                       help="work through a pool in parts of so many tiles, whose activations are computed again in backward: less "
+                       help="of omnisat: work through a pool in parts of so many tiles, whose activations are computed again in backward: less "
                             "memory, about a third more time, the same result (default: the whole pool; over 16,384 patches, as "
                             "128 tiles of PASTIS-HD have, parts of 4,096 patches)")
     group.add_argument("--compile", action="store_true", help="compile the networks with torch.compile: minutes at the start, faster "
@@ -74,8 +75,8 @@ def add_machine_options(options):
 
 def add_model_options(options, default_dim, default_depth):
     group = options.add_argument_group("model")
-    group.add_argument("--embed-dim", type=int, default=default_dim, metavar="D", help="embedding size; the paper: 256")
-    group.add_argument("--depth", type=int, default=default_depth, help="self-attention blocks of the combiner; the paper: 6")
+    group.add_argument("--embed-dim", type=int, default=default_dim, metavar="D", help="embedding size of omnisat; the paper: 256")
+    group.add_argument("--depth", type=int, default=default_depth, help="self-attention blocks of omnisat's combiner; the paper: 6")
     return group
 
 

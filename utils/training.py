@@ -186,12 +186,13 @@ class Training:
         """Save if it is time, and end if a signal came; all processes alike."""
         is_due = self.rank == 0 and time.time() - self.saved_at > 60 * self.args.save_minutes
         is_told, is_due = distributed.any_process([self.signal is not None, is_due])
-        if is_told or is_due:
+        if self.optimizer is not None and (is_told or is_due):
             self.save()
         if is_told:
             distributed.gather(None)                                          # nobody leaves before it is saved
-            raise Stopped(f"stopped by {self.signal or 'another process'} in epoch {self.epoch} after {self.step} steps, saved to "
-                          f"{self.target}; the same command goes on", is_told=self.rank > 0)
+            what = (f"in epoch {self.epoch} after {self.step} steps, saved to {self.target}; the same command goes on"
+                    if self.optimizer is not None else "before the end; the same command begins anew")
+            raise Stopped(f"stopped by {self.signal or 'another process'} {what}", is_told=self.rank > 0)
 
     # ---- an epoch
 
