@@ -65,7 +65,7 @@ def score_test(path, data_root, pool, workers, place, csv=None):
     if rank == 0 and csv:
         row = {"table": Path(csv).stem, "dataset": saved["dataset"], "model": saved["config"]["model"],
                "pretraining": saved["pretraining"], "ablation": saved["config"]["options"].get("ablation", "none"),
-               "modality": options.modality_name(model.sensors, saved["dataset"]),
+               "modality": saved["modality"],
                "label_percent": saved["label_percent"], "seed": saved["seed"],
                **{name: f"{scores[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
                "n_test": scores["n"], "params": sum(p.numel() for p in model.parameters()) or "",

@@ -12,7 +12,7 @@ same command goes on.
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,8 @@ SCRATCH_RATE = {"flair": 2e-3}    # 2e-4 for the others
 class Start(NamedTuple):
     """What a training begins with.
 
-    options: of the model's constructor, but for num_classes. pretraining, ablation: as in the tables. rate: of Adam.
-    init: what says where the weights are from, for the checkpoint. is_paper: whether all this is the paper's. checkpoint: or None.
+    options: of the model's constructor, but for num_classes. pretraining, ablation: as in the tables. rate: of Adam. init: what says
+    where the weights are from, for the checkpoint. is_paper: whether all this is the paper's. pretrained: [(path, checkpoint)].
     """
     options: dict
     pretraining: str
@@ -44,32 +44,61 @@ class Start(NamedTuple):
     rate: float
     init: str
     is_paper: bool
-    checkpoint: Optional[dict] = None
+    pretrained: tuple = ()
+
+
+def read_pretrained(args):
+    """[(path, checkpoint)] of --init. Errors: UserError for one that does not fit."""
+    pretrained = [(path, checkpoint.load(path, "pretrained")) for path in args.init]
+    for path, saved in pretrained:
+        if not saved["finished"]:
+            raise UserError(f"{path}: its pretraining stopped in epoch {saved['epoch']}; run it to its end first")
+        if saved["config"]["model"] != args.model:
+            raise UserError(f"{path}: pretrained {saved['config']['model']}, not {args.model}; see --model")
+        if saved["dataset"] != args.dataset:
+            raise UserError(f"{path}: pretrained on {saved['dataset']}, not on {args.dataset}")
+    return pretrained
+
+
+def sizes_of(pretrained, args, names):
+    """{option: value} that the checkpoints were pretrained with. Errors: UserError where the command, or another of them, says otherwise."""
+    sizes = {name: pretrained[0][1]["config"]["options"][name] for name in names}
+    for path, saved in pretrained:
+        for name, value in sizes.items():
+            found = saved["config"]["options"][name]
+            if found != value:
+                raise UserError(f"{path}: pretrained with --{name} {found}, {pretrained[0][0]} with {value}; pretrain both alike")
+            if getattr(args, name) not in (None, value):
+                raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: {path} has {value}; leave the option out")
+    return sizes
+
+
+def hashes(pretrained):
+    return "sha256 " + "+".join(saved["sha256"][:12] for _, saved in pretrained)
+
+
+def is_papers(pretrained, args):
+    """Whether checkpoints have the paper's recipe, and this run's seed."""
+    return all(saved["is_paper"] and saved["seed"] == args.seed for _, saved in pretrained)
 
 
 def start_omnisat(args):
     """Start of OmniSat, from a checkpoint or from scratch. Errors: UserError for a checkpoint or sizes that do not fit."""
     size = {"embed_dim": 256 if args.embed_dim is None else args.embed_dim, "depth": 6 if args.depth is None else args.depth}
     if args.width is not None:
-        raise UserError("--width: of the compared methods; the sizes of omnisat are --embed-dim and --depth")
-    if args.init == "none":
+        raise UserError("--width does nothing in omnisat, whose sizes are --embed-dim and --depth; leave it out")
+    if args.init == ["none"]:
         rate = SCRATCH_RATE.get(args.dataset, 2e-4) if args.lr is None else args.lr
         return Start(size | {"ablation": "none"}, "none", "none", rate, "none", size == {"embed_dim": 256, "depth": 6})
-    if args.init == "imagenet":
+    if args.init == ["imagenet"]:
         raise UserError("--init imagenet: omnisat has no part with published ImageNet weights; name a pretrained.pt, or none")
-    saved = checkpoint.load(args.init, "pretrained")
-    if not saved["finished"]:
-        raise UserError(f"{args.init}: its pretraining stopped in epoch {saved['epoch']}; run it to its end first")
-    if saved["dataset"] != args.dataset:
-        raise UserError(f"{args.init}: pretrained on {saved['dataset']}, not on {args.dataset}")
-    size = {name: saved["config"]["options"][name] for name in size}
-    for name, value in size.items():
-        if getattr(args, name) not in (None, value):
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: {args.init} has {value}; leave the option out")
-    ablation = saved["config"]["options"]["ablation"]
-    is_paper = size == {"embed_dim": 256, "depth": 6} and saved["is_paper"] and saved["seed"] == args.seed
-    return Start(size | {"ablation": ablation}, "self", ablation, 2e-5 if args.lr is None else args.lr,
-                 f"sha256 {saved['sha256'][:12]}", is_paper, saved)
+    if len(args.init) > 1:
+        raise UserError(f"--init {' '.join(args.init)}: omnisat starts from one checkpoint")
+    pretrained = read_pretrained(args)
+    size = sizes_of(pretrained, args, size)
+    ablation = pretrained[0][1]["config"]["options"]["ablation"]
+    return Start(size | {"ablation": ablation}, "self", ablation, 2e-5 if args.lr is None else args.lr, hashes(pretrained),
+                 size == {"embed_dim": 256, "depth": 6} and is_papers(pretrained, args), pretrained)
 
 
 def start_compared(args, arguments, modality):
@@ -85,18 +114,21 @@ def start_compared(args, arguments, modality):
     for name in unused:
         if getattr(args, name) != arguments.get_default(name):
             raise UserError(f"--{name.replace('_', '-')} does nothing in {args.model} on {modality}; leave it out")
-    needed = "imagenet" if modality in method.imagenet else "none"
-    if args.init not in ("none", needed):
-        raise UserError(f"--init {args.init}: {args.model} on {modality} starts from " + (
-            "imagenet, or none" if needed == "imagenet" else "none: it has no published weights"))
-    width = 1.0 if args.width is None else args.width
-    if not 0 < width <= 1:
-        raise UserError(f"--width must be over 0 and at most 1, not {width:g}")
-    if args.parts > 8:
-        raise UserError(f"--parts {args.parts}: the parts would be too small for {args.model}; at most 8")
+    width = options.chosen_width(args)
     rate = method.rates[args.dataset][modality] if args.lr is None else args.lr
-    return Start({"dataset": args.dataset, "width": width}, method.pretraining if args.init == needed else "none", "none", rate,
-                 args.init, args.init == needed and width == 1)
+    if method.pretrain_rates and args.init[0] not in ("none", "imagenet"):
+        pretrained = read_pretrained(args)
+        width = sizes_of(pretrained, args, ["width"])["width"]
+        return Start({"dataset": args.dataset, "width": width}, "self", "none", rate, hashes(pretrained),
+                     width == 1 and is_papers(pretrained, args), pretrained)
+    needed = "imagenet" if modality in method.imagenet else "none"
+    if args.init not in (["none"], [needed]):
+        raise UserError(f"--init {' '.join(args.init)}: {args.model} on {modality} starts from " + (
+            "imagenet, or none" if needed == "imagenet" else "its own pretrained.pt, or none" if method.pretrain_rates else
+            "none: it has no published weights"))
+    is_usual = args.init == [needed] and not method.pretrain_rates
+    return Start({"dataset": args.dataset, "width": width}, method.pretraining if is_usual else "none", "none", rate, args.init[0],
+                 is_usual and width == 1)
 
 
 def load_imagenet(model, args, is_demo, rank):
@@ -160,15 +192,14 @@ def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
     arguments.add_argument("--model", choices=MODELS, default="omnisat", help="omnisat or a compared method")
-    arguments.add_argument("--init", required=True, metavar="FILE",
-                           help="pretrained.pt to start from, none for random weights, or imagenet for the published weights of a "
+    arguments.add_argument("--init", required=True, nargs="+", metavar="FILE",
+                           help="pretrained.pt to start from (of satmae and scalemae one for each modality), none for random weights, or imagenet for the published weights of a "
                                 "compared method's ResNet, which are looked for in weights/ (python prepare.py weights)")
     options.add_data_options(arguments)
     arguments.add_argument("--label-percent", type=int, default=100, metavar="PERCENT",
                            help="use a stratified subset of the training labels, drawn with the seed; validation and test "
                                 "stay whole")
-    options.add_model_options(arguments, None, None).add_argument(
-        "--width", type=float, help="of the layers of a compared method, as a share of the published one, for trials (default: 1)")
+    options.add_width(options.add_model_options(arguments, None, None))
     options.add_machine_options(arguments)
     training = options.add_training_options(arguments, epochs=200)
     training.add_argument("--lr", type=float, help="of Adam (default: 2e-5 from a checkpoint, the paper's; from "
@@ -196,6 +227,7 @@ def main(argv=None):
         raise UserError(f"--label-percent must be between 1 and 100, not {args.label_percent}")
     modalities = options.chosen_modalities(args.modalities, args.dataset)
     modality, method = options.modality_name(modalities, args.dataset), MODELS[args.model]
+    modalities = method.sees.get(modality, modalities)
 
     # ---- setup
     rank, world, device = place = distributed.setup()
@@ -215,9 +247,10 @@ def main(argv=None):
         return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, max_cloud=args.max_cloud,
                             parts=args.parts, all_bands=method.all_bands, **choice)
     train, val = distributed.first_alone(lambda: (dataset("train", label_percent=args.label_percent), dataset("val")))
-    if start.checkpoint is not None and start.checkpoint["val_hash"] != val.list_hash:
-        raise UserError(f"{args.init}: pretrained with another list of validation tiles than {args.data_root} gives now; was a val "
-                        "list added? pretrain again")
+    for path, pretrained in start.pretrained:
+        if pretrained["val_hash"] != val.list_hash:
+            raise UserError(f"{path}: pretrained with another list of validation tiles than {args.data_root} gives now; was a val "
+                            "list added? pretrain again")
     train_pools = (Pools(len(train), args.pool, args.pool * world, None, rank, world) if method.is_fitted else
                    Pools(len(train), args.pool, args.batch_size, args.seed, rank, world))
     val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world)
@@ -229,34 +262,34 @@ def main(argv=None):
               "options": start.options | {"num_classes": len(train.classes)}}
     torch.manual_seed(args.seed)                                              # here, since loaders draw numbers too
     model, status = build_model(args.model, train.sensors, **config["options"]), "ok" if saved is None else saved["status"]
-    if args.init == "imagenet" and saved is None:
+    if args.init == ["imagenet"] and saved is None:
         status = distributed.first_alone(lambda: load_imagenet(model, args, train.is_demo, rank))
-    if start.checkpoint is None:
+    if not start.pretrained:
         # the statistics are those of the whole training split, as in pretraining: they need no label
         model.standardize.set(distributed.first_alone(lambda: training_statistics(dataset("train", labelled=False), args.workers)))
     else:
-        checkpoint.start_from(model, start.checkpoint, args.init)
+        checkpoint.start_from(model, start.pretrained)
     model.to(device)
     autocast, optimizer, scheduler = options.set_up(model, args, device), None, None
     if not method.is_fitted:
         optimizer = torch.optim.Adam(model.parameters(), start.rate, fused=True)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
-    is_demo = train.is_demo or (start.checkpoint is not None and start.checkpoint["is_demo"])
+    is_demo = train.is_demo or any(pretrained["is_demo"] for _, pretrained in start.pretrained)
     scale = "demo" if is_demo else "paper" if start.is_paper and options.is_paper(args, arguments, modalities) else "custom"
 
     # ---- resume
     source = provenance("finetune.py", argv if argv is not None else sys.argv[1:], device)
     facts = {"config": config, "dataset": args.dataset, "pretraining": start.pretraining, "label_percent": args.label_percent,
              "seed": args.seed, "max_cloud": args.max_cloud, "parts": args.parts, "split_hash": train.split_hash,
-             "val_hash": val.list_hash, "pretrain_hours": start.checkpoint["hours"] if start.checkpoint else 0.0,
-             "source": source, "scale": scale, "status": status}
+             "val_hash": val.list_hash, "pretrain_hours": sum(pretrained["hours"] for _, pretrained in start.pretrained),
+             "modality": modality, "source": source, "scale": scale, "status": status}
     if method.is_fitted:
         args.epochs = 1
     training = Training(target, "finetuned", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss",))
     if rank == 0:
         print(f"{'fitting' if method.is_fitted else 'training'} {args.model} on {len(train)} tiles of {args.dataset}"
-              f"{' (demo data)' if train.is_demo else ''}, {', '.join(modalities)}, from {args.init}; "
+              f"{' (demo data)' if train.is_demo else ''}, {', '.join(modalities)}, from {' and '.join(args.init)}; "
               f"{'' if method.is_fitted else f'lr {start.rate:g}; '}{world} process(es) on {source['device']}", file=sys.stderr)
 
     # ---- loop

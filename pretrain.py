@@ -1,10 +1,11 @@
-"""Pretrain OmniSat on a training split without labels (sections 3.2 and 3.3).
+"""Pretrain OmniSat (sections 3.2 and 3.3), or a compared method that pretrains itself, on a training split without labels.
 
     python pretrain.py --dataset treesatai-ts --data-root DIR
     python pretrain.py --dataset treesatai-ts --data-root DIR --ablation no_contrastive
+    python pretrain.py --dataset treesatai --data-root DIR --model satmae --modalities s2
     torchrun --nproc_per_node=3 pretrain.py --dataset treesatai-ts --data-root DIR
 
-The defaults are the paper's: 250 epochs at most, 3 x 128 tiles a step, Adam with 1e-4. Writes pretrained.pt (start
+The defaults are the paper's: 250 epochs at most, 3 x 128 tiles a step, Adam with the method's rate, 1e-4. Writes pretrained.pt (start
 fine-tuning from it), log.jsonl and TensorBoard files to --output. Stopped or killed, the same command goes on.
 """
 import sys
@@ -16,10 +17,10 @@ import torch
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
-from models import build_model
+from models import MODELS, build_model
 from models.omnisat import ABLATIONS
 from utils import distributed, options
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.log import provenance
 from utils.results import pretraining_folder
 from utils.training import Training, open_folder, pool_seed
@@ -63,19 +64,41 @@ def validate(training, loader, pools, autocast):
 def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
+    arguments.add_argument("--model", choices=[name for name, model in MODELS.items() if hasattr(model, "pretrain_loss")],
+                           default="omnisat", help="omnisat or a compared method")
     options.add_data_options(arguments)
     model = options.add_model_options(arguments, 256, 6)
     model.add_argument("--ablation", choices=ABLATIONS, default="none",
                        help="a row of table 5: no_index_bypass: the image decoder does without the encoder's pooling indices; "
                             "no_date_filtering: all dates are reconstructed; no_contrastive, no_reconstruction: without that loss; "
                             "naive_contrastive: patches of the same tile and modality are negatives too")
+    options.add_width(model)
     options.add_machine_options(arguments)
     training = options.add_training_options(arguments, epochs=250)
-    training.add_argument("--lr", type=float, default=1e-4, help="of Adam")
+    training.add_argument("--lr", type=float, help="of Adam (default: 1e-4, or the compared method's)")
     training.add_argument("--patience", type=int, default=40,
                           help="stop after so many epochs without a lower validation loss; not in the paper: the official "
                                "code's")
     return arguments
+
+
+def choices(args, arguments, modality):
+    """Options of the model's constructor, the learning rate, and whether it has the paper's size. Errors: UserError for what does not fit."""
+    if args.model == "omnisat":
+        if args.width is not None:
+            raise UserError("--width does nothing in omnisat, whose sizes are --embed-dim and --depth; leave it out")
+        return ({"embed_dim": args.embed_dim, "depth": args.depth, "ablation": args.ablation}, 1e-4 if args.lr is None else args.lr,
+                (args.embed_dim, args.depth) == (256, 6))
+    rates = MODELS[args.model].pretrain_rates
+    if modality not in rates.get(args.dataset, ()):
+        raise UserError(f"--model {args.model} is not pretrained on {modality} of {args.dataset}, but on " + "; ".join(
+            f"{' or '.join(known)} of {dataset}" for dataset, known in rates.items()))
+    for name in ("embed_dim", "depth", "ablation", "tiles_at_once"):
+        if getattr(args, name) != arguments.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} does nothing in {args.model}; leave it out")
+    width = options.chosen_width(args)
+    return ({"num_classes": 0, "dataset": args.dataset, "width": width}, rates[args.dataset][modality] if args.lr is None else args.lr,
+            width == 1)
 
 
 def main(argv=None):
@@ -85,12 +108,15 @@ def main(argv=None):
     options.check_positive(args, "epochs", "batch_size", "pool", "patience", "parts", "tiles_at_once")
     options.check_model(args)
     modalities = options.chosen_modalities(args.modalities, args.dataset)
+    modality, method = options.modality_name(modalities, args.dataset), MODELS[args.model]
+    sizes, rate, is_whole = choices(args, arguments, modality)
 
     # ---- setup
     rank, world, device = place = distributed.setup()
-    output = Path(args.output or pretraining_folder("runs", args.dataset, args.ablation, args.seed))
+    output = Path(args.output or pretraining_folder("runs", args.dataset, args.model, modality, args.ablation, args.seed))
     target = output / "pretrained.pt"
-    saved, settings = open_folder(target, "pretrained", args, rank, modalities=",".join(modalities), precision=options.chosen_precision(args, device))
+    saved, settings = open_folder(target, "pretrained", args, rank, modalities=",".join(modalities), lr=rate,
+                                  precision=options.chosen_precision(args, device))
     if saved is not None and saved["finished"]:
         if rank == 0:
             print(f"{target} is finished; delete it to start anew", file=sys.stderr)
@@ -99,7 +125,7 @@ def main(argv=None):
     # ---- data
     def dataset(split):
         return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, labelled=False,
-                            max_cloud=args.max_cloud, parts=args.parts)
+                            max_cloud=args.max_cloud, parts=args.parts, all_bands=method.all_bands)
     train, val = distributed.first_alone(lambda: (dataset("train"), dataset("val")))
     statistics = distributed.first_alone(lambda: training_statistics(train, args.workers))
     train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world)
@@ -108,25 +134,24 @@ def main(argv=None):
                                 for data, pools in ((train, train_pools), (val, val_pools)))
 
     # ---- model, optimiser
-    config = {"model": "omnisat", "sensors": [asdict(sensor) for sensor in train.sensors],
-              "options": {"embed_dim": args.embed_dim, "depth": args.depth, "ablation": args.ablation}}
+    config = {"model": args.model, "sensors": [asdict(sensor) for sensor in train.sensors], "options": sizes}
     torch.manual_seed(args.seed)                                              # here, since loaders draw numbers too
-    model = build_model("omnisat", train.sensors, **config["options"])
+    model = build_model(args.model, train.sensors, **sizes)
     model.standardize.set(statistics)
     model.to(device)
     autocast = options.set_up(model, args, device)
-    optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
     # ---- resume
     source = provenance("pretrain.py", argv if argv is not None else sys.argv[1:], device)
     facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
              "is_demo": train.is_demo, "source": source,
-             "is_paper": options.is_paper(args, arguments, modalities) and (args.embed_dim, args.depth) == (256, 6)}
+             "is_paper": options.is_paper(args, arguments, modalities) and is_whole}
     training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss", *model.terms))
     if rank == 0:
         size = sum(p.numel() for p in model.parameters())
-        print(f"pretraining on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
+        print(f"pretraining {args.model} on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
               f"{', '.join(modalities)}{'' if args.ablation == 'none' else ', ' + args.ablation}; {size / 1e6:.2f} M parameters; "
               f"{args.batch_size} tiles a step in pools of {train_pools.pool}; {world} process(es) on {source['device']}", file=sys.stderr)
 

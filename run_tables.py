@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from utils.errors import BUSY, STOPPED, UserError, run
 from utils.files import end_with_parent
@@ -26,7 +26,7 @@ from utils.results import (CELLS, COLUMNS, KEYS, SCORED, TABLES, finetuning_fold
                            write_row)
 
 ROOT = Path(__file__).parent
-LATER = ("satmae", "scalemae", "croma", "dofa", "presto")    # models of cells.csv that are not here yet
+LATER = ("croma", "dofa", "presto")    # models of cells.csv that are not here yet
 RETRY = 30    # seconds until a job whose folder is taken is tried again
 FOLDERS = {"treesatai-ts": "treesatai", "treesatai": "treesatai", "pastis-hd": "pastis-hd", "flair": "flair"}
 # The demo's choices: few tiles, a small model, minutes of training. The paper's are the scripts' defaults.
@@ -60,19 +60,30 @@ def starts_from_imagenet(cell):
     return cell["model"] != "omnisat" and cell["modality"] in MODELS[cell["model"]].imagenet
 
 
+def pretrained_on(cell):
+    """The modalities of the pretrainings that a cell starts from, one each: OmniSat's has all of them."""
+    if cell["pretraining"] != "self":
+        return ()
+    if cell["model"] == "omnisat":
+        return ("all",)
+    from models import MODELS
+    method = MODELS[cell["model"]]
+    return method.sees.get(cell["modality"], (cell["modality"],)) if method.pretrain_rates else ()
+
+
 def key(cell):
     """The cell's key columns as a CSV line, what --only is matched against."""
     return ",".join(key_of(cell))
 
 
 def demo_options(cell, start):
-    """Sizes and lengths of a cell's training in the demo. start: its --init."""
+    """Sizes and lengths of a cell's training in the demo. start: its --init, a list."""
     percent, is_large = cell["label_percent"], cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd"
     if cell["model"] == "omnisat":
-        return (DEMO_MODEL if start == "none" else []) + DEMO_COMMON + DEMO_FINETUNE[percent]
+        return (DEMO_MODEL if start == ["none"] else []) + DEMO_COMMON + DEMO_FINETUNE[percent]
     if cell["model"] in ("lightgbm", "mosaiks"):                              # fitted at once
-        return (DEMO_WIDTH if start == "imagenet" else []) + ["--workers", "0"]
-    return DEMO_WIDTH + DEMO_COMMON + (DEMO_LARGE if is_large else DEMO_SMALL)[percent]
+        return (DEMO_WIDTH if start == ["imagenet"] else []) + ["--workers", "0"]
+    return (DEMO_WIDTH if start[0] in ("none", "imagenet") else []) + DEMO_COMMON + (DEMO_LARGE if is_large else DEMO_SMALL)[percent]
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -96,8 +107,9 @@ class Commands:
                               *DEMO_DATA[FOLDERS[dataset]]]
 
     def pretrained(self, cell, seed):
-        """The checkpoint that a cell's fine-tuning starts from; the folder is pretrain.py's default."""
-        return pretraining_folder(self.runs, cell["dataset"], cell["ablation"], seed) / "pretrained.pt"
+        """{modality: checkpoint} that a cell's fine-tuning starts from, none if from scratch; folders are pretrain.py's defaults."""
+        return {modality: pretraining_folder(self.runs, cell["dataset"], cell["model"], modality, cell["ablation"], seed) / "pretrained.pt"
+                for modality in pretrained_on(cell)}
 
     def finetuned(self, cell, seed):
         """The checkpoint that a cell is scored with, the same for a cell that two tables print; finetune.py's default."""
@@ -110,17 +122,18 @@ class Commands:
     def _common(self, cell, seed):
         return ["--dataset", cell["dataset"], "--data-root", self.root(cell["dataset"]), "--seed", str(seed)]
 
-    def pretrain(self, cell, seed):
-        ablation = [] if cell["ablation"] == "none" else ["--ablation", cell["ablation"]]
-        extra = ["--output", str(self.pretrained(cell, seed).parent), *DEMO_MODEL, *DEMO_COMMON, *DEMO_PRETRAIN]
-        return self.start + ["pretrain.py", *self._common(cell, seed), *ablation, *(extra if self.demo else [])]
+    def pretrain(self, cell, modality, seed):
+        what = (["--ablation", cell["ablation"]] if cell["ablation"] != "none" else
+                ["--model", cell["model"], "--modalities", modality] if cell["model"] != "omnisat" else [])
+        size = DEMO_MODEL if cell["model"] == "omnisat" else DEMO_WIDTH
+        extra = ["--output", str(self.pretrained(cell, seed)[modality].parent), *size, *DEMO_COMMON, *DEMO_PRETRAIN]
+        return self.start + ["pretrain.py", *self._common(cell, seed), *what, *(extra if self.demo else [])]
 
     def finetune(self, cell, seed):
         is_omnisat, percent = cell["model"] == "omnisat", cell["label_percent"]
-        start = (str(self.pretrained(cell, seed)) if is_omnisat and cell["pretraining"] == "self" else
-                 "imagenet" if starts_from_imagenet(cell) else "none")
+        start = [str(path) for path in self.pretrained(cell, seed).values()] or ["imagenet" if starts_from_imagenet(cell) else "none"]
         command = self.start + ["finetune.py", *self._common(cell, seed), *([] if is_omnisat else ["--model", cell["model"]]),
-                                "--init", start, "--modalities", cell["modality"], "--label-percent", percent,
+                                "--init", *start, "--modalities", cell["modality"], "--label-percent", percent,
                                 "--csv", self.csv(cell)]
         if self.demo:
             command += ["--output", str(self.finetuned(cell, seed).parent), *demo_options(cell, start)]
@@ -132,10 +145,10 @@ class Commands:
 
 
 class Job(NamedTuple):
-    """A command, the name of the job it needs, and where its output goes if several run at a time."""
+    """A command, the names of the jobs it needs, and where its output goes if several run at a time."""
     name: str
     command: list
-    needs: Optional[str]
+    needs: tuple
     log: Path
 
 
@@ -154,14 +167,13 @@ def jobs(cells, seeds, commands, is_dry=False):
         for cell in cells:
             if key_of(cell) + (seed, scale) in done:
                 continue
-            dataset, name, target, needs = cell["dataset"], f"{key(cell)}, seed {seed}", commands.finetuned(cell, seed), None
+            dataset, name, target, needs = cell["dataset"], f"{key(cell)}, seed {seed}", commands.finetuned(cell, seed), ()
             if commands.demo:
                 folder = FOLDERS[dataset]
-                needs = plan(f"data of {folder}", commands.generate(dataset), None, commands.runs / folder)
-            start = commands.pretrained(cell, seed)
+                needs = plan(f"data of {folder}", commands.generate(dataset), (), commands.runs / folder),
+            starts = commands.pretrained(cell, seed)
             try:
-                paths = (target, start) if cell["model"] == "omnisat" else (target,)
-                foreign = [path for path in paths if finished_scale(path) not in (None, scale)]
+                foreign = [path for path in (target, *starts.values()) if finished_scale(path) not in (None, scale)]
             except UserError as error:                                            # a damaged checkpoint
                 blocked[name] = str(error)
                 continue
@@ -169,15 +181,19 @@ def jobs(cells, seeds, commands, is_dry=False):
                 blocked[name] = f"{foreign[0].parent} holds a run that is not of scale {scale}: move it away"
                 continue
             if target in trained or finished_scale(target):                       # trained for another table
-                plan(name, commands.evaluate(cell, seed), trained.get(target, needs), target.parent / cell["table"])
+                plan(name, commands.evaluate(cell, seed), (trained[target],) if target in trained else needs, target.parent / cell["table"])
                 continue
             if not (commands.demo or is_dry) and starts_from_imagenet(cell) and (missing := missing_weights(cell)):
                 blocked[name] = missing
                 without.append((commands.csv(cell), cell | {"seed": seed, "scale": scale, "status": missing}))
                 continue
-            if cell["model"] == "omnisat" and cell["pretraining"] == "self" and not finished_scale(start):
-                title = "pretraining" if cell["ablation"] == "none" else f"pretraining, {cell['ablation']},"
-                needs = plan(f"{title} on {dataset}, seed {seed}", commands.pretrain(cell, seed), needs, start.parent)
+            before, needs = needs, ()
+            for modality, start in starts.items():
+                if not finished_scale(start):
+                    title = (f"pretraining {cell['model']}, {modality}," if cell["model"] != "omnisat" else
+                             "pretraining" if cell["ablation"] == "none" else f"pretraining, {cell['ablation']},")
+                    needs += plan(f"{title} on {dataset}, seed {seed}", commands.pretrain(cell, modality, seed), before, start.parent),
+            needs = needs or before
             trained[target] = plan(name, commands.finetune(cell, seed), needs, target.parent)
     return list(planned.values()), blocked, without
 
@@ -219,11 +235,11 @@ def run_all(planned, at_a_time):
     try:
         while waiting or running:
             for job in list(waiting):
-                if job.needs in failed:
-                    failed[job.name] = f"not run, {job.needs} failed"
+                if lost := [need for need in job.needs if need in failed]:
+                    failed[job.name] = f"not run, {lost[0]} failed"
                     names.discard(job.name)
                     waiting.remove(job)
-                elif job.needs not in names and len(running) < at_a_time and time.time() > later.get(job.name, 0):
+                elif names.isdisjoint(job.needs) and len(running) < at_a_time and time.time() > later.get(job.name, 0):
                     waiting.remove(job)
                     if at_a_time == 1:
                         print(f"\n[{len(planned) - len(waiting)}/{len(planned)}] {job.name}\n{shlex.join(job.command)}", file=sys.stderr)

@@ -2,10 +2,11 @@
 from models.compared import Perceptron, PixelSets, PixelSetSeries, ResNet50, UTAEs, VisionTransformer
 from models.fitted import RandomFeatures, Trees
 from models.omnisat import OmniSat
+from models.self_supervised import SatMAE, ScaleMAE
 from models.utt import UTT
 
 MODELS = {"omnisat": OmniSat, "pse": PixelSets, "vit": VisionTransformer, "mlp": Perceptron, "resnet50": ResNet50,
-          "pse_ltae": PixelSetSeries, "utt": UTT, "utae": UTAEs, "lightgbm": Trees, "mosaiks": RandomFeatures}
+          "pse_ltae": PixelSetSeries, "utt": UTT, "utae": UTAEs, "lightgbm": Trees, "mosaiks": RandomFeatures, "satmae": SatMAE, "scalemae": ScaleMAE}
 
 
 def build_model(name, sensors, **options):

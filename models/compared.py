@@ -71,6 +71,8 @@ class Compared(nn.Module):
     """
     rates, imagenet, weights, pretraining, all_bands, pools, vectors, has_head = {}, (), "resnet50", "none", False, {}, {}, False
     is_fitted = False    # whether all tiles are learned from at once, by a method fit
+    # of methods that pretrain themselves: {dataset: {modality: learning rate}}, and keys that a modality stands for, if not its own
+    pretrain_rates, sees = {}, {}
 
     def __init__(self, sensors, num_classes, dataset, width=1.0):
         super().__init__()

@@ -94,14 +94,14 @@ class UTAE(nn.Module):
     def forward(self, x, dates, padded):
         """x (B, T, C, H, W): standardised; dates (B, T): day numbers; padded (B, T): True where there is no date. Returns (B, D, H, W).
 
-        Errors: ValueError if there are too few pixels for the levels.
+        Where there are too few pixels for the levels, the border is repeated to the right and below.
         """
-        side = min(x.shape[-2:])
+        height, width = x.shape[-2:]
+        least = 1
         for _ in self.down:
-            side = (side + 2 - self.kernel) // 2 + 1
-        if side < 1:
-            raise ValueError(f"{x.shape[-2]} x {x.shape[-1]} pixels cannot be halved {len(self.down)} times with kernel {self.kernel}")
+            least = max(1, 2 * least + self.kernel - 4)                       # pixels of which a strided convolution leaves so many
         x = x.masked_fill(padded[:, :, None, None, None], 0)
+        x = F.pad(x, (0, max(0, least - width), 0, max(0, least - height), 0, 0), "replicate")
         maps = [self.first(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))]    # BT x D x H x W
         for down in self.down:
             maps.append(down(maps[-1]))
@@ -112,7 +112,7 @@ class UTAE(nn.Module):
         x = x.unflatten(1, size).permute(0, 3, 1, 2)                          # B x D x H' x W'
         for up in self.up:
             x = up(x, collapse(maps.pop(), attention))
-        return x
+        return x[..., :height, :width]
 
 
 class UTAEVector(nn.Module):

@@ -84,7 +84,7 @@ def test_pretraining_is_repeatable_and_the_same_on_two_processes(demo, pretraine
 def test_finetuning_starts_from_the_checkpoint(demo, pretrained):
     saved = checkpoint.load(pretrained, "pretrained")
     model = build_model("omnisat", [SENSORS["treesatai-ts"][key] for key in ("vhr", "s1")], embed_dim=32, depth=1, num_classes=15)
-    checkpoint.start_from(model, saved, pretrained)
+    checkpoint.start_from(model, [(pretrained, saved)])
     for name, value in model.state_dict().items():
         if not name.startswith("head."):
             assert torch.equal(value, saved["weights"][name]), name

@@ -27,7 +27,7 @@ from utils.results import KEYS, finetuning_folder, pretraining_folder, read_rows
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("table, number", [("table2", 24 + 41), ("table3", 16 + 16), ("table4", 12 + 6), ("table5", 12), ("all", 64 + 63)])
+@pytest.mark.parametrize("table, number", [("table2", 24 + 59), ("table3", 16 + 22), ("table4", 12 + 12), ("table5", 12), ("all", 64 + 93)])
 def test_list_is_what_the_paper_prints(table, number, capsys):
     """For the models that are here."""
     run_tables.main([table, "--list"])
@@ -41,12 +41,12 @@ def test_list_is_what_the_paper_prints(table, number, capsys):
 def test_figure_5_is_table_2_with_all_labels(capsys):
     run_tables.main(["fig5", "--list"])
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert len(lines) == 12 + 23 and all(line.startswith("table2,") and line.endswith(",100") for line in lines)
+    assert len(lines) == 12 + 32 and all(line.startswith("table2,") and line.endswith(",100") for line in lines)
 
 
 @pytest.mark.parametrize("options, number", [
-    (["table2"], 65 + 2), (["demo", "--seeds", "0,1"], (24 + 2) * 2 + 1), (["table3"], 32 + 1), (["table4", "--demo"], 18 + 1 + 1),
-    (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 127 + 4 + 5), (["all", "--demo"], 127 + 4 + 5 + 3)])
+    (["table2"], 83 + 2 + 6), (["demo", "--seeds", "0,1"], (24 + 2) * 2 + 1), (["table3"], 38 + 1 + 2), (["table4", "--demo"], 24 + 1 + 2 + 1),
+    (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 157 + 4 + 5 + 10), (["all", "--demo"], 157 + 4 + 5 + 10 + 3)])
 def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)    # nothing done yet, so every line is printed
     run_tables.main([*options, "--dry-run"])
@@ -64,24 +64,27 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
             assert args.checkpoint in written                                 # of the same run in another table
             continue
         modalities, name = chosen_modalities(args.modalities, args.dataset), getattr(args, "model", "omnisat")
+        if module is pretrain:
+            sizes, _, is_whole = pretrain.choices(args, pretrain.command_line(), args.modalities)
+            assert is_whole or args.width == 0.25 or args.embed_dim == 32
+        elif args.init[0].endswith(".pt"):
+            assert set(args.init) <= written                                  # its pretrainings come first
         if name == "omnisat":
             build_model("omnisat", [SENSORS[args.dataset][key] for key in modalities], embed_dim=args.embed_dim or 256,
                         depth=args.depth or 6, ablation=getattr(args, "ablation", "none"))
-        else:
+        elif module is finetune and not args.init[0].endswith(".pt"):
             start = finetune.start_compared(args, finetune.command_line(), args.modalities)
             assert start.is_paper or args.width == 0.25 or MODELS[name].is_fitted
-        if module is finetune and args.init not in ("none", "imagenet"):
-            assert args.init in written                                       # its pretraining comes first
         if "demo" not in options and "--demo" not in options:    # only the flags that differ: the rest is the paper's
             assert args.epochs == (250 if module is pretrain else 200) and args.batch_size == 384 and args.pool == 128
-            assert (args.lr == 1e-4) if module is pretrain else (args.lr is None)
+            assert args.lr is None
         # the folders that the driver counts on are the scripts' defaults
         if module is pretrain:
-            default = pretraining_folder("runs", args.dataset, args.ablation, args.seed)
+            default = pretraining_folder("runs", args.dataset, name, args.modalities, args.ablation, args.seed)
             written.add(f"{args.output or default}/pretrained.pt")
         else:
-            ablation = next((name for name in ABLATIONS if f"-{name}-" in args.init), "none")
-            pretraining = start.pretraining if name != "omnisat" else "none" if args.init == "none" else "self"
+            ablation = next((each for each in ABLATIONS if f"-{each}-" in args.init[0]), "none")
+            pretraining = ("self" if args.init[0].endswith(".pt") else start.pretraining if name != "omnisat" else "none")
             default = finetuning_folder("runs", args.dataset, name, pretraining, ablation, args.modalities, args.label_percent,
                                         args.seed)
             written.add(f"{args.output or default}/finetuned.pt")
@@ -172,14 +175,14 @@ def test_seeds_are_numbers_and_each_is_run_once(capsys):
     assert "--seed 1 " in line
 
 
-def job(name, code, needs=None, folder="."):
+def job(name, code, needs=(), folder="."):
     return Job(name, [sys.executable, "-c", code], needs, Path(folder) / f"{name}.txt")
 
 
 def test_jobs_wait_for_what_they_need_and_run_side_by_side(tmp_path, capfd):
     note = f"import time; open(r'{tmp_path}/order', 'a').write('%s'); time.sleep(%s)"
-    planned = [job("a", note % ("a", 0.6), folder=tmp_path), job("b", note % ("b", 0), "a", tmp_path), job("c", note % ("c", 0), folder=tmp_path),
-               job("d", "raise SystemExit(3)", folder=tmp_path), job("e", note % ("e", 0), "d", tmp_path)]
+    planned = [job("a", note % ("a", 0.6), folder=tmp_path), job("b", note % ("b", 0), ("c", "a"), tmp_path), job("c", note % ("c", 0), folder=tmp_path),
+               job("d", "raise SystemExit(3)", folder=tmp_path), job("e", note % ("e", 0), ("a", "d"), tmp_path)]
     failed = run_all(planned, 2)
     assert failed.keys() == {"d", "e"} and failed["d"].startswith("exit code 3") and failed["e"] == "not run, d failed"
     order = (tmp_path / "order").read_text()
@@ -190,7 +193,7 @@ def sleeping_driver(folder):
     """A driver at work on a job that sleeps: its process, and the job's process number."""
     script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom run_tables import Job, run_all\n"
               f"run_all([Job('a', [sys.executable, '-c', 'import os, time; open(r\"{folder}/pid\", \"w\").write(str(os.getpid())); "
-              f"time.sleep(60)'], None, Path(r'{folder}/log'))], 1)")
+              f"time.sleep(60)'], (), Path(r'{folder}/log'))], 1)")
     driver, until = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL), time.time() + 30
     while not (folder / "pid").exists() or not (folder / "pid").read_text():
         assert time.time() < until and driver.poll() is None

@@ -123,9 +123,14 @@ def test_maps_are_of_the_size_of_the_pixels(widths, sides):
     assert (x.grad.abs().sum(2) > 0).float().mean() > 0.9
 
 
-def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="7 x 9 pixels cannot be halved 3 times with kernel 4"):
-        UTAE(3, *LARGE, width=0.25)(torch.randn(1, 1, 3, 7, 9), DATES[:1, :1], PADDED[:1, :1])
+def test_small_tiles_have_their_border_repeated():
+    """8 pixels are the least that can be halved three times by a kernel of 4."""
+    model, x = UTAE(3, *LARGE, width=0.25).eval(), torch.randn(2, 4, 3, 6, 9)
+    whole = model(torch.cat([x, x[..., -1:, :], x[..., -1:, :]], -2), DATES[:2, :4], PADDED[:2, :4])
+    torch.testing.assert_close(model(x, DATES[:2, :4], PADDED[:2, :4]), whole[..., :6, :])
+
+
+def test_widths_that_do_not_fit_are_refused():
     for widths in (((64, 32), (32, 64)), ((64, 32), (64, 32, 32))):
         with pytest.raises(ValueError, match="the same levels and meet in the last"):
             UTAE(3, *widths, 2)

@@ -71,25 +71,27 @@ def rebuild(checkpoint):
     return model
 
 
-def start_from(model, checkpoint, path):
-    """Load into a model what a pretrained checkpoint has for it: all but the head, which is new.
+def start_from(model, pretrained):
+    """Load into a model what pretrained checkpoints have for it: all but the heads, which are new.
 
-    Of the checkpoint, only the decoders and what belongs to modalities that the model lacks stay unused.
-    Errors: UserError if the checkpoint lacks a modality of the model or has other sizes.
+    pretrained: [(path, checkpoint)]. Of these, only the decoders and what belongs to modalities that the model lacks stay unused.
+    Errors: UserError if a modality of the model is in none of them, or if sizes differ.
     """
-    trained = [sensor["key"] for sensor in checkpoint["config"]["sensors"]]
-    for key in model.sensors:
+    paths, trained, weights = " and ".join(str(path) for path, _ in pretrained), {}, {}
+    for _, checkpoint in pretrained:
+        trained |= {sensor["key"]: Sensor(**sensor) for sensor in checkpoint["config"]["sensors"]}
+        weights |= checkpoint["weights"]
+    for key, sensor in model.sensors.items():
         if key not in trained:
-            raise UserError(f"{path}: pretrained on {', '.join(trained)}, not on {key}")
-        sensor = next(Sensor(**s) for s in checkpoint["config"]["sensors"] if s["key"] == key)
-        if sensor != model.sensors[key]:
-            raise UserError(f"{path}: its {key} is {sensor}, here it is {model.sensors[key]}: pretrained on another dataset")
-    wanted = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
-    found = {name: checkpoint["weights"].get(name) for name in wanted}
+            raise UserError(f"{paths}: pretrained on {', '.join(trained)}, not on {key}")
+        if trained[key] != sensor:
+            raise UserError(f"{paths}: its {key} is {trained[key]}, here it is {sensor}: pretrained on another dataset")
+    wanted = {name: value for name, value in model.state_dict().items() if not name.startswith("head")}
+    found = {name: weights.get(name) for name in wanted}
     for name, value in found.items():
         if value is None or value.shape != wanted[name].shape:
-            raise UserError(f"{path}: {name} is {'missing' if value is None else tuple(value.shape)}, the model has "
-                            f"{tuple(wanted[name].shape)}; its options are {checkpoint['config']['options']}")
+            raise UserError(f"{paths}: {name} is {'missing' if value is None else tuple(value.shape)}, the model has "
+                            f"{tuple(wanted[name].shape)}; its options are {pretrained[0][1]['config']['options']}")
     model.load_state_dict(found, strict=False)
 
 

@@ -80,6 +80,19 @@ def add_model_options(options, default_dim, default_depth):
     return group
 
 
+def add_width(group):
+    group.add_argument("--width", type=float, help="of a compared method: its layers, and the depth and image side of those that pretrain "
+                                                   "themselves, as a share of the published size, for trials (default: 1)")
+
+
+def chosen_width(args):
+    """--width. Errors: UserError if it is no share."""
+    width = 1.0 if args.width is None else args.width
+    if not 0 < width <= 1:
+        raise UserError(f"--width must be over 0 and at most 1, not {width:g}")
+    return width
+
+
 def chosen_modalities(text, dataset):
     """("vhr", "s2") from "vhr,s2" or "all". Errors: UserError that lists the dataset's modalities."""
     if text == "all":
@@ -132,11 +145,11 @@ PAPER = {"treesatai-ts": ("vhr", "s2", "s1"), "treesatai": ("vhr", "s2", "s1"), 
 def is_paper(args, arguments, modalities):
     """Whether a run has the paper's recipe: dataset, modalities, and nothing that changes its numbers is set otherwise.
 
-    modalities: of the run; fine-tuning may take some of the paper's, pretraining takes them all.
+    modalities: of the run; fine-tuning and compared methods may take some of the paper's, OmniSat's pretraining takes them all.
     """
-    known, is_finetuning = PAPER.get(args.dataset), hasattr(args, "label_percent")
+    known, may_be_some = PAPER.get(args.dataset), hasattr(args, "label_percent") or args.model != "omnisat"
     if known is None:
         return False
     names = ("epochs", "batch_size", "pool", "lr", "patience", "min_epochs", "max_cloud", "parts")
-    return ((set(modalities) <= set(known) if is_finetuning else tuple(modalities) == known)
+    return ((set(modalities) <= set(known) if may_be_some else tuple(modalities) == known)
             and all(getattr(args, name) == arguments.get_default(name) for name in names if hasattr(args, name)))

@@ -32,9 +32,10 @@ def key_of(row):
     return tuple(row[name] for name in KEYS)
 
 
-def pretraining_folder(runs, dataset, ablation, seed):
-    """Where a pretraining is kept: runs/treesatai-ts/pretrain-seed0."""
-    return Path(runs, dataset, f"{'pretrain' if ablation == 'none' else f'pretrain-{ablation}'}-seed{seed}")
+def pretraining_folder(runs, dataset, model, modality, ablation, seed):
+    """Where a pretraining is kept: runs/treesatai-ts/pretrain-seed0 of OmniSat, runs/treesatai/satmae-pretrain-s2-seed0 of others."""
+    name = "pretrain" if model == "omnisat" else f"{model}-pretrain-{modality}"
+    return Path(runs, dataset, f"{name if ablation == 'none' else f'{name}-{ablation}'}-seed{seed}")
 
 
 def finetuning_folder(runs, dataset, model, pretraining, ablation, modality, percent, seed):
