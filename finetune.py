@@ -65,15 +65,16 @@ def sizes_of(pretrained, args, names):
     sizes = {name: pretrained[0][1]["config"]["options"][name] for name in names}
     for path, saved in pretrained:
         for name, value in sizes.items():
-            found = saved["config"]["options"][name]
+            found, option = saved["config"]["options"][name], f"--{name.replace('_', '-')}"
             if found != value:
-                raise UserError(f"{path}: pretrained with --{name} {found}, {pretrained[0][0]} with {value}; pretrain both alike")
+                raise UserError(f"{path}: pretrained with {option} {found}, {pretrained[0][0]} with {value}; pretrain both alike")
             if getattr(args, name) not in (None, value):
-                raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: {path} has {value}; leave the option out")
+                raise UserError(f"{option} {getattr(args, name)}: {path} has {value}; leave the option out")
     return sizes
 
 
 def hashes(pretrained):
+    """What says which checkpoints these are, to be compared when a run goes on."""
     return "sha256 " + "+".join(saved["sha256"][:12] for _, saved in pretrained)
 
 
