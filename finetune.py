@@ -86,8 +86,6 @@ def is_papers(pretrained, args):
 def start_omnisat(args):
     """Start of OmniSat, from a checkpoint or from scratch. Errors: UserError for a checkpoint or sizes that do not fit."""
     size = {"embed_dim": 256 if args.embed_dim is None else args.embed_dim, "depth": 6 if args.depth is None else args.depth}
-    if args.width is not None:
-        raise UserError("--width does nothing in omnisat, whose sizes are --embed-dim and --depth; leave it out")
     if args.init == ["none"]:
         rate = SCRATCH_RATE.get(args.dataset, 2e-4) if args.lr is None else args.lr
         return Start(size | {"ablation": "none"}, "none", "none", rate, "none", size == {"embed_dim": 256, "depth": 6})
@@ -112,9 +110,7 @@ def start_compared(args, arguments, modality):
     if method.is_fitted:
         unused += ["lr", "epochs", "min_epochs", "patience", "batch_size", "save_minutes", "precision", "compile"]
         unused += [] if modality in method.imagenet else ["width"]
-    for name in unused:
-        if getattr(args, name) != arguments.get_default(name):
-            raise UserError(f"--{name.replace('_', '-')} does nothing in {args.model} on {modality}; leave it out")
+    options.refuse(args, arguments, unused, f"{args.model} on {modality}")
     width = options.chosen_width(args)
     rate = method.rates[args.dataset][modality] if args.lr is None else args.lr
     if method.pretrain_rates and args.init[0] not in ("none", "imagenet"):
@@ -134,18 +130,17 @@ def start_compared(args, arguments, modality):
 
 def load_imagenet(model, args, is_demo, rank):
     """Load ImageNet weights into the parts that have them. Returns the status of the row: "ok", or in the demo "random-weights"."""
-    missing = f"a width of {args.width:g} does not fit them" if args.width not in (None, 1) else None
     try:
-        if missing is None:
-            model.load_imagenet(weights.load)
-            return "ok"
+        if args.width not in (None, 1):
+            raise UserError(f"a width of {args.width:g} does not fit ImageNet's weights; leave --width out")
+        model.load_imagenet(weights.load)
     except UserError as error:
-        missing = str(error)
-    if not is_demo:
-        raise UserError(missing)
-    if rank == 0:
-        print(f"random weights in place of ImageNet's, in the demo only: {missing}", file=sys.stderr)
-    return "random-weights"
+        if not is_demo:
+            raise
+        if rank == 0:
+            print(f"random weights in place of ImageNet's, in the demo only: {error}", file=sys.stderr)
+        return "random-weights"
+    return "ok"
 
 
 def train_epoch(training, loader, pools, autocast, progress):
@@ -194,8 +189,9 @@ def command_line():
     arguments = options.parser(__doc__)
     arguments.add_argument("--model", choices=MODELS, default="omnisat", help="omnisat or a compared method")
     arguments.add_argument("--init", required=True, nargs="+", metavar="FILE",
-                           help="pretrained.pt to start from (of satmae and scalemae one for each modality), none for random weights, or imagenet for the published weights of a "
-                                "compared method's ResNet, which are looked for in weights/ (python prepare.py weights)")
+                           help="pretrained.pt to start from (of satmae and scalemae one for each modality), none for random "
+                                "weights, or imagenet for the published weights of a compared method's ResNet, which are looked for "
+                                "in weights/ (python prepare.py weights)")
     options.add_data_options(arguments)
     arguments.add_argument("--label-percent", type=int, default=100, metavar="PERCENT",
                            help="use a stratified subset of the training labels, drawn with the seed; validation and test "

@@ -85,17 +85,13 @@ def command_line():
 def choices(args, arguments, modality):
     """Options of the model's constructor, the learning rate, and whether it has the paper's size. Errors: UserError for what does not fit."""
     if args.model == "omnisat":
-        if args.width is not None:
-            raise UserError("--width does nothing in omnisat, whose sizes are --embed-dim and --depth; leave it out")
         return ({"embed_dim": args.embed_dim, "depth": args.depth, "ablation": args.ablation}, 1e-4 if args.lr is None else args.lr,
                 (args.embed_dim, args.depth) == (256, 6))
     rates = MODELS[args.model].pretrain_rates
     if modality not in rates.get(args.dataset, ()):
         raise UserError(f"--model {args.model} is not pretrained on {modality} of {args.dataset}, but on " + "; ".join(
             f"{' or '.join(known)} of {dataset}" for dataset, known in rates.items()))
-    for name in ("embed_dim", "depth", "ablation", "tiles_at_once"):
-        if getattr(args, name) != arguments.get_default(name):
-            raise UserError(f"--{name.replace('_', '-')} does nothing in {args.model}; leave it out")
+    options.refuse(args, arguments, ("embed_dim", "depth", "ablation", "tiles_at_once"), args.model)
     width = options.chosen_width(args)
     return ({"num_classes": 0, "dataset": args.dataset, "width": width}, rates[args.dataset][modality] if args.lr is None else args.lr,
             width == 1)

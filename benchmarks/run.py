@@ -81,7 +81,7 @@ def task(row, device):
     torch.manual_seed(0)
     model = OmniSat(sensors, DIM)
     model.standardize.set({s.key: {"mean": [0.] * len(s.bands), "std": [1000. if len(s.bands) > 3 else 50.] * len(s.bands)}
-                          for s in sensors})
+                           for s in sensors})
     model.to(device).tiles_at_once = row["tiles_at_once"]
     if row["compile"] and not is_plain:
         model.compile_networks()

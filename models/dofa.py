@@ -4,13 +4,12 @@ A small transformer reads the wavelengths and writes the kernels of the patch em
 pixels (Dosovitskiy et al., 2021). Attributes have the names of the published weights, DOFA_ViT_base_e100.pth.
 Dimensions: B tiles, C bands, P patches, N tokens, D embedding, E embedding of wavelengths, A heads.
 """
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from models.mae import encoding
+from models.transformer import Block
 
 SIDE, PATCH, HEADS = 224, 16, 12
 WEIGHT_TOKENS, GENERATOR_HEADS, SCALE = 128, 4, 0.01
@@ -31,33 +30,6 @@ def wavelengths_of(bands):
     if missing:
         raise ValueError(f"no wavelength of {', '.join(missing)}: there are those of {', '.join(WAVELENGTHS)}")
     return torch.tensor([WAVELENGTHS[band] for band in bands])
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, dim, heads):
-        super().__init__()
-        self.heads, self.qkv, self.proj = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x, is_key=None):
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)    # each B x A x N x D/A
-        is_key = None if is_key is None else is_key[:, None, None]
-        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=is_key).transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    """Pre-norm residual self-attention and MLP of ratio 4 (Dosovitskiy et al., 2021). eps: of the norms."""
-
-    def __init__(self, dim, heads, eps):
-        super().__init__()
-        self.norm1, self.attn, self.norm2 = nn.LayerNorm(dim, eps), Attention(dim, heads), nn.LayerNorm(dim, eps)
-        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, 4 * dim), gelu=nn.GELU(), fc2=nn.Linear(4 * dim, dim)))
-
-    def forward(self, x, is_key=None):
-        """x (B, N, D), is_key (B, N) bool: True where a token is attended to, None for all. Returns (B, N, D)."""
-        x = x + self.attn(self.norm1(x), is_key)
-        return x + self.mlp(self.norm2(x))
 
 
 class WeightGenerator(nn.Module):

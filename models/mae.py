@@ -7,13 +7,13 @@ scales (low frequencies, and high frequencies of a finer image: a Laplacian pyra
 distance, which the official code overwrites with plain ones, are in use here.
 
 Dimensions: B tiles, C bands, S x S pixels, G groups, P places (patches of one group), L = G P tokens, N visible tokens,
-D embedding, A heads.
+D embedding.
 """
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from models.omnisat import patchify, send
+from models.transformer import Block
 
 PATCH, HEADS, MASK_SHARE = 8, 16, 0.75
 # of Sentinel-2, SatMAE's: 10 m, then 20 m near infrared, then 20 m short-wave infrared
@@ -39,20 +39,6 @@ def encoding(groups, rows, gsd, dim, group_dim):
     return torch.cat([place.repeat(groups, 1), group.repeat_interleave(rows * rows, 0)], 1)
 
 
-class Block(nn.Module):
-    """Pre-norm residual self-attention and MLP of ratio 4 (Dosovitskiy et al., 2021). (B, N, D) -> (B, N, D)."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.norm, self.query_key_value, self.out = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x):
-        q, k, v = self.query_key_value(self.norm(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)    # each B x A x N x D/A
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.mlp(x)
-
-
 class Encoder(nn.Module):
     """sizes: numbers in a patch of each group. encoding (L, D): fixed. depth: number of blocks."""
 
@@ -61,7 +47,7 @@ class Encoder(nn.Module):
         dim = encoding.shape[1]
         self.embed = nn.ModuleList(nn.Linear(size, dim) for size in sizes)
         self.token = nn.Parameter(0.02 * torch.randn(dim))                    # the class token, which is nowhere
-        self.blocks, self.norm = nn.Sequential(*(Block(dim) for _ in range(depth))), nn.LayerNorm(dim)
+        self.blocks, self.norm = nn.Sequential(*(Block(dim, HEADS) for _ in range(depth))), nn.LayerNorm(dim)
         self.register_buffer("encoding", encoding, persistent=False)
 
     def forward(self, patches, kept=None):
@@ -79,7 +65,7 @@ class Decoder(nn.Module):
         super().__init__()
         dim = encoding.shape[1]
         self.embed, self.mask_token = nn.Linear(dim, dim), nn.Parameter(0.02 * torch.randn(dim))
-        self.blocks, self.norm = nn.Sequential(*(Block(dim) for _ in range(depth))), nn.LayerNorm(dim)
+        self.blocks, self.norm = nn.Sequential(*(Block(dim, HEADS) for _ in range(depth))), nn.LayerNorm(dim)
         self.heads = nn.ModuleList(nn.Linear(dim, size) for size in sizes)
         self.register_buffer("encoding", encoding, persistent=False)
 

@@ -9,8 +9,9 @@ import math
 import torch
 from torch import nn
 
-from models.dofa import Block
 from models.inputs import select
+from models.series import date_encoding
+from models.transformer import Block
 
 DIM, HEADS, DEPTH, MAX_DATES = 128, 8, 2, 24
 
@@ -48,13 +49,6 @@ def month_encoding(dim):
     return torch.cat([angle.sin(), angle.cos()], 1).float()
 
 
-def position_encoding(positions, dim):
-    """(positions, dim): sines and cosines in turn, of base 1,000."""
-    frequency = 1000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angle = torch.arange(positions, dtype=torch.float64)[:, None] * frequency
-    return torch.stack([angle.sin(), angle.cos()], 2).flatten(1).float()
-
-
 def cartesian(latlon):
     """Degrees of latitude and longitude (..., 2) to the point of the unit sphere (..., 3)."""
     latitude, longitude = latlon.deg2rad().unbind(-1)
@@ -72,7 +66,7 @@ class Presto(nn.Module):
         # a token's month, group and position, side by side; only the group's part is learned
         self.month_embed = nn.Embedding.from_pretrained(month_encoding(DIM // 4))
         self.channel_embed = nn.Embedding(len(GROUPS) + 1, DIM // 4)
-        self.register_buffer("pos_embed", position_encoding(MAX_DATES, DIM // 2)[None])
+        self.register_buffer("pos_embed", date_encoding(MAX_DATES - 1, DIM // 2)[None])
         self.blocks = nn.ModuleList(Block(DIM, HEADS, 1e-5) for _ in range(DEPTH))
         self.norm = nn.LayerNorm(DIM)
 

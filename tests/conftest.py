@@ -8,6 +8,8 @@ import pytest
 import tifffile
 import torch
 
+from datasets.demo import write_treesatai
+
 torch.set_num_threads(2)
 REAL = Path(__file__).parent.parent.parent / "shared" / "real" / "treesatai-ts"
 
@@ -18,6 +20,12 @@ def real():
     if not REAL.is_dir():
         pytest.skip("the real files are not beside the project (../shared/real)")
     return REAL
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A small TreeSatAI of simulated tiles, series and single dates."""
+    return write_treesatai(tmp_path_factory.mktemp("demo") / "treesatai", train=24, test=10, seed=3)
 
 
 def products(days, sensor):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import finetune
-from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
 from evaluate import score_test
 from models import MODELS, build_model
@@ -207,13 +206,6 @@ def build_imagenet(name):
 
 
 # ---- the scripts ----------------------------------------------------------------------------------------------------
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    root = tmp_path_factory.mktemp("demo") / "treesatai"
-    write_treesatai(root, train=24, test=10, seed=3)
-    return root
-
 
 LENGTH = [*SMALL, "--epochs", "1"]
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from models.compared import FusionHead
-from models.mae import HEADS, S2_GROUPS, Block, satmae, scalemae
+from models.mae import HEADS, S2_GROUPS, satmae, scalemae
+from models.transformer import Block
 
 BANDS, GROUPS = ("a", "b", "c", "d"), (("c", "a"), ("d",))              # b is in no group
 S2 = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
@@ -134,18 +135,18 @@ def test_order_of_groups_is_known_by_encodings_only():
 
 def test_block_is_attention_then_mlp():
     """Dosovitskiy et al., 2021: softmax_j of q_i . k_j / sqrt(d) in each head, pre-norm, residual; values and gradients."""
-    block, size = Block(48).double(), 3
+    block, size = Block(48, HEADS).double(), 3
     x = torch.randn(2, 4, 48, dtype=torch.float64, requires_grad=True)
     rows = []
     for b in range(2):
-        q, k, v = block.query_key_value(block.norm(x[b])).view(4, 3, HEADS, size).unbind(1)
+        q, k, v = block.attn.qkv(block.norm1(x[b])).view(4, 3, HEADS, size).unbind(1)
         for i in range(4):
             pieces = []
             for h in range(HEADS):
                 weight = [torch.exp(q[i, h] @ k[j, h] / size ** 0.5) for j in range(4)]
                 pieces.append(sum(weight[j] / sum(weight) * v[j, h] for j in range(4)))
-            y = x[b, i] + block.out(torch.cat(pieces))
-            rows.append(y + block.mlp[3](nn.functional.gelu(block.mlp[1](block.mlp[0](y)))))
+            y = x[b, i] + block.attn.proj(torch.cat(pieces))
+            rows.append(y + block.mlp.fc2(nn.functional.gelu(block.mlp.fc1(block.norm2(y)))))
     expected, value = torch.stack(rows).view_as(x), block(x)
     torch.testing.assert_close(value, expected)
     weight, inputs = torch.randn_like(value), [x, *block.parameters()]

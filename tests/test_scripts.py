@@ -14,7 +14,6 @@ import finetune
 import pretrain
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
-from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
 from models import build_model
 from utils import checkpoint
@@ -26,13 +25,6 @@ from utils.results import COLUMNS, KEYS, read_rows
 ROOT = Path(__file__).parent.parent
 SMALL = ["--workers", "0", "--batch-size", "8", "--pool", "4", "--epochs", "2"]
 MODEL = ["--embed-dim", "32", "--depth", "1"]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    root = tmp_path_factory.mktemp("demo") / "treesatai"
-    write_treesatai(root, train=24, test=10, seed=3)
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -6,23 +6,13 @@ import torch
 
 import finetune
 import pretrain
-from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
 from models import build_model
 from models.inputs import median, season_medians
+from tests.test_scripts import SMALL
 from utils import checkpoint
 from utils.errors import UserError
 from utils.results import read_rows
-
-SMALL = ["--workers", "0", "--batch-size", "8", "--pool", "4", "--epochs", "2"]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    root = tmp_path_factory.mktemp("demo") / "treesatai"
-    write_treesatai(root, train=24, test=10, seed=3)
-    return root
-
 
 @pytest.fixture(scope="module")
 def pretrained(demo, tmp_path_factory):

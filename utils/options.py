@@ -132,10 +132,19 @@ def chosen_precision(args, device):
 
 def check_model(args):
     """Errors: UserError for a model that cannot be built; sizes that were left out (None) pass."""
+    if args.model == "omnisat" and args.width is not None:
+        raise UserError("--width does nothing in omnisat, whose sizes are --embed-dim and --depth; leave it out")
     if args.embed_dim is not None and (args.embed_dim < 32 or args.embed_dim % 32):
         raise UserError(f"--embed-dim must be a multiple of 32, not {args.embed_dim}")
     if args.depth is not None and args.depth < 0:
         raise UserError(f"--depth must not be negative, but it is {args.depth}")
+
+
+def refuse(args, arguments, names, where):
+    """Errors: UserError for an option that was given and does nothing there."""
+    for name in names:
+        if getattr(args, name) != arguments.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} does nothing in {where}; leave it out")
 
 
 PAPER = {"treesatai-ts": ("vhr", "s2", "s1"), "treesatai": ("vhr", "s2", "s1"), "pastis-hd": ("vhr", "s2", "s1"),
