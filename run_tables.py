@@ -54,10 +54,15 @@ def paper_cells(table):
     return [row for row in rows if table in ("all", row["table"])]
 
 
+def method_of(cell):
+    """The class of the cell's model."""
+    from models import MODELS                                                 # torch is only loaded where it is needed
+    return MODELS[cell["model"]]
+
+
 def starts_from_imagenet(cell):
     """Whether a part of the cell's model begins with ImageNet weights: a compared method's ResNet, alone or in a late fusion."""
-    from models import MODELS                                                 # torch is only loaded where it is needed
-    return cell["model"] != "omnisat" and cell["modality"] in MODELS[cell["model"]].imagenet
+    return cell["model"] != "omnisat" and cell["modality"] in method_of(cell).imagenet
 
 
 def pretrained_on(cell):
@@ -66,8 +71,7 @@ def pretrained_on(cell):
         return ()
     if cell["model"] == "omnisat":
         return ("all",)
-    from models import MODELS
-    method = MODELS[cell["model"]]
+    method = method_of(cell)
     return method.sees.get(cell["modality"], (cell["modality"],)) if method.pretrain_rates else ()
 
 
@@ -81,7 +85,7 @@ def demo_options(cell, start):
     percent, is_large = cell["label_percent"], cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd"
     if cell["model"] == "omnisat":
         return (DEMO_MODEL if start == ["none"] else []) + DEMO_COMMON + DEMO_FINETUNE[percent]
-    if cell["model"] in ("lightgbm", "mosaiks"):                              # fitted at once
+    if method_of(cell).is_fitted:
         return (DEMO_WIDTH if start == ["imagenet"] else []) + ["--workers", "0"]
     return (DEMO_WIDTH if start[0] in ("none", "imagenet") else []) + DEMO_COMMON + (DEMO_LARGE if is_large else DEMO_SMALL)[percent]
 
@@ -200,10 +204,9 @@ def jobs(cells, seeds, commands, is_dry=False):
 
 def missing_weights(cell):
     """Where the published weights belong that a cell starts from, None if they are there."""
-    from models import MODELS
     from utils import weights
     try:
-        weights.find(MODELS[cell["model"]].weights)
+        weights.find(method_of(cell).weights)
         return None
     except UserError as error:
         return f"weights-missing: {error}"

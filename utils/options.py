@@ -66,8 +66,8 @@ def add_machine_options(options):
                        help="bfloat16: matrix products and convolutions by torch's autocast, weights and sums in float32 (default: "
                             "bfloat16 on a GPU that computes with it, else float32); scores are always computed in float32")
     group.add_argument("--tiles-at-once", type=int, metavar="TILES",
-                       help="of omnisat: work through a pool in parts of so many tiles, whose activations are computed again in backward: less "
-                            "memory, about a third more time, the same result (default: the whole pool; over 16,384 patches, as "
+                       help="of omnisat: work through a pool in parts of so many tiles, whose activations are computed again in "
+                            "backward: less memory, about a third more time, the same result (default: the whole pool; over 16,384 patches, as "
                             "128 tiles of PASTIS-HD have, parts of 4,096 patches)")
     group.add_argument("--compile", action="store_true", help="compile the networks with torch.compile: minutes at the start, faster "
                                                               "steps on a GPU; needs a C++ compiler, on a GPU Triton too")
