@@ -21,12 +21,15 @@ from utils.results import write_row
 
 
 @torch.no_grad()
-def score(model, dataset, loader, pools, device, after_step):
+def score(model, dataset, loader, pools, device, after_step, tunes=False):
     """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process.
 
-    after_step(tiles): called after each step, with its number of tiles on all processes.
+    after_step(tiles): called after each step, with its number of tiles on all processes. tunes: choose the model's threshold on
+    these tiles, where it has one; the loss is without it.
     """
     model.eval()
+    if tunes and model.tunes_threshold:
+        model.threshold.zero_()
     batches, mine = iter(loader), []
     for step_size, step_pools in pools.steps():
         for _, indices in step_pools:
@@ -41,6 +44,9 @@ def score(model, dataset, loader, pools, device, after_step):
         raise UserError(f"{bad}: the model gives a logit that is not finite; was it trained with too high an --lr?")
     labels = dataset.labels.numpy()
     loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), dataset.labels).item()
+    if tunes and model.tunes_threshold:
+        model.threshold.fill_(metrics.best_threshold(logits, labels))
+        logits -= model.threshold.item()
     counts = metrics.count(logits, labels)
     return metrics.f1_scores(counts) | {"map": metrics.mean_average_precision(logits, labels), "loss": loss,
                                         "counts": counts, "n": len(labels)}

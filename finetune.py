@@ -30,6 +30,7 @@ from utils.training import Training, open_folder
 
 # not in the paper, which gives a rate for pretrained weights only: the official code's
 SCRATCH_RATE = {"flair": 2e-3}    # 2e-4 for the others
+WORDS = "none", "imagenet", "external"    # that --init takes in place of files
 
 
 class Start(NamedTuple):
@@ -89,8 +90,8 @@ def start_omnisat(args):
     if args.init == ["none"]:
         rate = SCRATCH_RATE.get(args.dataset, 2e-4) if args.lr is None else args.lr
         return Start(size | {"ablation": "none"}, "none", "none", rate, "none", size == {"embed_dim": 256, "depth": 6})
-    if args.init == ["imagenet"]:
-        raise UserError("--init imagenet: omnisat has no part with published ImageNet weights; name a pretrained.pt, or none")
+    if args.init[0] in WORDS:
+        raise UserError(f"--init {args.init[0]}: omnisat has no published weights; name a pretrained.pt, or none")
     if len(args.init) > 1:
         raise UserError(f"--init {' '.join(args.init)}: omnisat starts from one checkpoint")
     pretrained = read_pretrained(args)
@@ -109,36 +110,36 @@ def start_compared(args, arguments, modality):
     unused = ["embed_dim", "depth", "tiles_at_once"]
     if method.is_fitted:
         unused += ["lr", "epochs", "min_epochs", "patience", "batch_size", "save_minutes", "precision", "compile"]
-        unused += [] if modality in method.imagenet else ["width"]
+    unused += [] if method.has_width(modality) else ["width"]
     options.refuse(args, arguments, unused, f"{args.model} on {modality}")
     width = options.chosen_width(args)
     rate = method.rates[args.dataset][modality] if args.lr is None else args.lr
-    if method.pretrain_rates and args.init[0] not in ("none", "imagenet"):
+    if method.pretrain_rates and args.init[0] not in WORDS:
         pretrained = read_pretrained(args)
         width = sizes_of(pretrained, args, ["width"])["width"]
         return Start({"dataset": args.dataset, "width": width}, "self", "none", rate, hashes(pretrained),
                      width == 1 and is_papers(pretrained, args), pretrained)
-    needed = "imagenet" if modality in method.imagenet else "none"
+    needed = method.init if modality in method.published else "none"
     if args.init not in (["none"], [needed]):
         raise UserError(f"--init {' '.join(args.init)}: {args.model} on {modality} starts from " + (
-            "imagenet, or none" if needed == "imagenet" else "its own pretrained.pt, or none" if method.pretrain_rates else
+            f"{needed}, or none" if needed != "none" else "its own pretrained.pt, or none" if method.pretrain_rates else
             "none: it has no published weights"))
     is_usual = args.init == [needed] and not method.pretrain_rates
     return Start({"dataset": args.dataset, "width": width}, method.pretraining if is_usual else "none", "none", rate, args.init[0],
                  is_usual and width == 1)
 
 
-def load_imagenet(model, args, is_demo, rank):
-    """Load ImageNet weights into the parts that have them. Returns the status of the row: "ok", or in the demo "random-weights"."""
+def load_published(model, args, is_demo, rank):
+    """Load published weights into the parts that have them. Returns the status of the row: "ok", or in the demo "random-weights"."""
     try:
         if args.width not in (None, 1):
-            raise UserError(f"a width of {args.width:g} does not fit ImageNet's weights; leave --width out")
-        model.load_imagenet(weights.load)
+            raise UserError(f"a width of {args.width:g} does not fit the published weights; leave --width out")
+        model.load_published(weights.load)
     except UserError as error:
         if not is_demo:
             raise
         if rank == 0:
-            print(f"random weights in place of ImageNet's, in the demo only: {error}", file=sys.stderr)
+            print(f"random weights in place of the published ones, in the demo only: {error}", file=sys.stderr)
         return "random-weights"
     return "ok"
 
@@ -189,9 +190,9 @@ def command_line():
     arguments = options.parser(__doc__)
     arguments.add_argument("--model", choices=MODELS, default="omnisat", help="omnisat or a compared method")
     arguments.add_argument("--init", required=True, nargs="+", metavar="FILE",
-                           help="pretrained.pt to start from (of satmae and scalemae one for each modality), none for random "
-                                "weights, or imagenet for the published weights of a compared method's ResNet, which are looked for "
-                                "in weights/ (python prepare.py weights)")
+                           help="pretrained.pt to start from (of satmae and scalemae one for each modality); none for random "
+                                "weights; imagenet for the published weights of a compared method's ResNet, external for those of "
+                                "dofa or presto, which are looked for in weights/ (python prepare.py weights)")
     options.add_data_options(arguments)
     arguments.add_argument("--label-percent", type=int, default=100, metavar="PERCENT",
                            help="use a stratified subset of the training labels, drawn with the seed; validation and test "
@@ -259,8 +260,8 @@ def main(argv=None):
               "options": start.options | {"num_classes": len(train.classes)}}
     torch.manual_seed(args.seed)                                              # here, since loaders draw numbers too
     model, status = build_model(args.model, train.sensors, **config["options"]), "ok" if saved is None else saved["status"]
-    if args.init == ["imagenet"] and saved is None:
-        status = distributed.first_alone(lambda: load_imagenet(model, args, train.is_demo, rank))
+    if args.init[0] in WORDS[1:] and saved is None:
+        status = distributed.first_alone(lambda: load_published(model, args, train.is_demo, rank))
     if not start.pretrained:
         # the statistics are those of the whole training split, as in pretraining: they need no label
         model.standardize.set(distributed.first_alone(lambda: training_statistics(dataset("train", labelled=False), args.workers)))
@@ -298,7 +299,7 @@ def main(argv=None):
                 else:
                     train_epoch(training, train_loader, train_pools, autocast, progress)
             losses = {} if method.is_fitted else training.means(len(train))
-            scores = score(model, val, val_loader, val_pools, device, lambda _: training.look_up())
+            scores = score(model, val, val_loader, val_pools, device, lambda _: training.look_up(), tunes=True)
             if not method.is_fitted:
                 losses["lr"] = optimizer.param_groups[0]["lr"]
                 scheduler.step(scores["loss"])

@@ -106,6 +106,7 @@ def main(argv=None):
     modalities = options.chosen_modalities(args.modalities, args.dataset)
     modality, method = options.modality_name(modalities, args.dataset), MODELS[args.model]
     sizes, rate, is_whole = choices(args, arguments, modality)
+    modalities = method.sees.get(modality, modalities)
 
     # ---- setup
     rank, world, device = place = distributed.setup()

@@ -26,7 +26,6 @@ from utils.results import (CELLS, COLUMNS, KEYS, SCORED, TABLES, finetuning_fold
                            write_row)
 
 ROOT = Path(__file__).parent
-LATER = ("croma", "dofa", "presto")    # models of cells.csv that are not here yet
 RETRY = 30    # seconds until a job whose folder is taken is tried again
 FOLDERS = {"treesatai-ts": "treesatai", "treesatai": "treesatai", "pastis-hd": "pastis-hd", "flair": "flair"}
 # The demo's choices: few tiles, a small model, minutes of training. The paper's are the scripts' defaults.
@@ -45,8 +44,8 @@ DEMO_LARGE, DEMO_SMALL = ({percent: ["--batch-size", "4", "--epochs", epochs, "-
 
 
 def paper_cells(table):
-    """Rows of cells.csv that can be produced, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of table 2."""
-    rows = [row for row in read_rows(CELLS) if row["table"] in TABLES and row["model"] not in LATER]
+    """Rows of cells.csv, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of table 2."""
+    rows = [row for row in read_rows(CELLS) if row["table"] in TABLES]
     if table == "demo":
         return [row for row in rows if row["table"] == "table2" and row["model"] == "omnisat"]
     if table == "fig5":
@@ -60,19 +59,20 @@ def method_of(cell):
     return MODELS[cell["model"]]
 
 
-def starts_from_imagenet(cell):
-    """Whether a part of the cell's model begins with ImageNet weights: a compared method's ResNet, alone or in a late fusion."""
-    return cell["model"] != "omnisat" and cell["modality"] in method_of(cell).imagenet
+def published_start(cell):
+    """"imagenet" or "external" if a part of the cell's model begins with published weights, else None."""
+    return method_of(cell).init if cell["model"] != "omnisat" and cell["modality"] in method_of(cell).published else None
 
 
 def pretrained_on(cell):
-    """The modalities of the pretrainings that a cell starts from, one each: OmniSat's has all of them."""
+    """The modalities of the pretrainings that a cell starts from: one for each that it sees, or one of all of them."""
     if cell["pretraining"] != "self":
         return ()
     if cell["model"] == "omnisat":
         return ("all",)
     method = method_of(cell)
-    return method.sees.get(cell["modality"], (cell["modality"],)) if method.pretrain_rates else ()
+    known, seen = method.pretrain_rates.get(cell["dataset"], {}), method.sees.get(cell["modality"], (cell["modality"],))
+    return tuple(modality for modality in seen if modality in known) or tuple(known)
 
 
 def key(cell):
@@ -83,11 +83,13 @@ def key(cell):
 def demo_options(cell, start):
     """Sizes and lengths of a cell's training in the demo. start: its --init, a list."""
     percent, is_large = cell["label_percent"], cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd"
+    is_new = start[0] in ("none", "imagenet", "external")                     # a checkpoint knows its sizes
     if cell["model"] == "omnisat":
-        return (DEMO_MODEL if start == ["none"] else []) + DEMO_COMMON + DEMO_FINETUNE[percent]
+        return (DEMO_MODEL if is_new else []) + DEMO_COMMON + DEMO_FINETUNE[percent]
+    width = DEMO_WIDTH if is_new and method_of(cell).has_width(cell["modality"]) else []
     if method_of(cell).is_fitted:
-        return (DEMO_WIDTH if start == ["imagenet"] else []) + ["--workers", "0"]
-    return (DEMO_WIDTH if start[0] in ("none", "imagenet") else []) + DEMO_COMMON + (DEMO_LARGE if is_large else DEMO_SMALL)[percent]
+        return width + ["--workers", "0"]
+    return width + DEMO_COMMON + (DEMO_LARGE if is_large else DEMO_SMALL)[percent]
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ class Commands:
 
     def finetune(self, cell, seed):
         is_omnisat, percent = cell["model"] == "omnisat", cell["label_percent"]
-        start = [str(path) for path in self.pretrained(cell, seed).values()] or ["imagenet" if starts_from_imagenet(cell) else "none"]
+        start = [str(path) for path in self.pretrained(cell, seed).values()] or [published_start(cell) or "none"]
         command = self.start + ["finetune.py", *self._common(cell, seed), *([] if is_omnisat else ["--model", cell["model"]]),
                                 "--init", *start, "--modalities", cell["modality"], "--label-percent", percent,
                                 "--csv", self.csv(cell)]
@@ -187,7 +189,7 @@ def jobs(cells, seeds, commands, is_dry=False):
             if target in trained or finished_scale(target):                       # trained for another table
                 plan(name, commands.evaluate(cell, seed), (trained[target],) if target in trained else needs, target.parent / cell["table"])
                 continue
-            if not (commands.demo or is_dry) and starts_from_imagenet(cell) and (missing := missing_weights(cell)):
+            if not (commands.demo or is_dry) and published_start(cell) and (missing := missing_weights(cell)):
                 blocked[name] = missing
                 without.append((commands.csv(cell), cell | {"seed": seed, "scale": scale, "status": missing}))
                 continue
@@ -309,7 +311,7 @@ def main(argv=None):
                                         formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("table", choices=[*TABLES, "fig5", "all", "demo"],
                            help="a table; fig5: what figure 5 shows; all; or demo: OmniSat's cells of table2 --demo, ten minutes")
-    arguments.add_argument("--list", action="store_true", help="print the cells that can be produced, as CSV, and stop")
+    arguments.add_argument("--list", action="store_true", help="print the cells, as CSV, and stop")
     arguments.add_argument("--dry-run", action="store_true", help="print the commands that would run, one a line, and stop")
     arguments.add_argument("--only", metavar="PATTERN", help="only cells whose line of --list matches this regular expression, "
                                                              "e.g. 'treesatai-ts,omnisat,.*,s2,10$'")

@@ -63,14 +63,16 @@ class Compared(nn.Module):
 
     A subclass sets
     rates: {dataset: {modality: learning rate}}, the cells that the paper prints; "all" is the late fusion.
-    imagenet: the modalities of which a part begins with ImageNet weights, and weights: their name in utils.weights.
+    published: the modalities of which a part begins with published weights; weights: their name in utils.weights; init: what
+    finetune.py --init calls them.
     pretraining: what the tables call the method's.
     all_bands: whether it sees the sensors' extra bands. pools: {dataset: tiles in a forward pass}, where 128 do not fit.
     vectors: {key: D} in the late fusion, and has_head: whether a network alone gives D numbers to the head too, instead of logits;
     series_network(bands, outputs, width): a module, series (B, T, C, H, W), dates, padded (B, T) -> (B, outputs).
     """
-    rates, imagenet, weights, pretraining, all_bands, pools, vectors, has_head = {}, (), "resnet50", "none", False, {}, {}, False
-    is_fitted = False    # whether all tiles are learned from at once, by a method fit
+    rates, published, init, weights, pretraining = {}, (), "imagenet", "resnet50", "none"
+    all_bands, pools, vectors, has_head = False, {}, {}, False
+    is_fitted, tunes_threshold = False, False    # whether all tiles are learned from at once, by a method fit; see evaluate.score
     # of methods that pretrain themselves: {dataset: {modality: learning rate}}, and keys that a modality stands for, if not its own
     pretrain_rates, sees = {}, {}
 
@@ -79,6 +81,11 @@ class Compared(nn.Module):
         self.sensors, self.standardize = {sensor.key: sensor for sensor in sensors}, Standardization(sensors)
         self.dataset = dataset
         self.build(num_classes, width)
+
+    @classmethod
+    def has_width(cls, modality):
+        """Whether width changes anything."""
+        return True
 
     def build(self, num_classes, width):
         """The networks and the head."""
@@ -110,8 +117,8 @@ class Compared(nn.Module):
         for network in self.networks.values():
             network.compile()
 
-    def load_imagenet(self, load):
-        """Give the parts that have them their ImageNet weights. load(name): a published state dict, as utils.weights.load."""
+    def load_published(self, load):
+        """Give the parts that have them their published weights. load(name): a state dict, as utils.weights.load."""
         for module in list(self.modules())[1:]:
             if hasattr(module, "load_imagenet"):
                 module.load_imagenet(load)
@@ -120,7 +127,7 @@ class Compared(nn.Module):
 class PixelSets(Compared):
     """PSE, the pixel-set encoder of Garnot et al. (2020), without its temporal part: single dates."""
     rates = {"treesatai": {"s1": 1e-3, "s2": 4e-3, "all": 2e-3}}
-    imagenet, all_bands, vectors = ("all",), True, {"vhr": 128, "s2": 128, "s1": 128}
+    published, all_bands, vectors = ("all",), True, {"vhr": 128, "s2": 128, "s1": 128}
 
     def series_network(self, bands, outputs, width):
         return SingleDate(PSE(bands, outputs, width))
@@ -129,7 +136,7 @@ class PixelSets(Compared):
 class PixelSetSeries(Compared):
     """PSE+LTAE (Garnot et al., 2020; Garnot and Landrieu, 2020)."""
     rates = {"treesatai-ts": {"s1": 2e-3, "s2": 2e-3, "all": 2e-3}}
-    imagenet, vectors, has_head = ("all",), {"vhr": 128, "s2": 128, "s1": 128}, True
+    published, vectors, has_head = ("all",), {"vhr": 128, "s2": 128, "s1": 128}, True
 
     def series_network(self, bands, outputs, width):
         return PSELTAE(bands, outputs, width)
@@ -138,7 +145,7 @@ class PixelSetSeries(Compared):
 class Perceptron(Compared):
     """MLP on all pixels (Ahlswede et al., 2023)."""
     rates = {"treesatai": {"s1": 1e-3, "s2": 1e-3, "all": 2e-3}}
-    imagenet, all_bands, vectors = ("all",), True, {"vhr": 128, "s2": 64, "s1": 64}
+    published, all_bands, vectors = ("all",), True, {"vhr": 128, "s2": 64, "s1": 64}
 
     def series_network(self, bands, outputs, width):
         return SingleDate(MLP(bands, outputs, width=width))
@@ -157,13 +164,13 @@ class VisionTransformer(Compared):
 class ResNet50(Compared):
     """ResNet-50 (He et al., 2016) from ImageNet."""
     rates = {"treesatai": {"vhr": 1e-3}, "pastis-hd": {"vhr": 2e-4}}
-    imagenet, pretraining, pools = ("vhr",), "imagenet", {"pastis-hd": 8}
+    published, pretraining, pools = ("vhr",), "imagenet", {"pastis-hd": 8}
 
 
 class UTAEs(Compared):
     """U-TAE (Garnot and Landrieu, 2021), its last map averaged over space."""
     rates = {"pastis-hd": {"s2": 1e-3, "s1": 1e-3, "all": 2e-3}}
-    imagenet, vectors, has_head, pools = ("all",), {"vhr": 128, "s2": 128, "s1": 128}, True, {"pastis-hd": 8}
+    published, vectors, has_head, pools = ("all",), {"vhr": 128, "s2": 128, "s1": 128}, True, {"pastis-hd": 8}
 
     def series_network(self, bands, outputs, width):
         return UTAEVector(bands, outputs, width)

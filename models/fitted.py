@@ -17,6 +17,10 @@ class Fitted(Compared):
     """
     is_fitted, all_bands = True, True
 
+    @classmethod
+    def has_width(cls, modality):
+        return modality in cls.published
+
     def images(self, batch):
         """{key: (B, C, H, W)} standardised, of a series its one date; where a network belongs to the sensor, its output (B, F)."""
         images = {}
@@ -33,7 +37,7 @@ class Fitted(Compared):
 class Trees(Fitted):
     """LightGBM (Ke et al., 2017). Of all modalities the image enters by the features of a ResNet-50 as ImageNet left it."""
     rates = {"treesatai": dict.fromkeys(("vhr", "s2", "s1", "all"))}
-    imagenet, pretraining = ("all",), "imagenet"
+    published, pretraining = ("all",), "imagenet"
 
     def build(self, num_classes, width):
         self.networks, sizes = nn.ModuleDict(), {key: len(sensor.bands) for key, sensor in self.sensors.items()}

@@ -1,63 +1,93 @@
-"""SatMAE and Scale-MAE as compared methods: each modality's encoder is pretrained by itself, then trained with the labels.
+"""The compared methods whose encoders learned without labels: here (SatMAE, Scale-MAE, CROMA), or elsewhere (DOFA, PRESTO).
 
+A method is a subclass of Pretrained, as models/compared.py has others. All weights are trained with the labels.
 Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
 """
 import torch
 from torch import nn
 
 from models.compared import Compared, FusionHead
-from models.inputs import median, resize, season_medians, single_date
+from models.croma import CROMA
+from models.dofa import DOFA, S2, SIDE, wavelengths_of
+from models.inputs import median, resize, season_medians, select, single_date
 from models.mae import PATCH, S2_GROUPS, satmae, scalemae
+from models.presto import DIM, Presto, s1_inputs, s2_inputs
+from models.resnet import RGB
 
 GROUND = {"treesatai": 60, "treesatai-ts": 60, "pastis-hd": 1280, "flair": 100}    # m, the side of a tile
-# how a series becomes an image, and pixels of that; FLAIR's late fusion has seasons, so its S2 alone has them too
-SERIES = {"treesatai": ("date", 224), "treesatai-ts": ("seasons", 48), "pastis-hd": ("median", 48), "flair": ("seasons", 48)}
-SIDE = 224                     # pixels of an image
+JULY, LOWER_SAXONY = 6, (52.6, 9.1)    # what TreeSatAI's single dates do not tell: a month, from 0, and degrees north and east
 
 
-class MaskedAutoencoders(Compared):
-    """What SatMAE and Scale-MAE share. A subclass sets autoencoder(bands, groups, gsd, **sizes).
+class Pretrained(Compared):
+    """What these methods share: images of series, a linear layer on each vector.
 
-    num_classes: 0 for pretraining. width: of the layers, and of the number of layers and the side of the images too.
+    num_classes: 0 for pretraining. A subclass sets
+    forms: {dataset: what a series becomes}, "date", "median" of all dates or "seasons", four medians; sides: {key: pixels};
+    embed(batch): {name: (B, D)}, a vector of each modality, or one of all.
     """
-    pretraining, terms, sees = "self", ("reconstruction",), {"all": ("vhr", "s2")}
-    vectors = {"vhr": 128, "s2": 128}
+    vectors = dict.fromkeys(("vhr", "s2", "s1"), 128)
+    forms, sides = {}, {}
 
-    def build(self, num_classes, width):
-        self.networks, self.heads, self.sides = nn.ModuleDict(), nn.ModuleDict(), {}
-        has_head = num_classes and len(self.sensors) > 1
-        for key, sensor in self.sensors.items():
-            is_series = sensor.kind == "series"
-            form, side = SERIES[self.dataset] if is_series else ("image", SIDE)
-            self.sides[key] = side = PATCH * max(2, round(side * width / PATCH))
-            self.networks[key] = self.autoencoder(
-                sensor.bands, S2_GROUPS if is_series else (sensor.bands,), GROUND[self.dataset] / side, side=side,
-                seasons=4 if form == "seasons" else 1, depth=max(1, round(12 * width)),
-                decoder_depth=0 if num_classes else max(1, round(8 * width)), width=width)
-            if num_classes:
-                dim, vector = self.networks[key].encoder.encoding.shape[1], self.vectors[key] if has_head else num_classes
-                self.heads[key] = nn.Linear(dim, vector)                      # of the class token
-        self.head = FusionHead(sum(self.vectors[key] for key in self.sensors), num_classes) if has_head else nn.Identity()
+    def build_heads(self, dims, num_classes):
+        """A linear layer on each vector, dims {name: D}: to logits, or of several to what the head of the late fusion takes."""
+        has_head = len(dims) > 1
+        self.heads = nn.ModuleDict({name: nn.Linear(dim, self.vectors[name] if has_head else num_classes) for name, dim in dims.items()})
+        self.head = FusionHead(sum(self.vectors[name] for name in dims), num_classes) if has_head else nn.Identity()
 
     def all_logits(self, batch):
-        vectors = [self.heads[key](network(*self.inputs(key, batch))) for key, network in self.networks.items()]
-        return [self.head(torch.cat(vectors, 1))]
+        return [self.head(torch.cat([self.heads[name](x) for name, x in self.embed(batch).items()], 1))]
+
+    def inputs(self, key, batch):
+        """One image (B, C, S, S), standardised, of the side that the network takes; of seasons 4 C bands."""
+        x, *series = super().inputs(key, batch)
+        if series:
+            dates, padded = series
+            form = self.forms[self.dataset]
+            x = (single_date(x, padded) if form == "date" else median(x, padded) if form == "median" else
+                 season_medians(x, dates, padded))
+        return resize(x, self.sides[key]),
+
+
+def side_of(pixels, width):
+    """The side of an image in a network of that width: a multiple of 8 pixels, which are a patch of SatMAE, Scale-MAE and CROMA."""
+    return PATCH * max(2, round(pixels * width / PATCH))
+
+
+def layers(number, width):
+    return max(1, round(number * width))
+
+
+# ---- pretrained on the dataset --------------------------------------------------------------------------------------
+
+class MaskedAutoencoders(Pretrained):
+    """What SatMAE and Scale-MAE share: each modality's encoder is pretrained by itself, late fusion of class tokens.
+
+    A subclass sets autoencoder(bands, groups, gsd, **sizes). width: of the number of layers and the side of the images too.
+    """
+    pretraining, terms, sees = "self", ("reconstruction",), {"all": ("vhr", "s2")}
+    # FLAIR's late fusion has seasons, so its S2 alone has them too
+    forms = {"treesatai": "date", "treesatai-ts": "seasons", "pastis-hd": "median", "flair": "seasons"}
+
+    def build(self, num_classes, width):
+        self.networks, self.sides = nn.ModuleDict(), {}
+        for key, sensor in self.sensors.items():
+            is_series, form = sensor.kind == "series", self.forms[self.dataset]
+            self.sides[key] = side = side_of(48 if is_series and form != "date" else 224, width)
+            self.networks[key] = self.autoencoder(
+                sensor.bands, S2_GROUPS if is_series else (sensor.bands,), GROUND[self.dataset] / side, side=side,
+                seasons=4 if is_series and form == "seasons" else 1, depth=layers(12, width),
+                decoder_depth=0 if num_classes else layers(8, width), width=width)
+        if num_classes:
+            self.build_heads({key: network.encoder.encoding.shape[1] for key, network in self.networks.items()}, num_classes)
+
+    def embed(self, batch):
+        return {key: network(*self.inputs(key, batch)) for key, network in self.networks.items()}
 
     def compile_networks(self):
         for network in self.networks.values():
             for part in (network.encoder, network.decoder):
                 if part is not None:
                     part.compile()
-
-    def inputs(self, key, batch):
-        """One image (B, C, S, S), of a series its date, its median or its seasons' medians."""
-        x, *series = super().inputs(key, batch)
-        if series:
-            dates, padded = series
-            form = SERIES[self.dataset][0]
-            x = (single_date(x, padded) if form == "date" else median(x, padded) if form == "median" else
-                 season_medians(x, dates, padded))
-        return resize(x, self.sides[key]),
 
     def draw_masks(self, batch, generator=None):
         """The visible tokens, for pretrain_loss: {key: (B, N)}, on the CPU."""
@@ -86,3 +116,100 @@ class ScaleMAE(MaskedAutoencoders):
 
     def autoencoder(self, bands, groups, gsd, **sizes):
         return scalemae(bands, groups, gsd, **sizes)
+
+
+class RadarOptical(Pretrained):
+    """CROMA (Fuller et al., 2023), pretrained on S1 and S2 together, for one of them or both; it has no place for an image."""
+    rates = {dataset: dict.fromkeys(("s2", "s1", "all"), 2e-5) for dataset in ("treesatai", "pastis-hd")}
+    pretrain_rates = {"treesatai": {"all": 2e-5}, "pastis-hd": {"all": 2e-4}}
+    pretraining, terms, sees, all_bands = "self", ("contrastive", "reconstruction"), {"all": ("s2", "s1")}, True
+    forms = {"treesatai": "date", "pastis-hd": "seasons"}
+    names = {"s1": "radar", "s2": "optical"}
+
+    def build(self, num_classes, width):
+        side, seasons = side_of(120, width), 4 if self.forms[self.dataset] == "seasons" else 1
+        self.sides = dict.fromkeys(self.sensors, side)
+        bands = {f"{self.names[key]}_bands": seasons * len(sensor.bands) for key, sensor in self.sensors.items()}
+        self.networks = nn.ModuleDict({"croma": CROMA(**bands, width=width, depth=layers(12, width), side=side, decoder=not num_classes)})
+        if num_classes:
+            self.build_heads({"croma": self.networks["croma"].dim}, num_classes)
+
+    def images(self, batch):
+        """{"radar", "optical"}, or one of them: (B, C, S, S)."""
+        return {self.names[key]: self.inputs(key, batch)[0] for key in self.sensors}
+
+    def embed(self, batch):
+        return {"croma": self.networks["croma"](**self.images(batch))}
+
+    def compile_networks(self):
+        network = self.networks["croma"]
+        for part in (*network.encoders.values(), network.cross_encoder, network.decoder):
+            if part is not None:
+                part.compile()
+
+    def draw_masks(self, batch, generator=None):
+        """What each sensor sees of each tile, for pretrain_loss: models.croma.CROMA.draw_masks."""
+        return self.networks["croma"].draw_masks(len(batch["s1"]), generator)
+
+    def pretrain_loss(self, batch, masks):
+        """The loss and its terms, {"contrastive", "reconstruction"}, scalars. masks: draw_masks of the same batch."""
+        return self.networks["croma"].pretrain_loss(**self.images(batch), masks=masks)
+
+
+# ---- pretrained elsewhere -------------------------------------------------------------------------------------------
+
+class AnyBands(Pretrained):
+    """DOFA (Xiong et al., 2024). One network for all modalities, which is told their wavelengths; late fusion of its vectors."""
+    # not in the paper: rate, head, fusion. The rate is that of OmniSat's own fine-tuning, section 3.4
+    rates = {dataset: dict.fromkeys(("vhr", "s2", *(() if dataset == "flair" else ("s1",)), "all"), 2e-5)
+             for dataset in ("treesatai", "treesatai-ts", "pastis-hd", "flair")}
+    published, init, weights, pretraining = ("vhr", "s2", "s1", "all"), "external", "dofa", "external"
+    forms = {"treesatai": "date", "treesatai-ts": "median", "pastis-hd": "median", "flair": "median"}
+    sides, bands = dict.fromkeys(("vhr", "s2", "s1"), SIDE), {"vhr": RGB, "s2": S2, "s1": ("VV", "VH")}
+
+    def build(self, num_classes, width):
+        self.networks = nn.ModuleDict({"dofa": DOFA(width, layers(12, width))})
+        for key in self.sensors:
+            self.register_buffer(f"wavelengths_{key}", wavelengths_of(self.bands[key]), persistent=False)
+        self.build_heads(dict.fromkeys(self.sensors, self.networks["dofa"].dim), num_classes)
+
+    def embed(self, batch):
+        return {key: self.networks["dofa"](select(*self.inputs(key, batch), sensor.bands, self.bands[key]),
+                                           getattr(self, f"wavelengths_{key}")) for key, sensor in self.sensors.items()}
+
+    def load_published(self, load):
+        self.networks["dofa"].load_published(load(self.weights))
+
+
+class PixelTimeSeries(Pretrained):
+    """PRESTO (Tseng et al., 2023): each pixel of a single date is a series of one step; a tile is the mean of its pixels.
+
+    Inputs have the scales that the published weights were trained with, not ours. Logits are above 0 where a class is more
+    probable than a threshold, which is chosen on the validation tiles, as by PRESTO's authors: the printed numbers are of such.
+    """
+    rates = {"treesatai": dict.fromkeys(("s2", "s1"), 3e-4)}
+    published, init, weights, pretraining = ("s2", "s1"), "external", "presto", "external"
+    tunes_threshold = True
+
+    @classmethod
+    def has_width(cls, modality):
+        return False
+
+    def build(self, num_classes, width):
+        self.networks = nn.ModuleDict({"presto": Presto()})
+        self.register_buffer("latlon", torch.tensor([LOWER_SAXONY]), persistent=False)
+        self.register_buffer("threshold", torch.zeros(()))                    # a logit
+        self.build_heads(dict.fromkeys(self.sensors, DIM), num_classes)
+
+    def embed(self, batch):
+        (key, sensor), = self.sensors.items()
+        x, padded = batch[key].to(self.latlon.dtype), batch[f"{key}_padded"]
+        groups = (s1_inputs if key == "s1" else s2_inputs)(x, sensor.bands)
+        months = torch.full(padded.shape, JULY, device=padded.device)
+        return {key: self.networks["presto"](groups, months, padded, self.latlon.expand(len(x), -1))}
+
+    def forward(self, batch):
+        return super().forward(batch) - self.threshold
+
+    def load_published(self, load):
+        self.networks["presto"].load_published(load(self.weights))

@@ -1,83 +1,179 @@
-"""SatMAE and Scale-MAE as wholes: their inputs, their pretraining and fine-tuning by the scripts."""
+"""The compared methods that begin pretrained, as wholes: their inputs, their pretraining and fine-tuning by the scripts."""
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import finetune
 import pretrain
+from datasets import open_dataset
+from datasets.loading import Pools, make_loader
 from datasets.sensors import SENSORS
-from models import build_model
+from evaluate import score, score_test
+from models import MODELS, build_model
 from models.inputs import median, season_medians
-from tests.test_scripts import SMALL
-from utils import checkpoint
+from tests.test_compared import build as build_cell, make_batch
+from tests.test_scripts import SMALL, torchrun
+from utils import checkpoint, weights
 from utils.errors import UserError
+from utils.metrics import best_threshold, count, f1_scores
 from utils.results import read_rows
+
+PUBLISHED = Path(__file__).parent.parent.parent / "shared" / "real" / "weights"
+PRETRAININGS = [("scalemae", "treesatai-ts", "vhr"), ("scalemae", "treesatai-ts", "s2"), ("satmae", "treesatai", "s2"),
+                ("croma", "treesatai", "all")]
+
+
+def pretraining(demo, folder, name, dataset, modality):
+    return ["--dataset", dataset, "--data-root", str(demo), "--model", name, "--modalities", modality, "--width", "0.125", "--lr", "1e-3",
+            "--output", str(folder), *SMALL, "--epochs", "4"]
+
 
 @pytest.fixture(scope="module")
 def pretrained(demo, tmp_path_factory):
-    """{modality: pretrained.pt} of Scale-MAE on time series."""
-    folder = tmp_path_factory.mktemp("pretrain")
-    for modality in ("vhr", "s2"):
-        pretrain.main(["--dataset", "treesatai-ts", "--data-root", str(demo), "--model", "scalemae", "--modalities", modality, "--width",
-                       "0.125", "--lr", "1e-3", "--output", str(folder / modality), *SMALL, "--epochs", "4"])
-    return {modality: folder / modality / "pretrained.pt" for modality in ("vhr", "s2")}
+    """{(model, modality): pretrained.pt}."""
+    folders = {(name, modality): tmp_path_factory.mktemp("pretrain") for name, _, modality in PRETRAININGS}
+    for name, dataset, modality in PRETRAININGS:
+        pretrain.main(pretraining(demo, folders[name, modality], name, dataset, modality))
+    return {key: folder / "pretrained.pt" for key, folder in folders.items()}
 
 
 def build(name, dataset, keys, width=0.125, num_classes=0):
-    return build_model(name, [SENSORS[dataset][key] for key in keys], num_classes=num_classes, dataset=dataset, width=width)
+    sensors = [SENSORS[dataset][key] for key in keys]
+    sensors = [sensor.with_all_bands() for sensor in sensors] if MODELS[name].all_bands else sensors
+    return build_model(name, sensors, num_classes=num_classes, dataset=dataset, width=width)
 
 
-@pytest.mark.parametrize("name, dataset, channels", [("satmae", "treesatai", 10), ("scalemae", "treesatai", 10), ("scalemae", "treesatai-ts", 40),
-                                                     ("scalemae", "pastis-hd", 10), ("scalemae", "flair", 40)])
+# ---- what the networks see ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, dataset, channels", [
+    ("satmae", "treesatai", 10), ("scalemae", "treesatai", 10), ("scalemae", "treesatai-ts", 40), ("scalemae", "pastis-hd", 10),
+    ("scalemae", "flair", 40), ("croma", "treesatai", 12), ("croma", "pastis-hd", 40), ("dofa", "treesatai", 10),
+    ("dofa", "treesatai-ts", 10), ("dofa", "pastis-hd", 10), ("dofa", "flair", 10)])
 def test_a_series_becomes_an_image(name, dataset, channels):
     """Its date, its median, or the medians of its seasons, as the official configurations have it, then the size."""
-    model, side = build(name, dataset, ["s2"]), {"pastis-hd": 32}.get(dataset, 6)
-    dates = 1 if dataset == "treesatai" else 8
-    batch = {"s2": torch.randn(2, dates, 10, side, side), "s2_dates": (45 * torch.arange(dates)).expand(2, dates),
+    model, side = build(name, dataset, ["s2"], num_classes=5), {"pastis-hd": 32}.get(dataset, 6)
+    dates, bands = 1 if dataset == "treesatai" else 8, len(model.sensors["s2"].bands)
+    batch = {"s2": torch.randn(2, dates, bands, side, side), "s2_dates": (45 * torch.arange(dates)).expand(2, dates),
              "s2_padded": torch.zeros(2, dates, dtype=torch.bool)}
     batch["s2_padded"][1, 2:] = True
     x, = model.inputs("s2", batch)
     assert x.shape == (2, channels, model.sides["s2"], model.sides["s2"])
-    wanted = (median(batch["s2"], batch["s2_padded"]) if channels == 10 else
-              season_medians(batch["s2"], batch["s2_dates"], batch["s2_padded"]))
+    wanted = (season_medians(batch["s2"], batch["s2_dates"], batch["s2_padded"]) if channels == 40 else
+              median(batch["s2"], batch["s2_padded"]))
     torch.testing.assert_close(x.mean((2, 3)), wanted.mean((2, 3)), rtol=0, atol=0.2 if side > 6 else 0.35)
-    assert model.pretrain_loss(batch, model.draw_masks(batch))[0].isfinite()
 
 
 def test_full_sizes():
-    """facts/baselines.md: inputs of 224 and 48 pixels, 12 and 8 layers; late fusion 43.1 and 44.6 M (Scale-MAE's less two unused
-    layers of 0.385 M)."""
+    """facts/baselines.md: inputs of 224, 48 and 120 pixels, 12 and 8 layers; late fusion 43.1 and 44.6 M (Scale-MAE's less two unused
+    layers of 0.385 M); CROMA's pretraining 50.3 and 51.8 M."""
     with torch.device("meta"):
         sat, scale = build("satmae", "treesatai", ["vhr", "s2"], 1, 15), build("scalemae", "treesatai-ts", ["vhr", "s2"], 1, 15)
-        pretraining = build("satmae", "treesatai", ["s2"], 1)
-    assert sat.sides == {"vhr": 224, "s2": 224} and scale.sides == {"vhr": 224, "s2": 48}
-    count = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (sat, scale, pretraining)]
-    assert [round(count[0], 1), round(count[1] + 0.77, 1), round(count[2], 1)] == [43.1, 44.6, 36.1]
-    assert len(pretraining.networks["s2"].encoder.blocks) == 12 and len(pretraining.networks["s2"].decoder.blocks) == 8
+        models = [sat, scale, build("satmae", "treesatai", ["s2"], 1), *(build("croma", dataset, ["s2", "s1"], 1) for dataset in (
+            "treesatai", "pastis-hd"))]
+    assert sat.sides == {"vhr": 224, "s2": 224} and scale.sides == {"vhr": 224, "s2": 48} and models[-1].sides == {"s2": 120, "s1": 120}
+    count = [sum(p.numel() for p in model.parameters()) / 1e6 for model in models]
+    assert [round(count[0], 1), round(count[1] + 0.77, 1), *(round(number, 1) for number in count[2:])] == [43.1, 44.6, 36.1, 50.3, 51.8]
+    network = models[2].networks["s2"]
+    assert len(network.encoder.blocks) == 12 and len(network.decoder.blocks) == 8
 
+
+def test_croma_sees_radar_and_optical():
+    """All bands of the files, each sensor by its own encoder; both together are one vector that depends on each."""
+    model = build_cell("croma", "treesatai", "all", 0.125).eval()
+    batch = make_batch(model)
+    images = model.images(batch)
+    assert images["radar"].shape[:2] == (3, 3) and images["optical"].shape[:2] == (3, 12)
+    logits = model(batch)
+    for key in ("s1", "s2"):
+        assert (model(batch | {key: batch[key].roll(1, 0)}) - logits).abs().max() > 1e-4
+    alone = build_cell("croma", "treesatai", "s1", 0.125)
+    assert list(alone.sensors) == ["s1"] and alone.networks["croma"].cross_encoder is None
+
+
+def test_dofa_sees_each_band_at_its_wavelength():
+    """Bands by name: of VHR red, green, blue, of S2 nine, whatever their order in the file; one network for all modalities."""
+    model = build_cell("dofa", "treesatai", "all", 0.125).eval()
+    seen, batch = [], make_batch(model)
+    model.networks["dofa"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    model(batch)
+    batch = {key: model.inputs(key, batch)[0] for key in model.sensors}
+    assert torch.equal(seen[0][0], batch["vhr"][:, [3, 1, 2]])
+    assert torch.equal(seen[1][0], batch["s2"][:, [2, 1, 0, 4, 5, 6, 3, 8, 9]])    # of B02 B03 B04 B08 B05 B06 B07 B8A B11 B12
+    assert torch.equal(seen[2][0], batch["s1"])
+    for (_, wavelengths), wanted in zip(seen, ([0.665, 0.56, 0.49], [0.665, 0.56, 0.49, 0.705, 0.74, 0.783, 0.842, 1.61, 2.19],
+                                               [5.405, 5.405])):
+        torch.testing.assert_close(wavelengths, torch.tensor(wanted))
+    assert [name for name in dict(model.named_children()) if name == "networks"] and list(model.networks) == ["dofa"]
+
+
+def test_dofas_radar_is_no_constant_image():
+    """DOFA's own statistics, of 8-bit images, left a standard deviation of 0.001 of radar in linear power; here it is dB, standardised."""
+    model = build_cell("dofa", "treesatai-ts", "s1", 0.125)
+    power = torch.empty(2, 5, 2, 6, 6).uniform_(0.002, 0.38)
+    batch = {"s1": 10 * power.log10(), "s1_dates": torch.arange(5).expand(2, 5), "s1_padded": torch.zeros(2, 5, dtype=torch.bool)}
+    model.standardize.set({"s1": {"mean": [-9., -9.], "std": [4., 4.]}})
+    assert model.inputs("s1", batch)[0].std((2, 3)).min() > 0.1
+
+
+def test_presto_sees_its_own_units():
+    """Digital numbers and dB, not standardised; July; one place for all tiles."""
+    model = build_cell("presto", "treesatai", "s2").eval()
+    seen, batch = [], make_batch(model)
+    batch["s2"] = torch.randint(1, 6000, batch["s2"].shape).to(torch.int16)
+    model.networks["presto"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    logits = model(batch)
+    groups, months, padded, latlon = seen[0]
+    torch.testing.assert_close(groups["S2_NIR_10m"][:, 0, 0], batch["s2"][:, 0, 3] / 10000)
+    assert groups["S2_RGB"].shape == (3, 1, 3, 6, 6) and months.tolist() == [[6]] * 3 and not padded.any()
+    assert latlon.round(decimals=1).tolist() == torch.tensor([[52.6, 9.1]]).expand(3, 2).tolist()
+    model.standardize.set({"s2": {"mean": [7.] * 10, "std": [3.] * 10}})
+    assert torch.equal(model(batch), logits)
+
+
+# ---- pretraining and what starts from it ----------------------------------------------------------------------------
 
 def test_pretraining_lowers_its_loss(pretrained):
-    for path in pretrained.values():
+    for (name, _), path in pretrained.items():
         history = checkpoint.load(path, "pretrained")["history"]
-        assert history[-1]["val_loss"] < history[0]["val_loss"] and set(history[0]) >= {"reconstruction", "val_reconstruction"}
+        assert history[-1]["val_loss"] < history[0]["val_loss"], path
+        assert set(history[0]) >= {f"{prefix}{term}" for prefix in ("", "val_") for term in MODELS[name].terms}
 
 
-def test_fine_tuning_starts_from_both_encoders(demo, pretrained, tmp_path):
-    """A row of the late fusion; at its start all but the heads are the checkpoints'."""
-    init = [str(path) for path in pretrained.values()]
-    finetune.main(["--dataset", "treesatai-ts", "--data-root", str(demo), "--model", "scalemae", "--init", *init, "--output", str(tmp_path),
-                   "--csv", str(tmp_path / "table2.csv"), *SMALL])
+@pytest.mark.parametrize("name, dataset, modality, starts", [
+    ("scalemae", "treesatai-ts", "all", ("vhr", "s2")), ("satmae", "treesatai", "s2", ("s2",)), ("croma", "treesatai", "s1", ("all",)),
+    ("croma", "treesatai", "s2", ("all",)), ("croma", "treesatai", "all", ("all",))])
+def test_fine_tuning_starts_from_the_encoders(demo, pretrained, tmp_path, monkeypatch, name, dataset, modality, starts):
+    """When the script begins to train, all but the heads is the checkpoints'; then a row."""
+    init, begun = [str(pretrained[name, start]) for start in starts], {}
+
+    class Training(finetune.Training):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            begun.update({name: value.clone() for name, value in self.model.state_dict().items()})
+    monkeypatch.setattr(finetune, "Training", Training)
+    finetune.main(["--dataset", dataset, "--data-root", str(demo), "--model", name, "--modalities", modality, "--init", *init,
+                   "--output", str(tmp_path), "--csv", str(tmp_path / "table2.csv"), *SMALL])
+    loaded = [checkpoint.load(path, "pretrained") for path in init]
+    for parameter, value in begun.items():
+        if not parameter.startswith("head"):
+            sources = [saved["weights"][parameter] for saved in loaded if parameter in saved["weights"]]
+            assert len(sources) == 1 and torch.equal(value, sources[0]), parameter
     row, = read_rows(tmp_path / "table2.csv")
-    assert (row["model"], row["pretraining"], row["modality"], row["status"]) == ("scalemae", "self", "all", "ok")
-    loaded = [(path, checkpoint.load(path, "pretrained")) for path in init]
-    assert abs(float(row["pretrain_hours"]) - sum(saved["hours"] for _, saved in loaded)) < 1e-3
-    model = build("scalemae", "treesatai-ts", ["vhr", "s2"], num_classes=15)
-    checkpoint.start_from(model, loaded)
-    for name, value in model.state_dict().items():
-        if not name.startswith("head"):
-            key = "vhr" if ".vhr." in name else "s2"
-            assert torch.equal(value, loaded[["vhr", "s2"].index(key)][1]["weights"][name]), name
+    assert (row["model"], row["pretraining"], row["modality"], row["status"]) == (name, "self", modality, "ok")
+    assert abs(float(row["pretrain_hours"]) - sum(saved["hours"] for saved in loaded)) < 1e-3
+    trained = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")["weights"]
+    assert any(not torch.equal(trained[parameter], value) for parameter, value in begun.items() if "networks" in parameter)
+
+
+def test_two_processes_pretrain_as_one(demo, pretrained, tmp_path):
+    """CROMA: contrast is within a pool, whatever process has it."""
+    done = torchrun(2, "pretrain.py", *pretraining(demo, tmp_path, "croma", "treesatai", "all"))
+    assert done.returncode == 0, done.stderr
+    one, two = (checkpoint.load(path, "pretrained") for path in (pretrained["croma", "all"], tmp_path / "pretrained.pt"))
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("options, culprit", [
@@ -85,15 +181,17 @@ def test_fine_tuning_starts_from_both_encoders(demo, pretrained, tmp_path):
     (["--model", "satmae", "--dataset", "treesatai", "--init", "s2", "--modalities", "s2"], "pretrained scalemae, not satmae"),
     (["--init", "s2"], "pretrained scalemae, not omnisat"),
     (["--model", "scalemae", "--init", "s2", "--modalities", "s2", "--width", "0.25"], "--width 0.25: .* has 0.125"),
-    (["--model", "scalemae", "--init", "imagenet", "--modalities", "s2"], "starts from its own pretrained.pt, or none")])
+    (["--model", "scalemae", "--init", "imagenet", "--modalities", "s2"], "starts from its own pretrained.pt, or none"),
+    (["--model", "croma", "--dataset", "treesatai", "--init", "external", "--modalities", "s2"], "starts from its own pretrained.pt")])
 def test_wrong_starts_are_told(demo, pretrained, tmp_path, options, culprit):
-    options = [str(pretrained[word]) if word == "s2" and options[i - 1] == "--init" else word for i, word in enumerate(options)]
+    options = [str(pretrained["scalemae", word]) if word == "s2" and options[i - 1] == "--init" else word for i, word in enumerate(options)]
     with pytest.raises(UserError, match=culprit):
         finetune.main(["--dataset", "treesatai-ts", "--data-root", str(demo), "--output", str(tmp_path), "--workers", "0", *options])
 
 
 @pytest.mark.parametrize("options, culprit", [
     (["--model", "satmae", "--modalities", "all"], "satmae is not pretrained on all of treesatai, but on vhr or s2 of treesatai"),
+    (["--model", "croma", "--modalities", "s2"], "croma is not pretrained on s2 of treesatai, but on all of treesatai; all of pastis-hd"),
     (["--model", "satmae", "--modalities", "s2", "--ablation", "no_contrastive"], "--ablation does nothing in satmae"),
     (["--width", "0.5"], "--width does nothing in omnisat")])
 def test_wrong_pretrainings_are_told(demo, tmp_path, options, culprit):
@@ -102,5 +200,69 @@ def test_wrong_pretrainings_are_told(demo, tmp_path, options, culprit):
 
 
 def test_the_log_names_the_method(pretrained):
-    header = json.loads((pretrained["s2"].parent / "log.jsonl").read_text().splitlines()[0])
+    header = json.loads((pretrained["scalemae", "s2"].parent / "log.jsonl").read_text().splitlines()[0])
     assert header["options"]["model"] == "scalemae"
+
+
+# ---- published weights ----------------------------------------------------------------------------------------------
+
+def finetuned(demo, folder, *options):
+    """The row and the checkpoint of a short fine-tuning on single dates."""
+    finetune.main(["--dataset", "treesatai", "--data-root", str(demo), "--output", str(folder), "--csv", str(folder / "table2.csv"),
+                   "--init", "external", *options])
+    row, = read_rows(folder / "table2.csv")
+    return row, checkpoint.load(folder / "finetuned.pt", "finetuned")
+
+
+def test_dofas_weights_are_taken(demo, tmp_path, monkeypatch):
+    """All of those that the file has for the network; of another width they are random, and the row says so."""
+    network = build("dofa", "treesatai", ["s1"], 1, 15).networks["dofa"]
+    state = {name: value for name, value in network.state_dict().items() if "fc_norm" not in name}
+    model, asked = build("dofa", "treesatai", ["vhr", "s1"], 1, 15), []
+    model.load_published(lambda name: asked.append(name) or state)
+    assert asked == ["dofa"] and all(torch.equal(model.networks["dofa"].state_dict()[name], value) for name, value in state.items())
+    monkeypatch.setattr(weights, "load", lambda name: pytest.fail("they do not fit"))
+    row, saved = finetuned(demo, tmp_path, "--model", "dofa", "--modalities", "s1", "--width", "0.125", *SMALL)
+    assert (row["status"], row["pretraining"], row["scale"]) == ("random-weights", "external", "demo")
+    assert saved["config"]["options"]["width"] == 0.125
+
+
+def test_prestos_weights_are_taken(demo, tmp_path, monkeypatch):
+    """From the published file, where it is; training starts from them, and a checkpoint scored again has the same threshold."""
+    if not (PUBLISHED / weights.TABLE["presto"].file).is_file():
+        pytest.skip("PRESTO's published weights are not beside the project (../shared/real/weights)")
+    monkeypatch.setattr(weights, "FOLDER", PUBLISHED)
+    begun, original = {}, finetune.Training.begin_epoch
+    monkeypatch.setattr(finetune.Training, "begin_epoch", lambda self, *given: (
+        begun.update({name: value.clone() for name, value in self.model.networks["presto"].state_dict().items()}) if not begun else None,
+        original(self, *given))[1])
+    row, saved = finetuned(demo, tmp_path, "--model", "presto", "--modalities", "s2", *SMALL)
+    published = weights.load("presto")
+    assert all(torch.equal(value, published[f"encoder.{name}"]) for name, value in begun.items())
+    assert row["status"] == "ok" and row["params"] == str(402_240 + 12 * 32 + 15 * 129)    # the table of months; the head
+    again = score_test(tmp_path / "finetuned.pt", demo, 3, 0, (0, 1, torch.device("cpu")))
+    assert f"{again['f1_weighted']:.4f}" == row["f1_weighted"]
+    assert saved["weights"]["threshold"].item() in [pytest.approx(torch.logit(torch.tensor(p / 10)).item()) for p in range(1, 10)]
+
+
+def test_prestos_threshold_is_the_best_of_the_validation_tiles(demo, tmp_path, monkeypatch):
+    """It is part of the checkpoint: scored again, validation has the F1 of the log; the loss of the log is without it."""
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    row, saved = finetuned(demo, tmp_path, "--model", "presto", "--modalities", "s1", *SMALL, "--lr", "1e-2", "--epochs", "3")
+    model, logged = checkpoint.rebuild(saved), saved["history"][saved["epoch"] - 1]
+    assert row["status"] == "random-weights" and model.threshold != 0
+    val = open_dataset("treesatai", demo, "val", ["s1"], seed=0)
+    pools = Pools(len(val), 4, 4, None, 0, 1)
+    for tunes in (False, True):
+        scores = score(model, val, make_loader(val, pools, 0), pools, torch.device("cpu"), lambda tiles: None, tunes=tunes)
+        assert scores["f1_macro"] == pytest.approx(logged["val_f1_macro"]) and scores["map"] == pytest.approx(logged["val_map"])
+        assert (scores["loss"] == pytest.approx(logged["val_loss"], rel=1e-5)) == tunes
+
+
+def test_best_threshold_is_that_of_a_search():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(50, 4, generator=generator) - 2, torch.rand(50, 4, generator=generator) > 0.6
+    found = {p: f1_scores(count(logits - torch.logit(torch.tensor(p / 10)), labels))["f1_weighted"] for p in range(1, 10)}
+    best = 1 / (1 + torch.tensor(-best_threshold(logits, labels)).exp())
+    assert found[round(10 * best.item())] == max(found.values()) > found[5]
+    assert best_threshold(torch.full((5, 2), 9.), torch.ones(5, 2)) == 0    # of equal ones 0.5

@@ -30,6 +30,11 @@ TABLE = {
                         "ResNet-34, ImageNet (torchvision, IMAGENET1K_V1)"),
     "resnet50": Weights("resnet50-0676ba61.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61",
                         "ResNet-50, ImageNet (torchvision, IMAGENET1K_V1)"),
+    "dofa": Weights("dofa_base_patch16_224-a0275954.pth",
+                    "https://hf.co/torchgeo/dofa/resolve/b8db318b64a90b9e085ec04ba8851233c5893666/dofa_base_patch16_224-a0275954.pth",
+                    "a0275954", "DOFA ViT-B after 100 epochs (torchgeo's copy of DOFA_ViT_base_e100.pth)"),
+    "presto": Weights("presto_default_model.pt", "https://github.com/nasaharvest/presto/raw/main/data/default_model.pt", "559c9d76",
+                      "PRESTO (nasaharvest/presto, default_model.pt)"),
 }
 
 
