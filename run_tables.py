@@ -38,7 +38,8 @@ DEMO_PRETRAIN = ["--batch-size", "8", "--epochs", "15"]
 DEMO_FINETUNE = {"10": ["--batch-size", "4", "--epochs", "30", "--min-epochs", "30"],
                  "20": ["--batch-size", "4", "--epochs", "20", "--min-epochs", "20"],
                  "100": ["--batch-size", "4", "--epochs", "10", "--min-epochs", "10"]}
-# of the compared methods: on images, and on PASTIS-HD's large series; and on others, which take milliseconds a step
+# of the compared methods: on images, which DOFA makes of everything, and on PASTIS-HD's large series; and on others, which take
+# milliseconds a step
 DEMO_LARGE, DEMO_SMALL = ({percent: ["--batch-size", "4", "--epochs", epochs, "--min-epochs", epochs] for percent, epochs in numbers.items()}
                           for numbers in ({"10": "15", "20": "10", "100": "6"}, {"10": "60", "100": "30"}))
 
@@ -82,7 +83,8 @@ def key(cell):
 
 def demo_options(cell, start):
     """Sizes and lengths of a cell's training in the demo. start: its --init, a list."""
-    percent, is_large = cell["label_percent"], cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd"
+    percent = cell["label_percent"]
+    is_large = cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd" or cell["model"] == "dofa"
     is_new = start[0] in ("none", "imagenet", "external")                     # a checkpoint knows its sizes
     if cell["model"] == "omnisat":
         return (DEMO_MODEL if is_new else []) + DEMO_COMMON + DEMO_FINETUNE[percent]
