@@ -69,7 +69,7 @@ def collect(folder, table, scale):
     without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours if row["status"] not in SCORED)
     notes = [f"{count} {'row' if count == 1 else 'rows'} {what}" for count, what in (
         (without.total(), "without a score: " + ", ".join(f"{n} {status}" for status, n in without.items())),
-        (sum(row["status"] == "random-weights" for row in ours), "with random weights in place of ImageNet's"),
+        (sum(row["status"] == "random-weights" for row in ours), "with random weights in place of published ones"),
         (len(rows) - len(ours), f"not of scale {scale}, not shown"),
         (sum(len(scored[key]) for key in scored.keys() - printed.keys()), "of cells that the paper does not print, not shown")
     ) if count]

@@ -394,9 +394,14 @@ def main(argv=None):
     if args.dataset == "weights":
         if args.root is not None:
             arguments.error("--root: weights go to weights/; leave it out")
-        for name in weights.TABLE:
-            print(f"{weights.fetch(name)}: {weights.TABLE[name].about}")
-        return 0
+        failed = 0
+        for name in weights.TABLE:                                                # one that cannot be had does not keep back the others
+            try:
+                print(f"{weights.fetch(name)}: {weights.TABLE[name].about}")
+            except UserError as error:
+                print(error, file=sys.stderr)
+                failed = 1
+        return failed
     if args.root is None:
         arguments.error("--root is required: the folder of what was downloaded")
     if args.workers < 0:

@@ -89,7 +89,7 @@ def test_random_weights_count_and_are_told(tmp_path, capsys):
                        "status": "random-weights"}, (42.5,))])
     compare.main(["table2", "--results", str(tmp_path)])
     out = capsys.readouterr().out
-    assert "42.5" in out and "1 row with random weights in place of ImageNet's" in out
+    assert "42.5" in out and "1 row with random weights in place of published ones" in out
 
 
 def test_the_demo_is_called_the_demo(tmp_path, monkeypatch, capsys):

@@ -419,12 +419,19 @@ def test_next_command():
     assert command("flair", "--root", "/big/f") == "python pretrain.py --dataset flair --data-root /big/f"
 
 
+def raise_error(text):
+    raise UserError(text)
+
+
 def test_weights_are_fetched_by_name(monkeypatch, capsys):
     """All of the table, and nothing of a dataset is asked for; a dataset needs its folder."""
     asked = []
     monkeypatch.setattr(prepare.weights, "fetch", lambda name: asked.append(name) or f"weights/{name}")
     assert prepare.main(["weights"]) == 0
     assert asked == list(prepare.weights.TABLE) and "weights/resnet50: ResNet-50, ImageNet" in capsys.readouterr().out
+    monkeypatch.setattr(prepare.weights, "fetch", lambda name: asked.append(name) if name != "resnet50" else raise_error("not there"))
+    assert prepare.main(["weights"]) == 1 and asked[4:] == [name for name in prepare.weights.TABLE if name != "resnet50"]
+    assert "not there" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         prepare.main(["treesatai"])
     assert "--root is required" in capsys.readouterr().err

@@ -21,7 +21,7 @@ class Weights(NamedTuple):
     """A published file: its name in the folder, its url, the first hex digits of its sha256, and in words what it is."""
     file: str
     url: str
-    sha256: str
+    sha256: str    # "" where none was at hand: then only what is in the file is checked
     about: str
 
 
@@ -32,7 +32,7 @@ TABLE = {
                         "ResNet-50, ImageNet (torchvision, IMAGENET1K_V1)"),
     "dofa": Weights("dofa_base_patch16_224-a0275954.pth",
                     "https://hf.co/torchgeo/dofa/resolve/b8db318b64a90b9e085ec04ba8851233c5893666/dofa_base_patch16_224-a0275954.pth",
-                    "a0275954", "DOFA ViT-B after 100 epochs (torchgeo's copy of DOFA_ViT_base_e100.pth)"),
+                    "", "DOFA ViT-B after 100 epochs (torchgeo's copy of DOFA_ViT_base_e100.pth)"),
     "presto": Weights("presto_default_model.pt", "https://github.com/nasaharvest/presto/raw/main/data/default_model.pt", "559c9d76",
                       "PRESTO (nasaharvest/presto, default_model.pt)"),
 }
@@ -43,8 +43,8 @@ def find(name, folder=None):
     weights = TABLE[name]
     path = Path(folder or FOLDER) / weights.file
     if not path.is_file():
-        raise UserError(f"{path}: no such file, it is to hold {weights.about}; python prepare.py weights downloads it from {weights.url} "
-                        f"(sha256 {weights.sha256}...)")
+        raise UserError(f"{path}: no such file, it is to hold {weights.about}; python prepare.py weights downloads it from {weights.url}"
+                        + (f" (sha256 {weights.sha256}...)" if weights.sha256 else ""))
     return path
 
 
@@ -56,7 +56,8 @@ def load(name, folder=None):
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:    # damaged archives raise many kinds
-        raise UserError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
+        raise UserError(f"{path}: cannot be read as weights ({type(error).__name__}): cut off, or another file; python prepare.py weights "
+                        "downloads it again") from error
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise UserError(f"{path}: holds other things than a dict of tensors")
     return state
@@ -78,7 +79,7 @@ def fetch(name, folder=None):
     path = Path(folder or FOLDER) / weights.file
     if path.is_file():
         with suppress(UserError):
-            check(path, hashlib.sha256(path.read_bytes()), weights)
+            load(name, folder)
             return path
     digest = hashlib.sha256()
     with written_whole(path, "wb") as file:
@@ -86,16 +87,21 @@ def fetch(name, folder=None):
             digest.update(block)
             file.write(block)
         check(weights.url, digest, weights)
+    load(name, folder)
     return path
 
 
 def download(url, path):
-    """The blocks of bytes of a file, with a bar; path: where it belongs. Errors: UserError if the url cannot be read."""
+    """The blocks of bytes of a file, with a bar; path: where it belongs. Errors: UserError if the url cannot be read to its end."""
     try:
-        with urlopen(url, timeout=60) as response, tqdm(
-                total=int(response.headers["Content-Length"] or 0) or None, desc=path.name, unit="B", unit_scale=True) as bar:
-            while block := response.read(BLOCK):
-                yield block
-                bar.update(len(block))
+        with urlopen(url, timeout=60) as response:
+            size, done = int(response.headers["Content-Length"] or 0), 0
+            with tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True) as bar:
+                while block := response.read(BLOCK):
+                    yield block
+                    done += len(block)
+                    bar.update(len(block))
+            if done < size:
+                raise OSError(f"it ended after {done} of {size} bytes")
     except (OSError, HTTPException) as error:
         raise UserError(f"{url}: cannot be downloaded ({str(error).strip('<>')}); without a network, put it at {path} by hand") from error
