@@ -2,7 +2,8 @@
 
     python evaluate.py --checkpoint runs/treesatai-ts/NAME/finetuned.pt --data-root DIR --csv results/table2.csv
 
-Prints weighted, macro and micro F1 at sigmoid > 0.5 and mean average precision, in %. Each tile is scored once,
+Prints weighted, macro and micro F1 at sigmoid > 0.5 (presto: at the threshold that was best in validation) and mean average
+precision, in %. Each tile is scored once,
 whatever the number of processes (torchrun works too). finetune.py --csv does the same at its end.
 """
 import json
@@ -25,10 +26,11 @@ def score(model, dataset, loader, pools, device, after_step, tunes=False):
     """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process.
 
     after_step(tiles): called after each step, with its number of tiles on all processes. tunes: choose the model's threshold on
-    these tiles, where it has one; the loss is without it.
+    these tiles, where it has one, and return it too, a probability; the loss is then without it.
     """
     model.eval()
-    if tunes and model.tunes_threshold:
+    tunes = tunes and model.tunes_threshold
+    if tunes:
         model.threshold.zero_()
     batches, mine = iter(loader), []
     for step_size, step_pools in pools.steps():
@@ -44,12 +46,13 @@ def score(model, dataset, loader, pools, device, after_step, tunes=False):
         raise UserError(f"{bad}: the model gives a logit that is not finite; was it trained with too high an --lr?")
     labels = dataset.labels.numpy()
     loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), dataset.labels).item()
-    if tunes and model.tunes_threshold:
+    if tunes:
         model.threshold.fill_(metrics.best_threshold(logits, labels))
         logits -= model.threshold.item()
     counts = metrics.count(logits, labels)
     return metrics.f1_scores(counts) | {"map": metrics.mean_average_precision(logits, labels), "loss": loss,
-                                        "counts": counts, "n": len(labels)}
+                                        "counts": counts, "n": len(labels)} | (
+        {"threshold": model.threshold.sigmoid().item()} if tunes else {})
 
 
 def score_test(path, data_root, pool, workers, place, csv=None):

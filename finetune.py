@@ -90,10 +90,8 @@ def start_omnisat(args):
     if args.init == ["none"]:
         rate = SCRATCH_RATE.get(args.dataset, 2e-4) if args.lr is None else args.lr
         return Start(size | {"ablation": "none"}, "none", "none", rate, "none", size == {"embed_dim": 256, "depth": 6})
-    if args.init[0] in WORDS:
-        raise UserError(f"--init {args.init[0]}: omnisat has no published weights; name a pretrained.pt, or none")
-    if len(args.init) > 1:
-        raise UserError(f"--init {' '.join(args.init)}: omnisat starts from one checkpoint")
+    if len(args.init) > 1 or args.init[0] in WORDS:
+        raise UserError(f"--init {' '.join(args.init)}: omnisat starts from one pretrained.pt, or none; it has no published weights")
     pretrained = read_pretrained(args)
     size = sizes_of(pretrained, args, size)
     ablation = pretrained[0][1]["config"]["options"]["ablation"]
@@ -134,7 +132,10 @@ def load_published(model, args, is_demo, rank):
     try:
         if args.width not in (None, 1):
             raise UserError(f"a width of {args.width:g} does not fit the published weights; leave --width out")
-        model.load_published(weights.load)
+        try:
+            model.load_published(weights.load)
+        except RuntimeError as error:                                         # other names or shapes, as load_state_dict has it
+            raise UserError(f"{weights.find(model.weights)}: not {weights.TABLE[model.weights].about}: {' '.join(str(error).split())}") from error
     except UserError as error:
         if not is_demo:
             raise
@@ -304,7 +305,8 @@ def main(argv=None):
                 losses["lr"] = optimizer.param_groups[0]["lr"]
                 scheduler.step(scores["loss"])
             training.end_epoch(losses | {"val_loss": scores["loss"], "val_f1_macro": scores["f1_macro"], "val_f1_weighted":
-                                         scores["f1_weighted"], "val_map": scores["map"]},
+                                         scores["f1_weighted"], "val_map": scores["map"]} | (
+                                             {"val_threshold": scores["threshold"]} if method.tunes_threshold else {}),
                                score=[scores["f1_macro"], -scores["loss"]])   # of equal F1 the lower loss
     distributed.gather(None)                                                  # rank 0 has written finetuned.pt
     test(target, args, place)

@@ -62,7 +62,7 @@ def method_of(cell):
 
 def published_start(cell):
     """"imagenet" or "external" if a part of the cell's model begins with published weights, else None."""
-    return method_of(cell).init if cell["model"] != "omnisat" and cell["modality"] in method_of(cell).published else None
+    return method_of(cell).init if cell["modality"] in method_of(cell).published else None
 
 
 def pretrained_on(cell):
@@ -85,7 +85,7 @@ def demo_options(cell, start):
     """Sizes and lengths of a cell's training in the demo. start: its --init, a list."""
     percent = cell["label_percent"]
     is_large = cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd" or cell["model"] == "dofa"
-    is_new = start[0] in ("none", "imagenet", "external")                     # a checkpoint knows its sizes
+    is_new = not start[0].endswith(".pt")                                     # a checkpoint knows its sizes
     if cell["model"] == "omnisat":
         return (DEMO_MODEL if is_new else []) + DEMO_COMMON + DEMO_FINETUNE[percent]
     width = DEMO_WIDTH if is_new and method_of(cell).has_width(cell["modality"]) else []

@@ -2,12 +2,12 @@
 from models.compared import Perceptron, PixelSets, PixelSetSeries, ResNet50, UTAEs, VisionTransformer
 from models.fitted import RandomFeatures, Trees
 from models.omnisat import OmniSat
-from models.self_supervised import AnyBands, PixelTimeSeries, RadarOptical, SatMAE, ScaleMAE
+from models.self_supervised import AnyBands, PixelTransformer, RadarOptical, SatMAE, ScaleMAE
 from models.utt import UTT
 
 MODELS = {"omnisat": OmniSat, "pse": PixelSets, "vit": VisionTransformer, "mlp": Perceptron, "resnet50": ResNet50,
           "pse_ltae": PixelSetSeries, "utt": UTT, "utae": UTAEs, "lightgbm": Trees, "mosaiks": RandomFeatures, "satmae": SatMAE,
-          "scalemae": ScaleMAE, "croma": RadarOptical, "dofa": AnyBands, "presto": PixelTimeSeries}
+          "scalemae": ScaleMAE, "croma": RadarOptical, "dofa": AnyBands, "presto": PixelTransformer}
 
 
 def build_model(name, sensors, **options):

@@ -110,7 +110,8 @@ class Encoder(nn.Module):
         self.embed, self.transformer = nn.Linear(size, dim), Transformer(dim, depth, HEADS)
 
     def forward(self, x, places):
-        return self.transformer(self.embed(x), places)
+        x = self.embed(x).to(self.embed.weight.dtype)                                     # sums of blocks stay wide under autocast
+        return self.transformer(x, places)
 
 
 class Decoder(nn.Module):
@@ -164,22 +165,18 @@ class CROMA(nn.Module):
         self.vectors = nn.ModuleDict({sensor: feed_forward(dim) for sensor in sizes})     # GAP-FFN
         # both sensors are one vector without the GAP-FFNs, which stay there as in the official code
         self.cross_encoder = Transformer(dim, half, HEADS, cross=True) if len(sizes) == 2 else None
+        self.decoder = None
         if decoder:
             self.projections = nn.ModuleDict({sensor: nn.Linear(dim, dim) for sensor in sizes})
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
             inner = DECODER_HEADS * max(1, round(256 * width / DECODER_HEADS))
             self.decoder = Decoder(dim, inner, sizes)
 
-    def encode_radar(self, x):
-        """x (B, C, H, W): standardised radar images, H = W = side. Returns tokens (B, P, D). Errors: as forward."""
-        return self.encode("radar", x)
-
-    def encode_optical(self, x):
-        """x (B, C, H, W): standardised optical images, H = W = side. Returns tokens (B, P, D). Errors: as forward."""
-        return self.encode("optical", x)
-
     def encode(self, sensor, x, visible=None):
-        """Tokens of one sensor (B, P, D). visible (B, V) int64: only of these patches, (B, V, D); nothing else is looked at."""
+        """Tokens of one sensor (B, P, D). sensor: "radar" or "optical"; x (B, C, H, W): its standardised images, H = W = side.
+
+        visible (B, V) int64: only of these patches, (B, V, D); nothing else is looked at. Errors: as forward.
+        """
         if sensor not in self.bands:
             raise ValueError(f"this model has no {sensor} encoder")
         if x.shape[1:] != (self.bands[sensor], self.side, self.side):

@@ -64,7 +64,7 @@ class OmniSat(nn.Module):
     gradients are those of the whole pool. None: as WHOLE and PART have it.
     """
     tiles_at_once = None
-    all_bands, is_fitted, tunes_threshold, pools, sees = False, False, False, {}, {}    # see models.compared.Compared
+    all_bands, is_fitted, tunes_threshold, published, pools, sees = False, False, False, (), {}, {}    # see models.compared.Compared
 
     def __init__(self, sensors, embed_dim=256, depth=6, heads=8, num_classes=0, ablation="none"):
         super().__init__()

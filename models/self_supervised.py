@@ -181,13 +181,13 @@ class AnyBands(Pretrained):
         self.networks["dofa"].load_published(load(self.weights))
 
 
-class PixelTimeSeries(Pretrained):
+class PixelTransformer(Pretrained):
     """PRESTO (Tseng et al., 2023): each pixel of a single date is a series of one step; a tile is the mean of its pixels.
 
     Inputs have the scales that the published weights were trained with, not ours. Logits are above 0 where a class is more
     probable than a threshold, which is chosen on the validation tiles, as by PRESTO's authors: the printed numbers are of such.
     """
-    rates = {"treesatai": dict.fromkeys(("s2", "s1"), 3e-4)}
+    rates = {"treesatai": dict.fromkeys(("s2", "s1"), 3e-4)}    # of its authors' fine-tuning
     published, init, weights, pretraining = ("s2", "s1"), "external", "presto", "external"
     tunes_threshold = True
 

@@ -124,16 +124,27 @@ def test_a_step_and_an_evaluation(cell):
 
 
 @pytest.mark.parametrize("name, dataset, modality", [("pse", "treesatai", "s2"), ("pse_ltae", "treesatai-ts", "s1"),
-                                                     ("utae", "pastis-hd", "s1"), ("vit", "treesatai", "s1")])
+                                                     ("utae", "pastis-hd", "s1"), ("vit", "treesatai", "s1"), ("satmae", "treesatai", "s2"),
+                                                     ("croma", "pastis-hd", "all"), ("dofa", "pastis-hd", "all"), ("presto", "treesatai", "s2")])
 def test_a_pool_of_one_tile_without_any_date(name, dataset, modality):
     """Both are legal: everything stays finite."""
     model = build(name, dataset, modality, width=0.25)
     batch = make_batch(model, tiles=1)
-    batch[f"{modality}_padded"][:] = True
+    for key in [key for key in batch if key.endswith("_padded")]:
+        batch[key][:] = True
     loss = model(batch).square().sum()
     loss.backward()
     assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+@pytest.mark.parametrize("cell", TRAINED, ids=" ".join)
+def test_compiling(cell, monkeypatch):
+    """Every cell has something to compile, and it can be found."""
+    compiled, model = [], build(*cell, width=0.25)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    model.compile_networks()
+    assert compiled and all(module in set(model.modules()) for module in compiled)
 
 
 def test_late_fusion_is_one_head_on_vectors_side_by_side():
@@ -317,6 +328,7 @@ def test_two_processes_give_one_processs_row(demo, tmp_path, name, dataset, moda
     (["--model", "lightgbm", "--init", "none", "--modalities", "s1", "--width", "0.5"], "--width does nothing in lightgbm on s1"),
     (["--model", "mlp", "--init", "none", "--modalities", "s2", "--tiles-at-once", "2"], "--tiles-at-once does nothing in mlp"),
     (["--init", "imagenet"], "--init imagenet: omnisat"),
+    (["--init", "none", "x.pt"], "--init none x.pt: omnisat starts from one pretrained.pt, or none"),
     (["--model", "dofa", "--init", "imagenet", "--modalities", "vhr"], "dofa on vhr starts from external, or none"),
     (["--model", "presto", "--init", "external", "--modalities", "s2", "--width", "0.5"], "--width does nothing in presto on s2"),
     (["--init", "none", "--width", "0.5"], "--width does nothing in omnisat")])

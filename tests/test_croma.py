@@ -129,7 +129,7 @@ def test_places_are_known_by_distance_alone():
 def test_vectors_are_those_of_the_paper():
     """One sensor: GAP-FFN of the mean token; both: mean of the radar's tokens that attended to the optical ones."""
     model, x = toy(), images()
-    radar, optical = model.encode_radar(x["radar"]), model.encode_optical(x["optical"])
+    radar, optical = model.encode("radar", x["radar"]), model.encode("optical", x["optical"])
     assert radar.shape == optical.shape == (3, 16, 32)
     torch.testing.assert_close(model(radar=x["radar"]), model.vectors["radar"](radar.sum(1) / 16))
     torch.testing.assert_close(model(optical=x["optical"]), model.vectors["optical"](optical.sum(1) / 16))
@@ -302,4 +302,14 @@ def test_what_does_not_fit_is_refused():
         model()
     for shape in ((1, 3, 16, 16), (1, 2, 16, 20)):
         with pytest.raises(ValueError, match="radar images are"):
-            model.encode_radar(torch.zeros(shape))
+            model.encode("radar", torch.zeros(shape))
+
+
+def test_blocks_add_up_in_the_weights_type():
+    """Under autocast products are in bfloat16, what goes from block to block is not."""
+    model, types = toy().float(), []
+    for encoder in model.encoders.values():
+        encoder.transformer.blocks[0].register_forward_pre_hook(lambda _, inputs: types.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**{sensor: x.float() for sensor, x in images().items()})
+    assert types == [torch.float32] * 2

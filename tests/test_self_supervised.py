@@ -47,22 +47,23 @@ def build(name, dataset, keys, width=0.125, num_classes=0):
 
 # ---- what the networks see ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, dataset, channels", [
-    ("satmae", "treesatai", 10), ("scalemae", "treesatai", 10), ("scalemae", "treesatai-ts", 40), ("scalemae", "pastis-hd", 10),
-    ("scalemae", "flair", 40), ("croma", "treesatai", 12), ("croma", "pastis-hd", 40), ("dofa", "treesatai", 10),
-    ("dofa", "treesatai-ts", 10), ("dofa", "pastis-hd", 10), ("dofa", "flair", 10)])
-def test_a_series_becomes_an_image(name, dataset, channels):
-    """Its date, its median, or the medians of its seasons, as the official configurations have it, then the size."""
+@pytest.mark.parametrize("name, dataset, form", [
+    ("satmae", "treesatai", "date"), ("scalemae", "treesatai", "date"), ("scalemae", "treesatai-ts", "seasons"),
+    ("scalemae", "pastis-hd", "median"), ("scalemae", "flair", "seasons"), ("croma", "treesatai", "date"), ("croma", "pastis-hd", "seasons"),
+    ("dofa", "treesatai", "date"), ("dofa", "treesatai-ts", "median"), ("dofa", "pastis-hd", "median"), ("dofa", "flair", "median")])
+def test_a_series_becomes_an_image(name, dataset, form):
+    """Its date, its median, or the medians of its seasons, as the official configurations have it, in every pixel."""
     model, side = build(name, dataset, ["s2"], num_classes=5), {"pastis-hd": 32}.get(dataset, 6)
-    dates, bands = 1 if dataset == "treesatai" else 8, len(model.sensors["s2"].bands)
-    batch = {"s2": torch.randn(2, dates, bands, side, side), "s2_dates": (45 * torch.arange(dates)).expand(2, dates),
+    dates, bands = 1 if form == "date" else 8, len(model.sensors["s2"].bands)
+    x = torch.randn(2, dates, bands, 1, 1, generator=torch.Generator().manual_seed(0))
+    batch = {"s2": x.expand(-1, -1, -1, side, side), "s2_dates": (45 * torch.arange(dates)).expand(2, dates),
              "s2_padded": torch.zeros(2, dates, dtype=torch.bool)}
-    batch["s2_padded"][1, 2:] = True
-    x, = model.inputs("s2", batch)
-    assert x.shape == (2, channels, model.sides["s2"], model.sides["s2"])
-    wanted = (season_medians(batch["s2"], batch["s2_dates"], batch["s2_padded"]) if channels == 40 else
-              median(batch["s2"], batch["s2_padded"]))
-    torch.testing.assert_close(x.mean((2, 3)), wanted.mean((2, 3)), rtol=0, atol=0.2 if side > 6 else 0.35)
+    batch["s2_padded"][1, 6:] = True
+    wanted = {"date": x[:, 0], "median": median(x, batch["s2_padded"]),
+              "seasons": season_medians(x, batch["s2_dates"], batch["s2_padded"])}[form]
+    found, = model.inputs("s2", batch)
+    assert wanted.shape[1] == (4 * bands if form == "seasons" else bands)
+    torch.testing.assert_close(found, wanted.expand(-1, -1, model.sides["s2"], model.sides["s2"]), rtol=0, atol=1e-5)
 
 
 def test_full_sizes():
@@ -105,7 +106,7 @@ def test_dofa_sees_each_band_at_its_wavelength():
     for (_, wavelengths), wanted in zip(seen, ([0.665, 0.56, 0.49], [0.665, 0.56, 0.49, 0.705, 0.74, 0.783, 0.842, 1.61, 2.19],
                                                [5.405, 5.405])):
         torch.testing.assert_close(wavelengths, torch.tensor(wanted))
-    assert [name for name in dict(model.named_children()) if name == "networks"] and list(model.networks) == ["dofa"]
+    assert list(model.networks) == ["dofa"]
 
 
 def test_dofas_radar_is_no_constant_image():
@@ -199,6 +200,15 @@ def test_wrong_pretrainings_are_told(demo, tmp_path, options, culprit):
         pretrain.main(["--dataset", "treesatai", "--data-root", str(demo), "--output", str(tmp_path), *options])
 
 
+@pytest.mark.parametrize("name, dataset, keys", [("satmae", "treesatai", ["s2"]), ("croma", "pastis-hd", ["s2", "s1"])])
+def test_pretraining_can_be_compiled(name, dataset, keys, monkeypatch):
+    """The decoder too, which fine-tuning does not have."""
+    compiled, model = [], build(name, dataset, keys)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    model.compile_networks()
+    assert any(module is network.decoder for network in model.networks.values() for module in compiled)
+
+
 def test_the_log_names_the_method(pretrained):
     header = json.loads((pretrained["scalemae", "s2"].parent / "log.jsonl").read_text().splitlines()[0])
     assert header["options"]["model"] == "scalemae"
@@ -225,6 +235,30 @@ def test_dofas_weights_are_taken(demo, tmp_path, monkeypatch):
     row, saved = finetuned(demo, tmp_path, "--model", "dofa", "--modalities", "s1", "--width", "0.125", *SMALL)
     assert (row["status"], row["pretraining"], row["scale"]) == ("random-weights", "external", "demo")
     assert saved["config"]["options"]["width"] == 0.125
+
+
+def test_other_weights_of_that_name_are_told(demo, tmp_path, monkeypatch):
+    """On real data; in the demo the row has random weights, and the reason is shown."""
+    model, args = build("dofa", "treesatai", ["s1"], 1, 15), finetune.command_line().parse_args(
+        ["--dataset", "treesatai", "--data-root", "d", "--model", "dofa", "--init", "external"])
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    torch.save({"cls_tokens": torch.zeros(1)}, tmp_path / weights.TABLE["dofa"].file)
+    with pytest.raises(UserError, match="dofa_base_patch16_224-a0275954.pth: not DOFA ViT-B.*cls_tokens"):
+        finetune.load_published(model, args, is_demo=False, rank=0)
+    assert finetune.load_published(model, args, is_demo=True, rank=0) == "random-weights"
+
+
+def test_prestos_encoder_is_taken_whole():
+    """Whatever is in the file: nothing is passed over in silence."""
+    model = build_cell("presto", "treesatai", "s1")
+    state = {f"encoder.{name}": torch.randn_like(value) for name, value in model.networks["presto"].state_dict().items()}
+    asked = []
+    model.load_published(lambda name: asked.append(name) or state | {"decoder.mask_token": torch.zeros(1)})
+    assert asked == ["presto"]
+    assert all(torch.equal(value, state[f"encoder.{name}"]) for name, value in model.networks["presto"].state_dict().items())
+    for wrong in ({name: value for name, value in state.items() if "channel" not in name}, state | {"encoder.more": torch.zeros(1)}):
+        with pytest.raises(RuntimeError):
+            model.load_published(lambda name: wrong)
 
 
 def test_prestos_weights_are_taken(demo, tmp_path, monkeypatch):
@@ -257,6 +291,12 @@ def test_prestos_threshold_is_the_best_of_the_validation_tiles(demo, tmp_path, m
         scores = score(model, val, make_loader(val, pools, 0), pools, torch.device("cpu"), lambda tiles: None, tunes=tunes)
         assert scores["f1_macro"] == pytest.approx(logged["val_f1_macro"]) and scores["map"] == pytest.approx(logged["val_map"])
         assert (scores["loss"] == pytest.approx(logged["val_loss"], rel=1e-5)) == tunes
+    assert scores["threshold"] == pytest.approx(logged["val_threshold"]) and round(10 * scores["threshold"], 4) in range(1, 10)
+    test, model = open_dataset("treesatai", demo, "test", ["s1"]), model.eval()    # what is chosen on validation stays in the test
+    logits = model(next(iter(make_loader(test, Pools(len(test), len(test), len(test), None, 0, 1), 0)))).detach()
+    assert row["f1_weighted"] == f"{f1_scores(count(logits, test.labels))['f1_weighted']:.4f}"
+    tuned = logits - best_threshold(logits, test.labels)
+    assert row["f1_weighted"] != f"{f1_scores(count(tuned, test.labels))['f1_weighted']:.4f}"
 
 
 def test_best_threshold_is_that_of_a_search():

@@ -74,7 +74,8 @@ def rebuild(checkpoint):
 def start_from(model, pretrained):
     """Load into a model what pretrained checkpoints have for it: all but the heads, which are new.
 
-    pretrained: [(path, checkpoint)]. Of these, only the decoders and what belongs to modalities that the model lacks stay unused.
+    pretrained: [(path, checkpoint)]. Of these, what only pretraining needs and what belongs to modalities that the model lacks stay
+    unused.
     Errors: UserError if a modality of the model is in none of them, or if sizes differ.
     """
     paths, trained, weights = " and ".join(str(path) for path, _ in pretrained), {}, {}
