@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from models.croma import CROMA, Attention, Transformer, alibi, info_nce, normalized_patches, take
 from models.omnisat import patchify
