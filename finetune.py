@@ -214,10 +214,7 @@ def command_line():
 def main(argv=None):
     # ---- options
     arguments = command_line()
-    args = arguments.parse_args(argv)
-    if args.model != "omnisat":
-        arguments.set_defaults(pool=MODELS[args.model].pools.get(args.dataset, 128))
-        args = arguments.parse_args(argv)
+    args = options.parse(arguments, argv, {name: model.pools for name, model in MODELS.items()})
     options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent", "parts", "tiles_at_once")
     options.check_model(args)
     if args.csv:

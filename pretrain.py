@@ -100,7 +100,7 @@ def choices(args, arguments, modality):
 def main(argv=None):
     # ---- options
     arguments = command_line()
-    args = arguments.parse_args(argv)
+    args = options.parse(arguments, argv, {name: model.pools for name, model in MODELS.items()})
     options.check_positive(args, "epochs", "batch_size", "pool", "patience", "parts", "tiles_at_once")
     options.check_model(args)
     modalities = options.chosen_modalities(args.modalities, args.dataset)

@@ -65,6 +65,7 @@ class MaskedAutoencoders(Pretrained):
     A subclass sets autoencoder(bands, groups, gsd, **sizes). width: of the number of layers and the side of the images too.
     """
     pretraining, terms, sees = "self", ("reconstruction",), {"all": ("vhr", "s2")}
+    pools = {"treesatai": 32}    # 2,352 tokens of a tile's S2
     # FLAIR's late fusion has seasons, so its S2 alone has them too
     forms = {"treesatai": "date", "treesatai-ts": "seasons", "pastis-hd": "median", "flair": "seasons"}
 

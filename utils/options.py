@@ -16,6 +16,13 @@ def parser(doc):
     return argparse.ArgumentParser(description=doc, formatter_class=Formatter)
 
 
+def parse(arguments, argv, pools):
+    """The arguments. pools: {model: {dataset: its own default of --pool}}."""
+    args = arguments.parse_args(argv)
+    arguments.set_defaults(pool=pools[args.model].get(args.dataset, arguments.get_default("pool")))
+    return arguments.parse_args(argv)
+
+
 def add_data_options(options):
     """Which tiles, seen by which sensors."""
     group = options.add_argument_group("data")
@@ -39,8 +46,8 @@ def add_loader_options(group, pool=128):
     group.add_argument("--pool", type=int, default=pool, metavar="TILES",
                        help="tiles in one forward pass of one process; negatives of the contrastive loss and the statistics of batch "
                             "norm come from the same pool, so a smaller one changes them (to save memory, see --tiles-at-once); "
-                            "evaluation does not depend on it. Compared methods on large images have 8 or 32, see "
-                            "models/compared.py")
+                            "evaluation does not depend on it. Some compared methods have 8 or 32 on some datasets, see "
+                            "PAPER.md")
 
 
 def add_training_options(options, epochs):
