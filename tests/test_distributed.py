@@ -176,6 +176,34 @@ def test_processes_meet_although_the_store_holds_a_dead_address(monkeypatch):
     assert second["store"].get("word") == b"heard" and (second["rank"], second["world_size"]) == (1, 2)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+def test_the_threads_of_the_group_end_with_it(tmp_path):
+    """One that still runs when Python ends aborts the process now and then. It did: the first step of an optimiser kept the group."""
+    script = tmp_path / "script.py"
+    script.write_text("""\
+from pathlib import Path
+
+import torch
+
+from utils import distributed
+
+def threads():
+    return [name for name in (path.read_text() for path in Path("/proc/self/task").glob("*/comm")) if "gloo" in name or "store" in name]
+
+distributed.setup()
+weight = torch.nn.Parameter(torch.zeros(3))
+weight.sum().backward()
+distributed.sum_over_processes([weight.grad])
+torch.optim.Adam([weight], fused=True).step()
+assert distributed.gather(weight.grad.tolist()) == [[2, 2, 2]] * 2 and threads()
+distributed.finish()
+assert not threads(), threads()
+""")
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)], cwd=ROOT,
+                         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=120)
+    assert run.returncode == 0, run.stderr
+
+
 def test_one_process_needs_no_group():
     assert distributed.first_alone(lambda: 3) == 3 and distributed.gather("x") == ["x"]
     with pytest.raises(UserError, match="why"):

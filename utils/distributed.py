@@ -8,6 +8,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+# The optimiser imports this too, but late: the defaults of its functions would take hold of the group, which then outlives finish(),
+# and whose threads abort one process in some tens at its end. Imported before there is a group, it keeps none.
+import torch.distributed.nn.functional
 from torch import nn
 
 from utils.errors import UserError
@@ -74,9 +77,11 @@ def reuse_memory():
 
 
 def finish():
-    """Leave the group."""
+    """Leave the group, and end its threads: one that still runs when Python ends may abort the process."""
+    global _cpu_group
     if dist.is_initialized():
         dist.destroy_process_group()
+    _cpu_group = None
 
 
 def first_alone(function):
