@@ -49,7 +49,7 @@ def read_json(path, what):
 def read_tif(path, bands):
     """An image of the given number of bands, (C, H, W) in the file's type, however the file interleaves them."""
     try:
-        with tifffile.TiffFile(path) as tif:
+        with open(path, "rb") as file, tifffile.TiffFile(file) as tif:        # by its path it is opened more slowly
             page = tif.pages[0]
             # tifffile would guess, and take zeros for missing strips
             is_whole = page.planarconfig in (1, 2) and len(page.dataoffsets) == len(page.databytecounts) == math.prod(page.chunked)

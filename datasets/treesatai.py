@@ -8,6 +8,7 @@ Files are found by name anywhere under the root, so any of these layouts will do
     TreeSatBA_v9_60m_multi_labels.json                                            at the root or in labels/
 where <tile>.tif is the tile's name in the lists and <stem> the same without its last ".tif" (names hold other dots).
 """
+import calendar
 import math
 import os
 import re
@@ -30,9 +31,13 @@ AREA = 0.07                    # a class counts if an entry's area is strictly l
 SIZE, GRID = 300, 6            # pixels of the image after the centre crop; pixels of the series
 FLOOR = 1e-4                   # linear power under this is -40 dB: below a GRD product's noise
 MOST = 1 << 24                 # numbers in a dataset: a year of 46,000 dates of S2
+PLACES = 10 ** np.arange(8)[::-1]               # what the digits of YYYYMMDD stand for
 REFERENCE, OBJECT = struct.Struct("<IQI"), struct.Struct("<H6xQ")    # of HDF5's global heap, see _read_products
-DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])    # of the months, 1 to 12
-BEFORE = DAYS.cumsum() - DAYS                                         # they begin
+IS_LEAP = np.array([calendar.isleap(year) for year in range(10_000)], int)
+DAY_OF_YEAR = np.zeros((2, 10_000), np.int64)    # of a year that is leap or not, of MMDD; 0 is no date
+for _year in (2019, 2020):
+    _days = np.arange(f"{_year}-01-01", f"{_year + 1}-01-01", dtype="datetime64[D]").astype(str)
+    DAY_OF_YEAR[IS_LEAP[_year], [int(_day[5:7] + _day[8:]) for _day in _days]] = np.arange(len(_days)) + 1
 SINGLE_DATE = 120              # the single-date release has no dates; not in the paper: the official code's day
 
 # key: (data, products, where the date stands in the product's name, bands in the file)
@@ -151,7 +156,7 @@ def read_h5(path, keys):
         for key in keys:
             prefix, start, bands = SERIES[key]
             data = _read_dataset(file, path, f"{prefix}-data", np.float32)
-            products = _read_products(file, path, f"{prefix}-products", content, heaps)
+            products = _read_products(file, path, f"{prefix}-products", start + 8, content, heaps)
             if data.size == 0 and len(products) == 0:                             # however an empty series is stored
                 data = np.zeros((0, bands, GRID, GRID), np.float32)
             if data.shape != (len(products), bands, GRID, GRID):
@@ -190,32 +195,35 @@ def _read_dataset(file, path, name, dtype=None):
     return array
 
 
-def _read_products(file, path, name, content, heaps):
-    """The products' names [bytes]. content: the open file's bytes. heaps: those that were read already, to which is added.
+def _read_products(file, path, name, length, content, heaps):
+    """The first bytes of the products' names, (T, length) uint8, 0 behind the end of a shorter one.
 
-    They are texts in global heaps, in which libhdf5 2.0 goes round in circles for ever if a block was lost to zeros. So the heaps
+    content: the open file's bytes. heaps: those that were read already, to which is added.
+    The names are texts in global heaps, in which libhdf5 2.0 goes round in circles for ever if a block was lost to zeros. So the heaps
     are read here (HDF5 file format, section III.E), and what is stored in another way is left to libhdf5.
     """
     dataset, shape = _open_dataset(file, path, name)
     kind, start, size = dataset.get_type(), dataset.get_offset(), dataset.get_storage_size()
     is_text = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
     if not is_text or len(shape) != 1 or start is None or size != REFERENCE.size * shape[0]:
-        return _read_dataset(file, path, name)
+        products = np.array(_read_dataset(file, path, name), f"S{length}")
+        return products.view(np.uint8).reshape(*products.shape, length)
     content.seek(start)
-    products = []
-    for length, address, number in REFERENCE.iter_unpack(content.read(size)):
-        if address not in heaps:
-            heaps[address] = _read_heap(content, address)
-        heap, places = heaps[address]
-        at, found = places.get(number, (0, None))
-        if found != length:
+    products, last = [], None
+    for whole_length, address, number in REFERENCE.iter_unpack(content.read(size)):
+        if address != last:
+            if address not in heaps:
+                heaps[address] = _read_heap(content, address)
+            (heap, places), last = heaps[address], address
+        at = places.get((number, whole_length))
+        if at is None:
             raise ValueError(f"text {number} of {name} is not there")
-        products.append(heap[at:at + length])
-    return products
+        products.append(heap[at:at + length] if whole_length >= length else heap[at:at + whole_length].ljust(length, b"\0"))
+    return np.frombuffer(b"".join(products), np.uint8).reshape(-1, length)
 
 
 def _read_heap(content, address):
-    """A global heap: bytes, and {number: (where it begins, length)} of the objects in it, as far as it is whole."""
+    """A global heap: bytes, and {(number, length): where it begins} of the objects in it, as far as it is whole."""
     content.seek(address)
     mark, size = struct.unpack("<4s4xQ", content.read(16))
     heap = content.read(max(0, min(size, MOST) - 16)) if mark == b"GCOL" else b""
@@ -224,25 +232,21 @@ def _read_heap(content, address):
         number, length = unpack(heap, at)
         if number == 0:                                                           # the rest is free
             break
-        places[number] = at + OBJECT.size, length
-        at += OBJECT.size + (length + 7 & ~7)                                     # whole numbers of 8 bytes
+        at += OBJECT.size
+        places[number, length] = at
+        at += length + 7 & ~7                                                     # whole numbers of 8 bytes
     return heap, places
 
 
 def days_of_year(products, start, path):
-    """Day of the year, 1..366, from YYYYMMDD at a fixed place of each product's name (bytes). Returns (T,) int64."""
-    if not len(products):
-        return np.zeros(0, np.int64)
-    text = np.array(products, dtype=f"S{start + 8}").view(np.uint8).reshape(len(products), -1)
-    digits = text[:, start:].astype(np.int64) - ord("0")
-    year, month, day = digits[:, :4] @ [1000, 100, 10, 1], digits[:, 4:6] @ [10, 1], digits[:, 6:] @ [10, 1]
-    is_leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
-    is_date = (text > 0).all(1) & ((digits >= 0) & (digits <= 9)).all(1) & (month >= 1) & (month <= 12)
-    month *= is_date
-    is_date &= (day >= 1) & (day <= DAYS[month] + (is_leap & (month == 2)))
+    """Day of the year, 1..366, (T,) int64, from YYYYMMDD at a fixed place of each product's name: (T, start + 8) uint8."""
+    digits = products[:, start:] - ord("0")                                       # what is no digit is over 9
+    date = digits @ PLACES
+    days = DAY_OF_YEAR[IS_LEAP[date // 10_000 % 10_000], date % 10_000]
+    is_date = (days > 0) & (digits <= 9).all(1) & products.all(1)
     if not is_date.all():
-        raise UserError(f"{path}: no date at character {start} of product {bytes(products[is_date.argmin()])[:99]!r}; download it again")
-    return BEFORE[month] + day + (is_leap & (month > 2))
+        raise UserError(f"{path}: no date at character {start} of product {bytes(products[is_date.argmin()])!r}; download it again")
+    return days
 
 
 def decibel(power):
