@@ -58,7 +58,8 @@ def score(model, dataset, loader, pools, device, after_step, tunes=False):
 def score_test(path, data_root, pool, workers, place, csv=None):
     """Load a fine-tuned checkpoint, score its test split, write the row. Returns the scores.
 
-    pool: tiles in a forward pass, None for the model's default. place: (rank, world, device) of distributed.setup. Command, commit and date of the row are those of the training.
+    pool: tiles in a forward pass, None for the model's default. place: (rank, world, device) of distributed.setup. Command, commit
+    and date of the row are those of the training.
     """
     rank, world, device = place
     saved = checkpoint.load(path, "finetuned")

@@ -62,7 +62,10 @@ def read_pretrained(args):
 
 
 def sizes_of(pretrained, args, names):
-    """{option: value} that the checkpoints were pretrained with. Errors: UserError where the command, or another of them, says otherwise."""
+    """{option: value} that the checkpoints were pretrained with.
+
+    Errors: UserError where the command, or another of them, says otherwise.
+    """
     sizes = {name: pretrained[0][1]["config"]["options"][name] for name in names}
     for path, saved in pretrained:
         for name, value in sizes.items():
@@ -135,7 +138,8 @@ def load_published(model, args, is_demo, rank):
         try:
             model.load_published(weights.load)
         except RuntimeError as error:                                         # other names or shapes, as load_state_dict has it
-            raise UserError(f"{weights.find(model.weights)}: not {weights.TABLE[model.weights].about}: {' '.join(str(error).split())}") from error
+            raise UserError(f"{weights.find(model.weights)}: not {weights.TABLE[model.weights].about}: "
+                            f"{' '.join(str(error).split())}") from error
     except UserError as error:
         if not is_demo:
             raise

@@ -83,7 +83,10 @@ def command_line():
 
 
 def choices(args, arguments, modality):
-    """Options of the model's constructor, the learning rate, and whether it has the paper's size. Errors: UserError for what does not fit."""
+    """Options of the model's constructor, the learning rate, and whether it has the paper's size.
+
+    Errors: UserError for what does not fit.
+    """
     if args.model == "omnisat":
         return ({"embed_dim": args.embed_dim, "depth": args.depth, "ablation": args.ablation}, 1e-4 if args.lr is None else args.lr,
                 (args.embed_dim, args.depth) == (256, 6))

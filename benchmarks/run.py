@@ -361,8 +361,8 @@ def main(argv=None):
         roots = dict(text.split("=", 1) for text in args.roots)
         taken = readers(dataset, roots.get(dataset), 200)
         done.append({"dataset": dataset, "part": "reader", "root": dataset in roots, **taken})
-        print(f"{dataset}: reader {1000 * taken['ours']:.2f} ms a tile, reading alone {1000 * taken['reading']:.2f}, plain calls {1000 * taken['plain']:.2f}"
-              f"{'' if dataset in roots else ' (generated tiles)'}")
+        print(f"{dataset}: reader {1000 * taken['ours']:.2f} ms a tile, reading alone {1000 * taken['reading']:.2f}, "
+              f"plain calls {1000 * taken['plain']:.2f}{'' if dataset in roots else ' (generated tiles)'}")
     for (dataset, part, *rest), forms in found.items():
         if {"ours", "plain"} <= set(forms):
             ours, other = forms["ours"], forms["plain"]

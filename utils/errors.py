@@ -48,8 +48,8 @@ def run(main):
         sys.exit(130)
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
-            sys.exit(f"{script}: error: a reading process was killed ({str(error).splitlines()[0]}); if memory or /dev/shm is short, or a file was cut "
-                     "off while it was read, mend that: fewer --workers (0 reads in the training process) or a smaller --pool")
+            sys.exit(f"{script}: error: a reading process was killed ({str(error).splitlines()[0]}); if memory or /dev/shm is short, or a "
+                     "file was cut off while it was read, mend that: fewer --workers (0 reads in the training process) or a smaller --pool")
         if is_one or not is_lost_process(error):
             raise
         sys.exit(f"{script}: process {os.environ.get('RANK')} ends, because another one did, for its own reason")

@@ -88,8 +88,9 @@ def add_model_options(options, default_dim, default_depth):
 
 
 def add_width(group):
-    group.add_argument("--width", type=float, help="of a compared method: its layers, of satmae, scalemae, croma and dofa their number too, and of the "
-                                                   "first three the image side, as a share of the published size, for trials (default: 1)")
+    group.add_argument("--width", type=float,
+                       help="of a compared method: its layers, of satmae, scalemae, croma and dofa their number too, and of the "
+                            "first three the image side, as a share of the published size, for trials (default: 1)")
 
 
 def chosen_width(args):
