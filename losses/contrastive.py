@@ -4,18 +4,21 @@ Dimensions: B tiles, M modalities, P patches, D embedding, N = B M P tokens.
 The denominator of equation 3 sums over all pairs of tokens. `Denominator` walks through the N x N similarities in blocks, so
 that memory grows with N; `dense_denominator` is the same in one matrix, readable, and the tests hold the two together.
 """
+import functools
+
 import torch
 import torch.nn.functional as F
 
 BLOCK, BLOCK_GPU = 1536, 8192    # tokens; measured on a CPU: 512 to 2048 differ by a tenth
 
 
-def contrastive_loss(tokens, present, temperature=0.1, naive=False, dense=False):
+def contrastive_loss(tokens, present, temperature=0.1, naive=False, dense=False, compiled=False):
     """Minus the mean of equation 3's logarithm (the printed equation lacks the minus sign).
 
     tokens (B, M, P, D): the encoders' f_p^m. present (B, M) bool: False where a tile lacks a modality; such tokens are
     neither anchor, positive nor negative. temperature: gamma. naive: the ablation of table 5, whose denominator leaves
-    out only the anchor itself, not all of T(m, p). dense: with the N x N matrix, as are temperatures under 0.025.
+    out only the anchor itself, not all of T(m, p). dense: with the N x N matrix, as are temperatures under 0.025. compiled: what is
+    done to each block of it is one kernel of torch.compile.
     Positives of (m, p): the tokens (n, p) with n != m. Returns a scalar, 0 where no token has a positive (a single modality).
     """
     kind = tokens.device.type
@@ -35,7 +38,7 @@ def contrastive_loss(tokens, present, temperature=0.1, naive=False, dense=False)
         if dense or temperature < 0.025:                                      # exp(-2 / temperature) would be 0 in float32
             log_denominator = dense_denominator(f.flatten(0, 2), is_token, group, temperature)
         else:
-            log_denominator = Denominator.apply(f.flatten(0, 2), is_token, group, temperature, product_type)
+            log_denominator = Denominator.apply(f.flatten(0, 2), is_token, group, temperature, product_type, compiled)
         loss = torch.where(is_anchor, log_denominator.view_as(is_anchor) - numerator, 0)
         return loss.sum() / is_anchor.sum().clamp(min=1)
 
@@ -56,19 +59,19 @@ class Denominator(torch.autograd.Function):
 
     The similarities are symmetric: each pair of blocks is multiplied once, for the rows of both. They are at most 1, so
     exp((s - 1) / temperature) needs no maximum of its row. Of 2 N^2 D operations a matrix, forward does a half and backward three.
-    product_type: of the factors of matrix products; sums and everything else are in the type of f.
+    product_type: of the factors of matrix products; sums and everything else are in the type of f. compiled: whether torch.compile
+    fuses what is done to a block.
     """
 
     @staticmethod
-    def forward(ctx, f, is_token, group, temperature, product_type):
-        size = BLOCK_GPU if f.is_cuda else BLOCK
-        ctx.settings = max(1, size // group) * group, group, temperature, product_type    # groups lie within blocks
-        counts = is_token.to(f.dtype)
-        total = f.new_zeros(len(f))
-        for i, j, e in pairs(f, *ctx.settings):
-            total[i] += e @ counts[j]
+    def forward(ctx, f, is_token, group, temperature, product_type, compiled):
+        ctx.settings = group, temperature, product_type, compiled
+        counts, total, sums = is_token.to(f.dtype), f.new_zeros(len(f)), compile_once(block_sums) if compiled else block_sums
+        for i, j, *block in blocks(f, *ctx.settings[:3]):
+            rows, columns = sums(*block, counts[i], counts[j])
+            total[i] += rows
             if i != j:
-                total[j] += counts[i] @ e
+                total[j] += columns
         ctx.save_for_backward(f, counts, total)
         return total.log() + 1 / temperature
 
@@ -76,38 +79,59 @@ class Denominator(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         f, counts, total = ctx.saved_tensors
-        *_, temperature, product_type = ctx.settings
+        group, temperature, product_type, compiled = ctx.settings
         weight = torch.where(total > 0, gradient / total, 0) / temperature    # of e[a, b] in the gradient of row a
         factors, result = f.to(product_type), torch.zeros_like(f)
+        weights = compile_once(block_weights) if compiled else block_weights
         with torch.autocast(f.device.type, enabled=False):                    # of whoever calls backward
-            for i, j, e in pairs(f, *ctx.settings):
-                # similarity (a, b) is in the sum of row a if b counts, and in that of row b if a does
-                e *= torch.addr(torch.outer(weight[i], counts[j]), counts[i], weight[j])
-                e = e.to(product_type)
-                add_product(result[i], e, factors[j])
+            for i, j, *block in blocks(f, group, temperature, product_type):
+                e = weights(*block, counts[i], counts[j], weight[i], weight[j])
+                result[i] += product(e, factors[j], f.dtype)
                 if i != j:
-                    add_product(result[j], e.t(), factors[i])
-        return result, None, None, None, None
+                    result[j] += product(e.t(), factors[i], f.dtype)
+        return result, None, None, None, None, None
 
 
-def pairs(f, size, group, temperature, product_type):
-    """Each pair of blocks of the tokens once: (slice i, slice j, exp((f_i . f_j - 1) / temperature)), excluded pairs 0."""
-    blocks = [slice(at, min(at + size, len(f))) for at in range(0, len(f), size)]
-    factors, number = f.to(product_type), torch.arange(size, device=f.device) // group
-    is_excluded = number[:, None] == number[None]
-    for at, i in enumerate(blocks):
-        for j in blocks[at:]:
-            e = f.new_full((i.stop - i.start, j.stop - j.start), -1 / temperature)
-            add_product(e, factors[i], factors[j].t(), 1 / temperature).exp_()
-            if i == j:                                                        # a T(m, p) lies within one block
-                e.masked_fill_(is_excluded[:len(e), :len(e)], 0)
-            yield i, j, e
+def blocks(f, group, temperature, product_type):
+    """Each pair of blocks of the tokens once: slices i and j, and what block_exponentials takes."""
+    size = max(1, (BLOCK_GPU if f.is_cuda else BLOCK) // group) * group       # a T(m, p) lies within one block
+    slices = [slice(at, min(at + size, len(f))) for at in range(0, len(f), size)]
+    factors = f.to(product_type)
+    for at, i in enumerate(slices):
+        for j in slices[at:]:
+            yield i, j, factors[i], factors[j].t(), 1 / temperature, f.dtype, group if i == j else 0
 
 
-def add_product(total, a, b, factor=1):
-    """total += factor x a @ b, in place, added up in the type of total even if a and b are narrower."""
-    if a.dtype == total.dtype:
-        return total.addmm_(a, b, alpha=factor)
-    if a.is_cuda:
-        return total.add_(torch.mm(a, b, out_dtype=total.dtype), alpha=factor)
-    return total.addmm_(a.to(total.dtype), b.to(total.dtype), alpha=factor)   # no such product on the CPU
+def block_exponentials(left, right, scale, dtype, group):
+    """exp((f_i . f_j - 1) scale) of two blocks of tokens, excluded pairs 0. scale: 1 / temperature; group: 0 excludes none."""
+    e = product(left, right, dtype, scale).sub_(scale).exp_()
+    if group:
+        number = torch.arange(len(e), device=e.device) // group
+        e.masked_fill_(number[:, None] == number, 0)
+    return e
+
+
+def block_sums(left, right, scale, dtype, group, counts_i, counts_j):
+    """What a block adds to the denominators of its rows and of its columns."""
+    e = block_exponentials(left, right, scale, dtype, group)
+    return e @ counts_j, counts_i @ e
+
+
+def block_weights(left, right, scale, dtype, group, counts_i, counts_j, weight_i, weight_j):
+    """The derivative of the loss by each similarity of a block, in the type of the products."""
+    # similarity (a, b) is in the sum of row a if b counts, and in that of row b if a does
+    e = block_exponentials(left, right, scale, dtype, group)
+    return e.mul_(torch.addr(torch.outer(weight_i, counts_j), counts_i, weight_j)).to(left.dtype)
+
+
+def product(a, b, dtype, factor=1):
+    """factor x a @ b, added up and given in the type, which may be wider than theirs."""
+    if a.is_cuda and a.dtype != dtype:
+        return torch.mm(a, b, out_dtype=dtype) * factor
+    return torch.addmm(a.new_zeros((), dtype=dtype), a.to(dtype), b.to(dtype), beta=0, alpha=factor)    # no such product on the CPU
+
+
+@functools.cache
+def compile_once(function):
+    """The function, compiled when it is first called."""
+    return torch.compile(function)

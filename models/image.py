@@ -6,10 +6,15 @@ walks the same sizes back and puts each value where the encoder's max-pool took 
 Badrinarayanan et al. 2017): the token need not store the layout of the patch, only its radiometry.
 Sizes for W = 50: 24 -> 12 -> 6 -> 3 -> 1, for W = 40: 20 -> 10 -> 5 -> 2 -> 1.
 Both keep their activations channels last, the layout that convolutions are fastest in, on CPU and GPU alike.
+
+Some steps have two forms that the tests hold together. The usual one calls the library's functions, one after the other. The other,
+while torch.compile traces (`is_compiling`), is written in sums, products and choices, which the compiler makes one kernel of: on a GPU
+these steps wait for memory, and each number should be read and written once.
 """
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.compiler import is_compiling
 
 
 def _stem_padding(patch):
@@ -37,22 +42,69 @@ class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm that leaves type and layout of its input alone; autocast would widen it, and a GPU's kernel reorder it."""
 
     def forward(self, x):
+        if is_compiling():
+            # as a scale and a shift of each channel, so that backward needs two sums of each: one pass, and one for the gradient
+            y = rows(x).to(torch.promote_types(x.dtype, torch.float32))       # N x w w x D
+            variance, mean = torch.var_mean(y.unflatten(-1, (self.num_groups, -1)), (1, 3), correction=0)
+            size = self.num_channels // self.num_groups
+            scale = (variance + self.eps).rsqrt().repeat_interleave(size, 1) * self.weight
+            shift = self.bias - mean.repeat_interleave(size, 1) * scale       # N x D
+            return (y * scale[:, None] + shift[:, None]).to(x.dtype).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         with torch.autocast(x.device.type, enabled=False):
             y = F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         return y.contiguous(memory_format=torch.channels_last)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with GroupNorm(4) and a skip; (N, D, w, w) -> (N, D, w, w). Its GELU is that of gelu_pool."""
+    """Two 3 x 3 convolutions with GroupNorm(4) and a skip; (N, D, w, w) -> (N, D, w, w). Its GELU is that of GeluPool."""
 
     def __init__(self, dim):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(dim, dim, 3, padding=1), GroupNorm(4, dim), nn.GELU(),
-            nn.Conv2d(dim, dim, 3, padding=1), GroupNorm(4, dim))
+            Convolution(dim, dim, 3, padding=1), GroupNorm(4, dim), nn.GELU(),
+            Convolution(dim, dim, 3, padding=1), GroupNorm(4, dim))
 
     def forward(self, x):
         return x + self.body(x)
+
+
+class Convolution(nn.Conv2d):
+    """nn.Conv2d, whose bias is part of the next step when compiled."""
+
+    def forward(self, x):
+        if not is_compiling():
+            return super().forward(x)
+        return F.conv2d(x, self.weight, stride=self.stride, padding=self.padding) + self.bias.to(x.dtype)[:, None, None]
+
+
+class Stem(nn.Conv2d):
+    """A 4 x 4 convolution of stride 2; a matrix product when compiled, as a GPU's convolutions of few bands are slow."""
+
+    def __init__(self, bands, patch, dim):
+        super().__init__(bands, dim, 4, stride=2, padding=_stem_padding(patch))
+
+    def forward(self, x):
+        if not is_compiling():
+            return super().forward(x.contiguous(memory_format=torch.channels_last))
+        windows = F.pad(x, 2 * self.padding).unfold(2, 4, 2).unfold(3, 4, 2)             # N x C x w x w x 4 x 4
+        return F.linear(windows.permute(0, 2, 3, 1, 4, 5).flatten(3), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class Last(nn.ConvTranspose2d):
+    """The transpose of Stem, (N, D, w, w) -> (N, C, W, W); likewise a product."""
+
+    def __init__(self, bands, patch, dim):
+        super().__init__(dim, bands, 4, stride=2, padding=_stem_padding(patch))
+
+    def forward(self, x):
+        if not is_compiling():
+            return super().forward(x)
+        # row 2 q + a of the 4 x 4 weights is for row a of the cell of 2 x 2 pixels that lies q cells further down; columns likewise
+        weight = self.weight.view(*self.weight.shape[:2], 2, 2, 2, 2).permute(2, 4, 1, 3, 5, 0)    # q x r x C x a x b x D
+        cells = F.linear(x.permute(0, 2, 3, 1), weight.flatten(0, 4)).unflatten(-1, (2, 2, -1))    # N x w x w x q x r x 4 C
+        cells = sum(F.pad(cells[..., q, r, :], (0, 0, r, 1 - r, q, 1 - q)) for q in (0, 1) for r in (0, 1))
+        x, margin = F.pixel_shuffle(cells.permute(0, 3, 1, 2), 2), self.padding[0]
+        return x[..., margin:x.shape[-2] - margin, margin:x.shape[-1] - margin] + self.bias[:, None, None]
 
 
 class ImageEncoder(nn.Module):
@@ -64,7 +116,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, bands, patch, dim):
         super().__init__()
         self.sizes = pooled_sizes(patch)
-        self.stem = nn.Conv2d(bands, dim, 4, stride=2, padding=_stem_padding(patch))
+        self.stem = Stem(bands, patch, dim)
         self.blocks = nn.ModuleList(ResidualBlock(dim) for _ in self.sizes[1:])
 
     def forward(self, x):
@@ -72,13 +124,12 @@ class ImageEncoder(nn.Module):
 
         Returns tokens (N, D) and for the decoder the indices of each max-pool (N, D, w, w) int16, within the pixels before it.
         """
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        indices = []
+        x, indices = self.stem(x), []
         for block in self.blocks:
-            x, index = gelu_pool(x, 2)
+            x, index = GeluPool.apply(x, 2)
             indices.append(index)
             x = block(x)
-        x, index = gelu_pool(x, self.sizes[-1])                            # N x D x 1 x 1
+        x, index = GeluPool.apply(x, self.sizes[-1])                            # N x D x 1 x 1
         return x.flatten(1), [*indices, index]
 
 
@@ -93,7 +144,7 @@ class ImageDecoder(nn.Module):
         super().__init__()
         self.sizes, self.bypass = pooled_sizes(patch), bypass
         self.blocks = nn.ModuleList(nn.ConvTranspose2d(dim, dim, 3, padding=1) for _ in self.sizes[1:])
-        self.last = nn.ConvTranspose2d(dim, bands, 4, stride=2, padding=_stem_padding(patch))
+        self.last = Last(bands, patch, dim)
 
     def forward(self, token, indices):
         """token (N, D), indices: those of ImageEncoder for the same N patches. Returns (N, C, W, W)."""
@@ -107,34 +158,50 @@ class ImageDecoder(nn.Module):
         return put(x, index, size) if self.bypass else F.interpolate(x, size=(size, size))
 
 
-def gelu_pool(x, window):
+class GeluPool(torch.autograd.Function):
     """Max-pool of GELU(x): (N, D, w, w) -> (N, D, w // window, w // window) and int16 indices of the same shape.
 
     Only where a pixel is the largest does a gradient come back to it, so nothing of the other pixels is kept for backward.
     """
-    with torch.no_grad():
-        index = F.max_pool2d(F.gelu(x), window, return_indices=True)[1].short()
-    return F.gelu(Take.apply(x, index)), index
-
-
-class Take(torch.autograd.Function):
-    """The pixels at a max-pool's indices; backward puts their gradients back there, one each."""
 
     @staticmethod
-    def forward(ctx, x, index):
-        ctx.save_for_backward(index)
+    def forward(ctx, x, window):
+        if is_compiling():
+            taken, index = largest(x, window)
+        else:
+            index = F.max_pool2d(F.gelu(x), window, return_indices=True)[1].short()
+            taken = images(rows(x).gather(1, rows(index).long()), index.shape[-1])
         ctx.size = x.shape[-1]
-        return images(rows(x).gather(1, rows(index).long()), index.shape[-1])
+        ctx.mark_non_differentiable(index)
+        ctx.save_for_backward(index, torch.ops.aten.gelu_backward(torch.ones_like(taken), taken))
+        return F.gelu(taken), index
 
     @staticmethod
-    def backward(ctx, gradient):
-        index, = ctx.saved_tensors
-        return put(gradient, index, ctx.size), None
+    def backward(ctx, gradient, _):
+        index, slope = ctx.saved_tensors
+        return put(gradient * slope, index, ctx.size), None
+
+
+def largest(x, window):
+    """Of each window of (N, D, w, w) the pixel with the largest GELU, and its index; without computing GELU for all.
+
+    GELU falls and then rises, so it is largest at the largest or at the smallest x.
+    """
+    (high, index_high), (low, index_low) = (F.max_pool2d(value, window, return_indices=True) for value in (x, -x))
+    is_high = F.gelu(high) >= F.gelu(-low)
+    return torch.where(is_high, high, -low), torch.where(is_high, index_high, index_low).short()
 
 
 def put(x, index, size):
     """max_unpool2d to size x size pixels, for images whose channels are last: (N, D, w, w) -> (N, D, size, size)."""
-    return images(x.new_zeros(len(x), size * size, x.shape[1]).scatter_(1, rows(index).long(), rows(x)), size)
+    if not is_compiling():
+        return images(x.new_zeros(len(x), size * size, x.shape[1]).scatter_(1, rows(index).long(), rows(x)), size)
+    count = x.shape[-1]
+    window, covered = size // count, size - size % count                      # a row and a column may be in no window
+    number = torch.arange(size * size, dtype=torch.int16, device=x.device).view(size, size)[:covered, :covered]
+    x, index = (value.permute(0, 2, 3, 1)[:, :, None, :, None] for value in (x, index))    # N x w x 1 x w x 1 x D
+    x = torch.where(index == number.reshape(count, window, count, window, 1), x, 0).flatten(3, 4).flatten(1, 2)
+    return F.pad(x, (0, 0, 0, size - covered, 0, size - covered)).permute(0, 3, 1, 2)
 
 
 def rows(x):

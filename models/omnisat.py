@@ -63,7 +63,7 @@ class OmniSat(nn.Module):
     tiles_at_once: a pool of more tiles is worked through in parts, whose activations are computed again in backward; loss and
     gradients are those of the whole pool. None: as WHOLE and PART have it.
     """
-    tiles_at_once = None
+    tiles_at_once, is_compiled = None, False
     all_bands, is_fitted, tunes_threshold, published, pools, sees = False, False, False, (), {}, {}    # see models.compared.Compared
 
     def __init__(self, sensors, embed_dim=256, depth=6, heads=8, num_classes=0, ablation="none"):
@@ -90,10 +90,17 @@ class OmniSat(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else None
 
     def compile_networks(self):
-        """Compile each network where it stands; names of weights do not change."""
+        """Have torch.compile fuse what is done to a modality's patches, each block of the combiner, and the contrastive loss."""
         torch._dynamo.config.recompile_limit = 64                             # modalities and training or not, each has its own
-        for network in (*self.encoders.values(), *(self.decoders or {}).values(), self.combiner):
-            network.compile()
+        self.is_compiled, self.tokens_of, self.errors_of = True, torch.compile(self.tokens_of), torch.compile(self.errors_of)
+        for block in (*self.combiner.blocks, self.combiner.cross):
+            block.compile()
+
+    def mark(self, tensors):
+        """Tell the compiler that the first size of each, tiles or targets, may be another next time."""
+        for tensor in tensors if self.is_compiled else ():
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
     def parts(self, batch):
         """Slices of the tiles that are worked on at a time."""
@@ -120,7 +127,7 @@ class OmniSat(nn.Module):
             return tokens, self.present(batch), [context]
 
         def patches_of(key):
-            return lambda tiles: (self.patches(key, part_of(batch, tiles)), batch[f"{key}_padded"][tiles])
+            return lambda tiles: (self.patches(key, batch[key][tiles]), batch[f"{key}_padded"][tiles])
         statistics = {key: self.encoders[key].pool_statistics(patches_of(key), parts, self.in_parts)
                       for key, sensor in self.sensors.items() if sensor.kind == "series"}
         tokens, contexts = zip(*self.in_parts(lambda tiles: self.encode_part(part_of(batch, tiles), statistics), parts))
@@ -129,16 +136,27 @@ class OmniSat(nn.Module):
     def encode_part(self, batch, statistics=None):
         """Tokens and context of some tiles of a pool. statistics: what batch norm needs of the whole pool, by modality."""
         tokens, context = [], {}
-        for key, sensor in self.sensors.items():
-            x = self.patches(key, batch)
-            if sensor.kind == "image":
-                token, indices = self.encoders[key](x.flatten(0, 1))          # images are encoded patch by patch
-                token, context[key] = token.unflatten(0, x.shape[:2]), [index.unflatten(0, x.shape[:2]) for index in indices]
-            else:
-                token, attention = self.encoders[key](x, batch[f"{key}_dates"], batch[f"{key}_padded"], statistics and statistics[key])
-                context[key] = [attention.detach()]
-            tokens.append(token.to(self.mask_token.dtype))                    # whatever autocast made of it
+        for key in self.sensors:
+            inputs = batch[key], *self.calendar(key, batch)
+            self.mark(inputs)
+            token, context[key] = self.tokens_of(key, *inputs, statistics and statistics.get(key))
+            tokens.append(token)
         return torch.stack(tokens, 1), context
+
+    def tokens_of(self, key, x, dates, padded, statistics):
+        """Tokens (B, P, D) of one modality, and what its decoder needs, a list. statistics: as pool_statistics, or None."""
+        x = self.patches(key, x)
+        if self.sensors[key].kind == "image":                                 # images are encoded patch by patch
+            tokens, indices = self.encoders[key](x.flatten(0, 1))
+            tokens, context = tokens.unflatten(0, x.shape[:2]), [index.unflatten(0, x.shape[:2]) for index in indices]
+        else:
+            tokens, attention = self.encoders[key](x, dates, padded, statistics)
+            context = [attention.detach()]
+        return tokens.to(self.mask_token.dtype), context                      # whatever autocast made of them
+
+    def calendar(self, key, batch):
+        """Dates and padded (B, T) of a series, None and None for an image."""
+        return batch.get(f"{key}_dates"), batch.get(f"{key}_padded")
 
     def present(self, batch):
         """Which modalities each tile has, (B, M) bool: an empty series is missing."""
@@ -146,9 +164,9 @@ class OmniSat(nn.Module):
                             torch.ones(len(batch[key]), dtype=torch.bool, device=batch[key].device)
                             for key, sensor in self.sensors.items()], 1)
 
-    def patches(self, key, batch):
-        """Standardised patches of a modality, (B, P, C, W, W) of an image, (B, P, T, C x W x W) of a series."""
-        x = self.standardize[key](patchify(batch[key], self.sensors[key].patch))
+    def patches(self, key, x):
+        """Standardised patches of a modality's tiles, (B, P, C, W, W) of an image, (B, P, T, C x W x W) of a series."""
+        x = self.standardize[key](patchify(x, self.sensors[key].patch))
         return x if self.sensors[key].kind == "image" else x.flatten(3)
 
     def grid(self, batch):
@@ -201,15 +219,16 @@ class OmniSat(nn.Module):
         tokens, present, contexts = self.encode(batch)
         terms = {}
         if "contrastive" in self.terms:
-            terms["contrastive"] = contrastive_loss(tokens, present, naive=self.ablation == "naive_contrastive")
+            terms["contrastive"] = contrastive_loss(tokens, present, naive=self.ablation == "naive_contrastive",
+                                                    compiled=self.is_compiled)
         if "reconstruction" in self.terms:
             is_masked, is_target, grid = send(masks["is_masked"], tokens.device), masks["is_target"], self.grid(batch)
 
-            def errors_of(part):
+            def error_of(part):
                 tiles, context = part
                 f = self.combine(tokens[tiles], is_masked[tiles], grid)
                 return self.reconstruct(f, is_target[tiles], part_of(batch, tiles), context).sum()
-            errors = torch.stack(self.in_parts(errors_of, list(zip(self.parts(batch), contexts)))).sum()
+            errors = torch.stack(self.in_parts(error_of, list(zip(self.parts(batch), contexts)))).sum()
             terms["reconstruction"] = errors / max(1, int(is_target.sum()))
         return sum(terms.values()), terms
 
@@ -218,17 +237,21 @@ class OmniSat(nn.Module):
 
         f (B, P, D); is_target (B, M, P) bool, on the CPU; context: of encode, for these tiles.
         """
-        errors, date_share = [], 1 if self.ablation == "no_date_filtering" else DATE_SHARE
+        errors = []
         for m, (key, sensor) in enumerate(self.sensors.items()):
             target = send(is_target[:, m].flatten().nonzero()[:, 0], f.device)     # N of B x P
             token, *context_m = (value.flatten(0, 1).index_select(0, target) for value in (f, *context[key]))
             x = patchify(batch[key], sensor.patch).flatten(0, 1).index_select(0, target)
-            if sensor.kind == "image":
-                errors.append(token_error(self.decoders[key](token, context_m), self.standardize[key](x)))
-            else:
-                tile = target // f.shape[1]
-                dates, padded = (batch[f"{key}_{name}"].index_select(0, tile) for name in ("dates", "padded"))
-                index, is_used = top_dates(*context_m, padded, date_share)    # N x K dates of each target
-                x = self.standardize[key](torch.take_along_dim(x, index[:, :, None, None, None], 1)).flatten(2)
-                errors.append(token_error(self.decoders[key](token, dates.gather(1, index)), x, is_used))
+            calendar = [value if value is None else value.index_select(0, target // f.shape[1]) for value in self.calendar(key, batch)]
+            self.mark([token, *context_m, x, *calendar])
+            errors.append(self.errors_of(key, token, context_m, x, *calendar))
         return torch.cat(errors)
+
+    def errors_of(self, key, token, context, x, dates, padded):
+        """The summands of equation 5 (N,) of one modality's targets: f* (N, D), context, patches as in the file, dates and padded (N, T)."""
+        decoder, standardize = self.decoders[key], self.standardize[key]
+        if self.sensors[key].kind == "image":
+            return token_error(decoder(token, context), standardize(x))
+        index, is_used = top_dates(*context, padded, 1 if self.ablation == "no_date_filtering" else DATE_SHARE)    # N x K dates
+        x = x.gather(1, index[:, :, None, None, None].expand(-1, -1, *x.shape[2:]))
+        return token_error(decoder(token, dates.gather(1, index)), standardize(x).flatten(2), is_used)

@@ -5,6 +5,7 @@ Dimensions: B tiles, P patches, T dates, C bands, D embedding, H heads.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.compiler import is_compiling
 
 HEADS, KEY_DIM = 16, 8         # of L-TAE
 HIDDEN_PER_BAND = 0.8          # of the decoder, see SeriesDecoder
@@ -60,7 +61,10 @@ class SeriesEncoder(nn.Module):
         scores = scores.masked_fill(padded[:, None, :, None], torch.finfo(scores.dtype).min)
         attention = scores.softmax(dim=2).masked_fill(padded[:, None, :, None], 0)    # B x P x T x H
         values = x.unflatten(-1, (HEADS, -1))                                 # B x P x T x H x D/H
-        token = torch.einsum("bpth,bpthc->bphc", attention, values).flatten(2)
+        if is_compiling():                                                    # sums that need no products of matrices, in one kernel
+            token = (attention[..., None] * values).sum(2).flatten(2)
+        else:
+            token = torch.einsum("bpth,bpthc->bphc", attention, values).flatten(2)
         return self.out(token), attention.mean(dim=-1)
 
     def embedding(self, x, padded, statistics=None):
@@ -151,6 +155,4 @@ class SeriesDecoder(nn.Module):
 
     def forward(self, token, dates):
         """token (N, D), dates (N, T): day numbers to decode. Returns (N, T, C)."""
-        # hidden(token + encoding) = hidden(token) + W encoding: the sum over D is done once a token and once a day
-        by_day = self.dates @ self.hidden.weight.t()                          # period + 1 x hidden
-        return self.last(F.gelu(self.hidden(token)[:, None] + by_day[dates]))
+        return self.last(F.gelu(self.hidden(token[:, None] + self.dates[dates])))

@@ -101,8 +101,8 @@ def test_contrastive_in_blocks_is_the_dense_form(shape, block, naive, monkeypatc
 def test_contrastive_memory_does_not_grow_with_the_square(monkeypatch):
     """No tensor of the backward graph or of a step is larger than the tokens and a block of similarities."""
     monkeypatch.setattr(contrastive, "BLOCK", 64)
-    sizes, original = [], contrastive.pairs
-    monkeypatch.setattr(contrastive, "pairs", lambda *a: (sizes.append(e.numel()) or (i, j, e) for i, j, e in original(*a)))
+    sizes, original = [], contrastive.block_exponentials
+    monkeypatch.setattr(contrastive, "block_exponentials", lambda *a: (e := original(*a), sizes.append(e.numel()))[0])
     tokens = torch.randn(40, 3, 8, 4, requires_grad=True)    # 960 tokens
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         contrastive_loss(tokens, torch.ones(40, 3, dtype=torch.bool)).backward()
@@ -116,7 +116,7 @@ def test_contrastive_in_autocast_rounds_only_the_factors_of_products(naive, monk
     tokens, present = torch.randn(5, 3, 9, 64, requires_grad=True), torch.rand(5, 3) < 0.8
     f = torch.nn.functional.normalize(tokens.detach(), dim=-1).flatten(0, 2)
     is_token, group = present[:, :, None].expand(-1, -1, 9).flatten(), 1 if naive else 9
-    rounded = contrastive.Denominator.apply(f, is_token, group, 0.1, torch.bfloat16)
+    rounded = contrastive.Denominator.apply(f, is_token, group, 0.1, torch.bfloat16, False)
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, contrastive.dense_denominator(f.bfloat16().float(), is_token, group, 0.1), rtol=1e-5, atol=1e-5)
     whole = contrastive_loss(tokens, present, naive=naive)

@@ -428,7 +428,7 @@ def test_inputs_are_standardised():
         assert model.standardize["s1"](shaped).flatten().tolist() == [-2, 2, 0, 23.5]
     assert model.state_dict()["standardize.vhr.std"].tolist() == [4, 5, 6]
     batch = make_batch([VHR, S1])
-    torch.testing.assert_close(model.patches("vhr", batch)[0, 3, :, 9, 0], (batch["vhr"][0, :, 19, 10] - mean) / std)
+    torch.testing.assert_close(model.patches("vhr", batch["vhr"])[0, 3, :, 9, 0], (batch["vhr"][0, :, 19, 10] - mean) / std)
 
 
 def test_tiles_are_not_mixed():

@@ -169,10 +169,8 @@ def test_bfloat16_stays_near_float32(model, tiles_at_once):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
-def test_compiled_networks_are_the_same():
-    """Also when the number of tiles changes, and in parts; the names of the weights do not."""
-    torch.manual_seed(0)
-    model = OmniSat([VHR, S2], embed_dim=32, depth=1)
+def test_compiled_steps_are_the_same(model):
+    """Also when the number of tiles changes, and in parts; the names of the weights do not. What is compiled has forms of its own."""
     compiled = copy.deepcopy(model)
     compiled.compile_networks()
     assert list(compiled.state_dict()) == list(model.state_dict())
@@ -183,7 +181,7 @@ def test_compiled_networks_are_the_same():
         torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
         wanted, ours = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(m.parameters()))])
                         for loss, m in zip(losses, (model, compiled)))
-        assert (ours - wanted).norm() < 1e-4 * wanted.norm()
+        assert (ours - wanted).norm() < 1e-5 * wanted.norm()
 
 
 # Benchmarks
