@@ -5,9 +5,11 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import TILES, write_h5, write_tif
 
+from datasets.files import _read_plain_tif, read_tif
 from datasets.loading import collate
 from datasets.splits import FOLDER, SPLIT_SEED, VAL_SHARE, fingerprint, saved_subset
 from datasets.tiles import choose_dates, clean
@@ -346,6 +348,33 @@ def test_products_are_read_however_they_are_stored(release, how):
     put(release, "sen-2-data", np.ones((300, 10, 6, 6), np.float32))
     expected = [(np.datetime64(f"{n[11:15]}-{n[15:17]}-{n[17:19]}") - np.datetime64("2019-12-31")).astype(int) for n in names]
     assert raw_h5(series_path(release), ["s1", "s2"])["s2"][1].tolist() == expected
+
+
+@pytest.mark.parametrize("how", [{}, {"chunks": (2, 10, 6, 6)}, {"dtype": ">f4"}, {"dtype": "f8"}, {"dtype": "i2"}, "elsewhere"])
+def test_series_are_read_however_they_are_stored(release, how):
+    """Single precision in one piece is read without libhdf5."""
+    values = np.random.default_rng(0).integers(1, 9000, (4, 10, 6, 6)).astype(np.float32)
+    put(release, "sen-2-data", values, **({"external": [(str(release / "x"), 0, values.nbytes)]} if how == "elsewhere" else how))
+    assert np.array_equal(raw_h5(series_path(release), ["s2"])["s2"][0], values)
+
+
+@pytest.mark.parametrize("is_plain, how", [
+    (True, {}), (True, {"rowsperstrip": 7}), (True, {"photometric": "rgb", "metadata": None}), (False, {"byteorder": ">"}),
+    (False, {"tile": (16, 16)}), (False, {"compression": "lzw"}), (False, {"bigtiff": True}), (False, {"planarconfig": "separate"})])
+def test_images_are_read_however_they_are_stored(tmp_path, is_plain, how):
+    """The commonest kind without tifffile, unless something in it is odd: here a strip that is said to be empty."""
+    path, image = tmp_path / "a.tif", np.random.default_rng(0).integers(0, 255, (4, 304, 320)).astype(np.uint8)
+    how = {"photometric": "minisblack", "planarconfig": "contig"} | how
+    tifffile.imwrite(path, image if how["planarconfig"] == "separate" else image.transpose(1, 2, 0), **how)
+    assert np.array_equal(read_tif(path, 4), image)
+    with open(path, "rb") as file:
+        assert (_read_plain_tif(file, 4) is not None) == is_plain
+    if is_plain:
+        with tifffile.TiffFile(path, mode="r+") as tif:
+            sizes = tif.pages[0].tags["StripByteCounts"]
+            sizes.overwrite((0, *sizes.value[1:]))
+        with pytest.raises(UserError, match="a.tif: cannot be read as TIFF .its strips are not those"):
+            read_tif(path, 4)
 
 
 def test_cloud_masks_without_numbers_and_beyond_single_precision(release):
