@@ -161,7 +161,7 @@ def train_epoch(training, loader, pools, autocast, progress):
                 outputs = model.all_logits(batch)
             loss = sum(F.binary_cross_entropy_with_logits(logits.float(), batch["label"]) for logits in outputs)
             (loss * len(indices) / step_size).backward()
-            training.end_pool(number % pools.a_step, [loss])
+            training.end_pool(number % pools.a_step, loss[None])
         progress.update(step_size)
         training.end_step()
 
@@ -270,7 +270,7 @@ def main(argv=None):
     else:
         checkpoint.start_from(model, start.pretrained)
     model.to(device)
-    autocast, optimizer, scheduler = options.set_up(model, args, device), None, None
+    autocast, optimizer, scheduler = options.set_up(model, args, device, args.compile), None, None
     if not method.is_fitted:
         optimizer = torch.optim.Adam(model.parameters(), start.rate, fused=True)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)

@@ -22,12 +22,13 @@ from models.omnisat import ABLATIONS
 from utils import distributed, options
 from utils.errors import UserError, run
 from utils.log import provenance
+from utils.recording import PoolStep
 from utils.results import pretraining_folder
 from utils.training import Training, open_folder, pool_seed
 
 
-def train_epoch(training, loader, pools, autocast, progress):
-    """What is left of an epoch. Nothing here waits for the device. autocast: the context of the forward pass."""
+def train_epoch(training, loader, pools, pool_step, progress):
+    """What is left of an epoch. Nothing here waits for the device. pool_step: utils.recording.PoolStep."""
     model, generator, batches = training.model.train(), torch.Generator(), iter(loader)
     for step_size, step_pools in pools.steps():
         training.begin_step(pools.a_step)
@@ -36,24 +37,24 @@ def train_epoch(training, loader, pools, autocast, progress):
             training.begin_pool(number, batch["name"])
             generator.manual_seed(pool_seed(pools.seed, pools.epoch, number))
             masks = model.draw_masks(batch, generator)                        # on the CPU, where the batch still is
-            with autocast:
-                loss, terms = model.pretrain_loss(distributed.to_device(batch, training.device), masks)
-            (loss * len(indices) / step_size).backward()
-            training.end_pool(number % pools.a_step, [loss, *(terms[name] for name in model.terms)])
+            training.end_pool(number % pools.a_step, pool_step(batch, masks, len(indices) / step_size))
         progress.update(step_size)
         training.end_step()
 
 
 @torch.no_grad()
 def validate(training, loader, pools, autocast):
-    """{"val_loss"} and the loss's terms, means over the tiles of all processes; the same masks in every epoch."""
+    """{"val_loss"} and the loss's terms, means over the tiles of all processes; the same masks in every epoch.
+
+    Nothing is compiled for it: these are few tiles, and other networks to the compiler.
+    """
     model, generator, batches = training.model.eval(), torch.Generator(), iter(loader)
     sums = torch.zeros(len(training.terms), device=training.device)
     for _, step_pools in pools.steps():
         for number, indices in step_pools:
             batch = next(batches)
             masks = model.draw_masks(batch, generator.manual_seed(pool_seed(0, 0, number)))
-            with autocast:
+            with autocast, torch.compiler.set_stance("force_eager"):
                 loss, terms = model.pretrain_loss(distributed.to_device(batch, training.device), masks)
             sums += torch.stack([loss, *(terms[name] for name in model.terms)]) * len(indices)
         training.look_up()
@@ -115,8 +116,9 @@ def main(argv=None):
     rank, world, device = place = distributed.setup()
     output = Path(args.output or pretraining_folder("runs", args.dataset, args.model, modality, args.ablation, args.seed))
     target = output / "pretrained.pt"
+    compiles = options.chosen_compile(args, device, is_worth_it=args.model == "omnisat")
     saved, settings = open_folder(target, "pretrained", args, rank, modalities=",".join(modalities), lr=rate,
-                                  precision=options.chosen_precision(args, device))
+                                  precision=options.chosen_precision(args, device), compile=compiles)
     if saved is not None and saved["finished"]:
         if rank == 0:
             print(f"{target} is finished; delete it to start anew", file=sys.stderr)
@@ -139,7 +141,9 @@ def main(argv=None):
     model = build_model(args.model, train.sensors, **sizes)
     model.standardize.set(statistics)
     model.to(device)
-    autocast = options.set_up(model, args, device)
+    autocast = options.set_up(model, args, device, compiles)
+    is_recorded = compiles and device.type == "cuda" and args.model == "omnisat"
+    pool_step = PoolStep(model, autocast, device, recorded_tiles=train_pools.pool if is_recorded else 0)
     optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
@@ -159,7 +163,7 @@ def main(argv=None):
     with training:
         while not training.finished:
             with training.begin_epoch(train_pools, "pretrain") as progress:
-                train_epoch(training, train_loader, train_pools, autocast, progress)
+                train_epoch(training, train_loader, train_pools, pool_step, progress)
             losses = training.means(len(train)) | validate(training, val_loader, val_pools, autocast)
             rate = optimizer.param_groups[0]["lr"]
             scheduler.step(losses["val_loss"])

@@ -18,7 +18,7 @@ def pretrain_loss(model, batch, masks):
     tokens, present, context = encode(model, batch)
     f = combine(model, tokens, masks["is_masked"].to(tokens.device))
     terms = {"contrastive": contrastive(tokens, present),
-             "reconstruction": reconstruct(model, f, masks["is_target"].to(tokens.device), batch, context)}
+             "reconstruction": reconstruct(model, f, masks["is_masked"].to(tokens.device), batch, context)}
     return sum(terms.values()), terms
 
 
@@ -113,12 +113,14 @@ def contrastive(tokens, present, temperature=0.1):
     return (denominator - numerator).sum() / is_anchor.sum().clamp(min=1)
 
 
-def reconstruct(model, f, is_target, batch, context):
+def reconstruct(model, f, is_masked, batch, context):
     """Equation 5: every patch of every tile is decoded at every date, then what counts is kept."""
     errors = []
     for m, (key, sensor) in enumerate(model.sensors.items()):
         x, found = context[key]
         for b in range(len(f)):
+            if sensor.kind == "series" and batch[f"{key}_padded"][b].all():
+                continue                                                      # what is not there is no target
             if sensor.kind == "image":
                 error = token_error(decode_image(model.decoders[key], f[b], found[b]), x[b])
             else:
@@ -127,7 +129,7 @@ def reconstruct(model, f, is_target, batch, context):
                 is_chosen = torch.zeros_like(padded, dtype=torch.bool).scatter(1, index, is_used)
                 prediction = model.decoders[key](f[b], batch[f"{key}_dates"][b].expand(f.shape[1], -1))
                 error = token_error(prediction, x[b], is_chosen)
-            errors.append(error[is_target[b, m]])
+            errors.append(error[is_masked[b, m]])
     return torch.cat(errors).mean()
 
 

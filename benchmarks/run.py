@@ -37,18 +37,20 @@ from datasets import default_modalities, open_dataset
 from datasets.demo import write_flair, write_pastis, write_treesatai
 from datasets.sensors import SENSORS
 from losses.contrastive import contrastive_loss
-from models.omnisat import OmniSat, part_of
+from models.omnisat import OmniSat, part_of, part_of_targets
 from utils import options
 from utils.distributed import reuse_memory, to_device
 from utils.errors import UserError
 from utils.errors import run as run_script
 from utils.log import provenance
+from utils.recording import PoolStep
 
 DIM, DATES, EPOCHS = 256, 50, 250
 # patches a side; training tiles; tiles of a row on a CPU
 DATASETS = {"treesatai-ts": (6, 38_537, 16), "pastis-hd": (32, 1_455, 1), "flair": (10, 47_712, 4)}
 PARTS = ("reader", "encoder", "combiner", "contrastive", "decoders", "optimiser", "step")
 GPU_TILES = 128
+IN_A_ROW = 8    # short runs of a GPU that are timed together: as in training, nothing waits between them
 MORE_TOKENS = (24_624, 49_140, 98_280)    # of contrastive: its memory grows with them
 MORE_SIDES = (16, 24)                     # of step on PASTIS-HD: likewise
 
@@ -74,7 +76,10 @@ def random_batch(sensors, tiles, side, device):
 
 
 def task(row, device):
-    """What a row is about, two functions: the forward pass, which returns a scalar, and what comes after its backward."""
+    """What a row is about: a function that does it once, forward and backward, and returns a scalar (None of the optimiser).
+
+    is_counted: an argument of it, True where operations are to be counted, which those of a CUDA graph are not.
+    """
     sensors, is_plain = [SENSORS[row["dataset"]][key] for key in row["keys"]], row["form"].startswith("plain")
     tiles, side = row["tiles"], row["side"]
     shape = tiles, len(sensors), side ** 2
@@ -85,42 +90,81 @@ def task(row, device):
     model.to(device).tiles_at_once = row["tiles_at_once"]
     if row["compile"] and not is_plain:
         model.compile_networks()
-    if row["part"] == "contrastive":
-        tokens = torch.randn(*shape, DIM, device=device, requires_grad=True)
-        present = torch.ones(shape[:2], dtype=torch.bool, device=device)
-        return lambda: contrastive_loss(tokens, present, dense=is_plain), None
+    is_recorded = row["compile"] and device.type == "cuda"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=row["precision"] == "bfloat16")
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, **({"foreach": False} if is_plain else {"fused": True}))
     if row["part"] == "optimiser":
         for p in model.parameters():
             p.grad = torch.randn_like(p)
-        return None, optimizer.step
+        return lambda is_counted=False: optimizer.step()
+
     batch = random_batch(sensors, tiles, side, device)
     masks = model.draw_masks({key: value.cpu() for key, value in batch.items()}, torch.Generator().manual_seed(0))
-    if row["part"] == "encoder":
-        encode = (lambda: plain.encode(model, batch)[0]) if is_plain else (lambda: model.encode(batch)[0])
-        return lambda: encode().square().mean(), None
-    is_masked = masks["is_masked"].to(device)
-    if row["part"] == "combiner":
-        tokens = torch.randn(*shape, DIM, device=device, requires_grad=True)
-        if is_plain:
-            return lambda: plain.combine(model, tokens, is_masked).square().mean(), None
-        return lambda: torch.cat(model.in_parts(lambda part: model.combine(tokens[part], is_masked[part], (side, side)),
-                                                model.parts(batch))).square().mean(), None
-    if row["part"] == "decoders":
-        f = torch.randn(tiles, side ** 2, DIM, device=device, requires_grad=True)
-        if is_plain:
-            with torch.no_grad():
-                context = plain.encode(model, batch)[2]
-            return lambda: plain.reconstruct(model, f, masks["is_target"].to(device), batch, context), None
-        with torch.no_grad():
-            parts = list(zip(model.parts(batch), model.encode(batch)[2]))
-        return lambda: torch.cat(model.in_parts(lambda part: model.reconstruct(
-            f[part[0]], masks["is_target"][part[0]], part_of(batch, part[0]), part[1]), parts)).mean(), None
+    if row["part"] == "step" and not is_plain:
+        pool_step = PoolStep(model, autocast, device)
+        batch["name"] = [""] * tiles
 
-    def finish():
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return lambda: (plain.pretrain_loss(model, batch, masks) if is_plain else model.pretrain_loss(batch, masks))[0], finish
+        def step(is_counted=False):
+            pool_step.recorded_tiles = tiles if is_recorded and not is_counted else 0
+            loss, *_ = pool_step(batch, masks, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            return loss
+        return step
+
+    masks = to_device(masks, device)
+    forward = part_of_step(row["part"], is_plain, model, batch, masks, shape, (side, side))
+
+    def run(is_counted=False):
+        with autocast:
+            loss = forward()
+        loss.backward()
+        if row["part"] == "step":
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.detach()
+    return run if is_plain or not is_recorded else recorded(run)
+
+
+def part_of_step(part, is_plain, model, batch, masks, shape, grid):
+    """The forward pass of a part, a function that returns a scalar; of "step" the plain form. shape: tiles, modalities, patches."""
+    device = masks["is_masked"].device
+    tokens = torch.randn(*shape, DIM, device=device, requires_grad=part in ("contrastive", "combiner"))
+    if part == "step":
+        return lambda: plain.pretrain_loss(model, batch, masks)[0]
+    if part == "contrastive":
+        present = torch.ones(shape[:2], dtype=torch.bool, device=device)
+        return lambda: contrastive_loss(tokens, present, dense=is_plain, compiled=model.is_compiled)
+    if part == "encoder":
+        return lambda: (plain if is_plain else OmniSat).encode(model, batch)[0].square().mean()
+    if part == "combiner":
+        if is_plain:
+            return lambda: plain.combine(model, tokens, masks["is_masked"]).square().mean()
+        return lambda: torch.cat(model.in_parts(lambda tiles: model.combine(tokens[tiles], masks["is_masked"][tiles], grid),
+                                                model.parts(batch))).square().mean()
+    f = torch.randn(shape[0], shape[2], DIM, device=device, requires_grad=True)
+    with torch.no_grad():
+        *_, context = (plain if is_plain else OmniSat).encode(model, batch)
+    if is_plain:
+        return lambda: plain.reconstruct(model, f, masks["is_masked"], batch, context)
+
+    parts = [(tiles, found, masks if len(context) == 1 else part_of_targets(masks, tiles, shape[2]))
+             for tiles, found in zip(model.parts(batch), context)]
+
+    def decode(part):
+        tiles, found, targets = part
+        return model.reconstruct(f[tiles], targets, part_of(batch, tiles), found)
+    return lambda: torch.cat(model.in_parts(decode, parts)).mean()
+
+
+def recorded(run):
+    """The same as a CUDA graph, so that a part is not measured by how fast Python starts its kernels."""
+    for _ in range(2):                                                        # what is compiled and tuned is not recorded
+        run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = run()
+    return lambda is_counted=False: run() if is_counted else (graph.replay(), loss)[1]
 
 
 # ---- how ------------------------------------------------------------------------------------------------------------
@@ -138,6 +182,12 @@ def memory(device, peak):
     return int(re.search(rf"Vm{'HWM' if peak else 'RSS'}:\s+(\d+)", text)[1]) / 1e6
 
 
+def wait(device):
+    """For what the device was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def measure(row):
     """The figures of a row, run in this process, or a text where there are none."""
     torch.set_num_threads(row["threads"])
@@ -147,29 +197,24 @@ def measure(row):
     if row["part"] == "ceiling":
         return {"flops": ceiling(device, row["precision"])}
     try:
-        forward, finish = task(row, device)
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=row["precision"] == "bfloat16")
+        run, before = task(row, device), memory(device, peak=False)
 
-        def run():
-            if forward is not None:
-                with autocast:
-                    loss = forward()
-                loss.backward()
-            if finish is not None:
-                finish()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-        before, times = memory(device, peak=False), []
-        for _ in range(1 + row["repeats"]):                                   # the first is not counted
+        def timed(runs):
+            wait(device)
             start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        figures = {"seconds": min(times[1:]), "gb": memory(device, peak=True) - before}
+            for _ in range(runs):
+                run()
+            wait(device)
+            return (time.perf_counter() - start) / runs
+        for _ in range(3 if row["compile"] and device.type == "cuda" else 1):    # not counted: compiled, recorded
+            first = timed(1)
+        runs = IN_A_ROW if device.type == "cuda" and first < 0.5 else 1
+        figures = {"seconds": min(timed(runs) for _ in range(row["repeats"])), "gb": memory(device, peak=True) - before}
         if row["part"] == "contrastive":                                      # by the definition: in-place products are not counted
             flops = 4 * (row["tiles"] * len(row["keys"]) * row["side"] ** 2) ** 2 * DIM
         else:
             with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
-                run()
+                run(is_counted=True)
             flops = counter.get_total_flops()
         return figures | {"gflop": flops / 1e9}
     except torch.OutOfMemoryError:
@@ -182,12 +227,10 @@ def ceiling(device, precision):
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a, b, times = torch.randn(size, depth, device=device, dtype=kind), torch.randn(depth, size, device=device, dtype=kind), []
     for _ in range(count):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(device)
         start = time.perf_counter()
         a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(device)
         times.append(time.perf_counter() - start)
     return 2 * size * size * depth / min(times)
 
@@ -283,7 +326,7 @@ def rows_of(args, device):
                 if part == "step" and dataset == "pastis-hd" and args.tiles is None:
                     for side in MORE_SIDES:
                         add(dataset, part, "ours", tiles, side)
-    return rows
+    return [row for row in rows if row["form"].split(",")[0] in args.forms]
 
 
 def line(row):
@@ -311,10 +354,13 @@ def command_line():
                         help=f"of {', '.join(DATASETS)} (default: all)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
                         help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--forms", nargs="+", choices=("ours", "plain"), default=["ours", "plain"], metavar="FORM",
+                        help="ours, plain (default: both)")
     parser.add_argument("--tiles", type=int, help=f"of a pool (default: {GPU_TILES} on a GPU; on a CPU 16 of TreeSatAI-TS, 1 of "
                                                   "PASTIS-HD, 4 of FLAIR, more in the contrastive loss)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, float32 on a CPU")
-    parser.add_argument("--compile", action="store_true", help="our networks with torch.compile")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
+                        help="our networks with torch.compile, the step recorded as a CUDA graph (default: on a GPU)")
     parser.add_argument("--tiles-at-once", type=int, help="as pretrain.py's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=2,
@@ -329,7 +375,7 @@ def main(argv=None):
     args = command_line().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.check_positive(args, "tiles", "tiles_at_once", "threads", "repeats")
-    args.precision = options.chosen_precision(args, device)
+    args.precision, args.compile = options.chosen_precision(args, device), options.chosen_compile(args, device, is_worth_it=True)
     source = provenance("-m benchmarks.run", sys.argv[1:] if argv is None else argv, device) | {
         "threads": args.threads, "cpus": os.cpu_count(), "python": platform.python_version()}
     rate = in_a_process({"part": "ceiling", "form": "", "device": str(device), "precision": args.precision,
@@ -342,7 +388,7 @@ def main(argv=None):
     rows = rows_of(args, device)
     with tqdm(total=len(rows), unit="row", leave=False, disable=None) as progress:
         for row in rows:
-            figures = in_a_process(row)
+            figures = in_a_process(row) if device.type == "cpu" else measure(row)    # what is compiled serves several rows of a GPU
             if isinstance(figures, str):
                 row["error"] = figures
             else:

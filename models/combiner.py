@@ -8,9 +8,10 @@ from itertools import repeat
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.compiler import is_compiling
 from torch.utils.checkpoint import checkpoint
 
-PAIRS = 2 ** 20                   # of tokens in one matrix of scores; above, attention goes through the queries in parts
+PAIRS, PAIRS_GPU = 2 ** 20, 2 ** 24    # of tokens in one matrix of scores; above, attention goes through the queries in parts
 RATIO = 1.9                       # iRPE's default, and with it its alpha, beta and gamma, in patches:
 ALPHA, BETA, GAMMA = RATIO, 2 * RATIO, 8 * RATIO
 BUCKETS = int(BETA) + 1           # 0..3
@@ -48,7 +49,7 @@ class Attention(nn.Module):
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # B x H x N x D/H
         k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         by_bucket = (q @ self.relative.t()) / q.shape[-1] ** 0.5                          # B x H x N x K
-        rows = max(1, PAIRS // buckets.shape[1])
+        rows = max(1, (PAIRS_GPU if q.is_cuda else PAIRS) // buckets.shape[1])
         if rows >= buckets.shape[0]:
             x = attend(q, k, v, by_bucket, buckets)
         else:    # many tokens: some queries after the other, their scores computed again in backward
@@ -59,9 +60,12 @@ class Attention(nn.Module):
 
 def attend(q, k, v, by_bucket, buckets):
     """Attention of queries q (B, H, N, D/H) to k, v (B, H, S, D/H), each score plus by_bucket (B, H, N, K) at buckets (N, S)."""
-    # a product, not a gather: its backward is a product too, where a gather's would add to four numbers a row one by one
-    is_bucket = (buckets[:, None] == torch.arange(BUCKETS, device=buckets.device)[:, None]).to(q.dtype)    # N x K x S
-    bias = torch.einsum("bhnk,nks->bhns", by_bucket, is_bucket)
+    # a sum of products, not a gather, whose backward would add to four numbers a row one by one
+    is_bucket = (buckets[..., None] == torch.arange(BUCKETS, device=buckets.device)).to(q.dtype)    # N x S x K
+    if is_compiling():                                                        # in one kernel
+        bias = (by_bucket[:, :, :, None] * is_bucket).sum(-1).to(q.dtype)
+    else:
+        bias = torch.einsum("bhnk,nsk->bhns", by_bucket, is_bucket)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 

@@ -11,6 +11,8 @@ Some steps have two forms that the tests hold together. The usual one calls the 
 while torch.compile traces (`is_compiling`), is written in sums, products and choices, which the compiler makes one kernel of: on a GPU
 these steps wait for memory, and each number should be read and written once.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -78,7 +80,7 @@ class Convolution(nn.Conv2d):
 
 
 class Stem(nn.Conv2d):
-    """A 4 x 4 convolution of stride 2; a matrix product when compiled, as a GPU's convolutions of few bands are slow."""
+    """A 4 x 4 convolution of stride 2. Compiled, a matrix product, as a GPU's convolutions of few bands are slow, without the bias."""
 
     def __init__(self, bands, patch, dim):
         super().__init__(bands, dim, 4, stride=2, padding=_stem_padding(patch))
@@ -87,7 +89,7 @@ class Stem(nn.Conv2d):
         if not is_compiling():
             return super().forward(x.contiguous(memory_format=torch.channels_last))
         windows = F.pad(x, 2 * self.padding).unfold(2, 4, 2).unfold(3, 4, 2)             # N x C x w x w x 4 x 4
-        return F.linear(windows.permute(0, 2, 3, 1, 4, 5).flatten(3), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        return F.linear(windows.permute(0, 2, 3, 1, 4, 5).flatten(3), self.weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 class Last(nn.ConvTranspose2d):
@@ -124,12 +126,12 @@ class ImageEncoder(nn.Module):
 
         Returns tokens (N, D) and for the decoder the indices of each max-pool (N, D, w, w) int16, within the pixels before it.
         """
-        x, indices = self.stem(x), []
+        x, indices, bias = self.stem(x), [], self.stem.bias if is_compiling() else None
         for block in self.blocks:
-            x, index = GeluPool.apply(x, 2)
+            x, index = GeluPool.apply(x, bias, 2)
             indices.append(index)
-            x = block(x)
-        x, index = GeluPool.apply(x, self.sizes[-1])                            # N x D x 1 x 1
+            x, bias = block(x), None
+        x, index = GeluPool.apply(x, bias, self.sizes[-1])                    # N x D x 1 x 1
         return x.flatten(1), [*indices, index]
 
 
@@ -161,35 +163,51 @@ class ImageDecoder(nn.Module):
 class GeluPool(torch.autograd.Function):
     """Max-pool of GELU(x): (N, D, w, w) -> (N, D, w // window, w // window) and int16 indices of the same shape.
 
-    Only where a pixel is the largest does a gradient come back to it, so nothing of the other pixels is kept for backward.
+    bias (D,) or None: to be added to x before. Only where a pixel is the largest does a gradient come back to it, so nothing of the
+    other pixels is kept for backward.
     """
 
     @staticmethod
-    def forward(ctx, x, window):
+    def forward(ctx, x, bias, window):
         if is_compiling():
-            taken, index = largest(x, window)
+            y, slope, index = gelu_of_largest(x if bias is None else x + bias[:, None, None], window)
+            y, slope = y.to(x.dtype), slope.to(x.dtype)
         else:
+            x = x if bias is None else x + bias[:, None, None]
             index = F.max_pool2d(F.gelu(x), window, return_indices=True)[1].short()
             taken = images(rows(x).gather(1, rows(index).long()), index.shape[-1])
-        ctx.size = x.shape[-1]
+            y, slope = F.gelu(taken), torch.ops.aten.gelu_backward(torch.ones_like(taken), taken)
+        ctx.size, ctx.bias_type = x.shape[-1], None if bias is None else bias.dtype
         ctx.mark_non_differentiable(index)
-        ctx.save_for_backward(index, torch.ops.aten.gelu_backward(torch.ones_like(taken), taken))
-        return F.gelu(taken), index
+        ctx.save_for_backward(index, slope)
+        return y, index
 
     @staticmethod
     def backward(ctx, gradient, _):
         index, slope = ctx.saved_tensors
-        return put(gradient * slope, index, ctx.size), None
+        gradient = gradient * slope
+        return put(gradient, index, ctx.size), None if ctx.bias_type is None else gradient.sum((0, 2, 3), dtype=ctx.bias_type), None
 
 
-def largest(x, window):
-    """Of each window of (N, D, w, w) the pixel with the largest GELU, and its index; without computing GELU for all.
+def gelu_of_largest(x, window):
+    """The largest GELU of each window of (N, D, w, w), its derivative, and the pixel's index; GELU is computed of two pixels only.
 
     GELU falls and then rises, so it is largest at the largest or at the smallest x.
     """
-    (high, index_high), (low, index_low) = (F.max_pool2d(value, window, return_indices=True) for value in (x, -x))
-    is_high = F.gelu(high) >= F.gelu(-low)
-    return torch.where(is_high, high, -low), torch.where(is_high, index_high, index_low).short()
+    size, count = x.shape[-1], x.shape[-1] // window
+    corner = torch.arange(count, dtype=torch.int16, device=x.device) * window
+    corner = (corner[:, None] * size + corner).expand(*x.shape[:2], -1, -1)
+    for number in range(window ** 2):
+        row, column = divmod(number, window)
+        pixel, index = x[..., row:count * window:window, column:count * window:window], corner + (row * size + column)
+        if number == 0:
+            high, low, index_high, index_low = pixel, pixel, index, index
+        index_high, high = torch.where(pixel > high, index, index_high), torch.maximum(pixel, high)
+        index_low, low = torch.where(pixel < low, index, index_low), torch.minimum(pixel, low)
+    below_high, below_low = (0.5 + 0.5 * torch.erf(value / 2 ** 0.5) for value in (high, low))    # the normal distribution
+    is_high = high * below_high >= low * below_low
+    value, below, index = (torch.where(is_high, *pair) for pair in ((high, low), (below_high, below_low), (index_high, index_low)))
+    return value * below, below + value * (-0.5 * value ** 2).exp() / (2 * math.pi) ** 0.5, index
 
 
 def put(x, index, size):

@@ -4,6 +4,8 @@ Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K c
 A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where
 there is no date; its values are finite). Values come as they are in the file (dB for radar): the model standardises them.
 """
+import math
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -36,9 +38,15 @@ def part_of(batch, tiles):
     return {key: value[tiles] for key, value in batch.items()}
 
 
+def part_of_targets(masks, tiles, patches):
+    """Of "<key>_targets" (OmniSat.draw_masks) those of some of the tiles, a slice, counted from the first of these."""
+    first, end = tiles.start * patches, tiles.stop * patches
+    return {name: value[(value >= first) & (value < end)] - first for name, value in masks.items() if name.endswith("_targets")}
+
+
 def send(tensor, device):
-    """A tensor of the CPU to the device, without waiting for what the device is at."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    """A tensor to the device, without waiting for what the device is at."""
+    return (tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor).to(device, non_blocking=True)
 
 
 def random_mask(present, patches, share, generator=None):
@@ -96,18 +104,15 @@ class OmniSat(nn.Module):
         for block in (*self.combiner.blocks, self.combiner.cross):
             block.compile()
 
-    def mark(self, tensors):
-        """Tell the compiler that the first size of each, tiles or targets, may be another next time."""
-        for tensor in tensors if self.is_compiled else ():
-            if tensor is not None:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-
     def parts(self, batch):
         """Slices of the tiles that are worked on at a time."""
         rows, columns = self.grid(batch)
-        tiles, patches = len(batch[next(iter(self.sensors))]), rows * columns
-        size = self.tiles_at_once or (tiles if tiles * patches <= WHOLE else max(1, PART // patches))
+        tiles = len(batch[next(iter(self.sensors))])
+        size = self.tiles_in_a_part(tiles, rows * columns)
         return [slice(at, at + size) for at in range(0, tiles, size)]
+
+    def tiles_in_a_part(self, tiles, patches):
+        return self.tiles_at_once or (tiles if tiles * patches <= WHOLE else max(1, PART // patches))
 
     def in_parts(self, function, parts):
         """[function(part) for each part]; of several parts the activations are not kept but computed again in backward."""
@@ -137,9 +142,7 @@ class OmniSat(nn.Module):
         """Tokens and context of some tiles of a pool. statistics: what batch norm needs of the whole pool, by modality."""
         tokens, context = [], {}
         for key in self.sensors:
-            inputs = batch[key], *self.calendar(key, batch)
-            self.mark(inputs)
-            token, context[key] = self.tokens_of(key, *inputs, statistics and statistics.get(key))
+            token, context[key] = self.tokens_of(key, batch[key], *self.calendar(key, batch), statistics and statistics.get(key))
             tokens.append(token)
         return torch.stack(tokens, 1), context
 
@@ -199,17 +202,38 @@ class OmniSat(nn.Module):
         return [self(batch)]
 
     def draw_masks(self, batch, generator=None):
-        """K of equation 4, for pretrain_loss: "is_masked" (B, M, P) bool, and "is_target", the same without missing tokens.
+        """K of equation 4, for pretrain_loss: "is_masked" (B, M, P) bool; "<key>_targets", the masked tokens of a modality that are
+        there, (N,) int64 of B x P, in order; and "count" (), how many these are in all, at least 1.
 
-        batch: as the loader gives it, on the CPU. There the masks are drawn and stay: how many tokens a decoder gets is then
-        known without waiting for the device.
+        batch: as the loader gives it, on the CPU. There the masks are drawn: how many tokens a decoder gets is then known without
+        waiting for the device.
         """
         if "reconstruction" not in self.terms:                                # nothing is masked
             return {}
         rows, columns = self.grid(batch)
         present = self.present(batch)
         is_masked = random_mask(present, rows * columns, MASK_SHARE, generator)
-        return {"is_masked": is_masked, "is_target": is_masked & present[:, :, None]}
+        is_target = is_masked & present[:, :, None]
+        targets = {f"{key}_targets": is_target[:, m].flatten().nonzero()[:, 0] for m, key in enumerate(self.sensors)}
+        return {"is_masked": is_masked, "count": is_target.sum().clamp(min=1)} | targets
+
+    def fixed_size(self, masks):
+        """The same masks, whose shapes do not follow from the draw: of "<key>_targets", (N,), "<key>_weights" is 0 where one is too many.
+
+        None if the pool is worked through in parts, or if there are, by chance, more targets.
+        """
+        if not masks:
+            return masks
+        tiles, _, patches = masks["is_masked"].shape
+        size = math.ceil(MASK_SHARE * tiles * patches + 5 * (MASK_SHARE * (1 - MASK_SHARE) * tiles * patches) ** 0.5)
+        fixed = {name: masks[name] for name in ("is_masked", "count")}
+        for key in self.sensors:
+            targets = masks[f"{key}_targets"]
+            if len(targets) > size or self.tiles_in_a_part(tiles, patches) < tiles:
+                return None
+            fixed[f"{key}_targets"] = torch.cat([targets, targets.new_zeros(size - len(targets))])
+            fixed[f"{key}_weights"] = (torch.arange(size) < len(targets)).float()
+        return fixed
 
     def pretrain_loss(self, batch, masks):
         """Sum of equations 3 and 5. masks: draw_masks of the same batch.
@@ -222,36 +246,38 @@ class OmniSat(nn.Module):
             terms["contrastive"] = contrastive_loss(tokens, present, naive=self.ablation == "naive_contrastive",
                                                     compiled=self.is_compiled)
         if "reconstruction" in self.terms:
-            is_masked, is_target, grid = send(masks["is_masked"], tokens.device), masks["is_target"], self.grid(batch)
+            is_masked, count, grid = send(masks["is_masked"], tokens.device), send(masks["count"], tokens.device), self.grid(batch)
 
             def error_of(part):
                 tiles, context = part
                 f = self.combine(tokens[tiles], is_masked[tiles], grid)
-                return self.reconstruct(f, is_target[tiles], part_of(batch, tiles), context).sum()
-            errors = torch.stack(self.in_parts(error_of, list(zip(self.parts(batch), contexts)))).sum()
-            terms["reconstruction"] = errors / max(1, int(is_target.sum()))
+                targets = masks if len(contexts) == 1 else part_of_targets(masks, tiles, tokens.shape[2])
+                return self.reconstruct(f, targets, part_of(batch, tiles), context).sum()
+            terms["reconstruction"] = torch.stack(self.in_parts(error_of, list(zip(self.parts(batch), contexts)))).sum() / count
         return sum(terms.values()), terms
 
-    def reconstruct(self, f, is_target, batch, context):
+    def reconstruct(self, f, targets, batch, context):
         """The summands of equation 5 (N,), one for each target: nothing else is decoded.
 
-        f (B, P, D); is_target (B, M, P) bool, on the CPU; context: of encode, for these tiles.
+        f (B, P, D); targets: of draw_masks or fixed_size, for these tiles; context: of encode, likewise.
         """
         errors = []
-        for m, (key, sensor) in enumerate(self.sensors.items()):
-            target = send(is_target[:, m].flatten().nonzero()[:, 0], f.device)     # N of B x P
-            token, *context_m = (value.flatten(0, 1).index_select(0, target) for value in (f, *context[key]))
-            x = patchify(batch[key], sensor.patch).flatten(0, 1).index_select(0, target)
-            calendar = [value if value is None else value.index_select(0, target // f.shape[1]) for value in self.calendar(key, batch)]
-            self.mark([token, *context_m, x, *calendar])
-            errors.append(self.errors_of(key, token, context_m, x, *calendar))
+        for key in self.sensors:
+            target = send(targets[f"{key}_targets"], f.device)
+            if self.is_compiled and f"{key}_weights" not in targets:
+                torch._dynamo.maybe_mark_dynamic(target, 0)                   # next time their number is another
+            error = self.errors_of(key, target, f, batch[key], *self.calendar(key, batch), *context[key])
+            errors.append(error * send(targets[f"{key}_weights"], f.device) if f"{key}_weights" in targets else error)
         return torch.cat(errors)
 
-    def errors_of(self, key, token, context, x, dates, padded):
-        """The summands of equation 5 (N,) of one modality's targets: f* (N, D), context, patches as in the file, dates and padded (N, T)."""
-        decoder, standardize = self.decoders[key], self.standardize[key]
+    def errors_of(self, key, target, f, x, dates, padded, *context):
+        """The summands (N,) of one modality's targets (N,), of B x P; x, dates and padded: of the batch."""
+        decoder, standardize, tile = self.decoders[key], self.standardize[key], target // f.shape[1]
+        x = patchify(x, self.sensors[key].patch)
+        token, x, *context = (value.flatten(0, 1).index_select(0, target) for value in (f, x, *context))
         if self.sensors[key].kind == "image":
             return token_error(decoder(token, context), standardize(x))
+        dates, padded = dates.index_select(0, tile), padded.index_select(0, tile)
         index, is_used = top_dates(*context, padded, 1 if self.ablation == "no_date_filtering" else DATE_SHARE)    # N x K dates
         x = x.gather(1, index[:, :, None, None, None].expand(-1, -1, *x.shape[2:]))
         return token_error(decoder(token, dates.gather(1, index)), standardize(x).flatten(2), is_used)

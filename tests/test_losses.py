@@ -247,7 +247,8 @@ def test_reconstruction_is_equation_5():
     for imp in ["000", "003", "102", "201", "202", "011", "113", "220", "222", "021"]:        # tile, modality, patch
         is_target[tuple(map(int, imp))] = True
     f = torch.randn(3, 4, 32, dtype=torch.float64, requires_grad=True)
-    loss = model.reconstruct(f, is_target, batch, context).mean()
+    targets = {f"{key}_targets": is_target[:, m].flatten().nonzero()[:, 0] for m, key in enumerate(model.sensors)}
+    loss = model.reconstruct(f, targets, batch, context).mean()
     assert_same(loss, equation_5(model, f, is_target, batch, context), [f, *model.decoders.parameters()])
     is_used = is_target.any(1)
     gradient, = torch.autograd.grad(loss, f)

@@ -119,14 +119,14 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("tiles_at_once, times", [(None, 1), (2, 3 * 2)])
+@pytest.mark.parametrize("tiles_at_once, times", [(None, 0), (2, 3 * 2)])
 def test_nothing_waits_for_the_device(model, tiles_at_once, times):
-    """But for the masks, which are on the CPU: the places of each modality's targets, of each part twice, and their number."""
+    """But for the masks, which are on the CPU: each modality's targets in a part, twice."""
     batch, model.tiles_at_once = make_batch(torch.float32), tiles_at_once
     masks = model.draw_masks(batch)
     with Waits() as ours:
         model.pretrain_loss(batch, masks)[0].backward()
-    assert sorted(ours.seen) == ["_local_scalar_dense"] + times * 3 * ["nonzero"]
+    assert ours.seen == times * 3 * ["index"]
     with Waits() as other:
         plain.pretrain_loss(model, batch, masks)
     assert len(other.seen) > 20                                     # the plain form does, so they would be seen
@@ -149,7 +149,7 @@ def test_nor_does_what_comes_after_a_pool(model, tmp_path):
             loss.backward()
             with Waits() as ours:
                 training.begin_pool(number, batch["name"])
-                training.end_pool(number, [loss, *terms.values()])
+                training.end_pool(number, torch.stack([loss, *terms.values()]))
             assert ours.seen == []
         with Waits() as ours:
             training.end_step()
@@ -170,13 +170,13 @@ def test_bfloat16_stays_near_float32(model, tiles_at_once):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
 def test_compiled_steps_are_the_same(model):
-    """Also when the number of tiles changes, and in parts; the names of the weights do not. What is compiled has forms of its own."""
+    """What is compiled has forms of its own, and the number of targets may change; the names of the weights do not."""
     compiled = copy.deepcopy(model)
     compiled.compile_networks()
     assert list(compiled.state_dict()) == list(model.state_dict())
-    for tiles, compiled.tiles_at_once in ((5, None), (3, None), (5, 2)):
-        batch = make_batch(torch.float32, tiles)
-        masks = model.draw_masks(batch, torch.Generator().manual_seed(3))
+    batch = make_batch(torch.float32)
+    for seed in (3, 4):
+        masks = model.draw_masks(batch, torch.Generator().manual_seed(seed))
         losses = [m.pretrain_loss(batch, masks)[0] for m in (model, compiled)]
         torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
         wanted, ours = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(m.parameters()))])
@@ -191,18 +191,13 @@ def test_every_row_of_the_benchmark_runs(dataset, monkeypatch):
     monkeypatch.setattr(benchmarks.run, "DIM", 32)
     monkeypatch.setitem(benchmarks.run.DATASETS, dataset, (3, 10, 1))
     args = benchmarks.run.command_line().parse_args(["--datasets", dataset, "--tiles", "1"])
-    args.precision = "float32"
+    args.precision, args.compile = "float32", False
     rows = benchmarks.run.rows_of(args, torch.device("cpu"))
     assert {(row["part"], row["form"]) for row in rows} >= {(part, form) for part in benchmarks.run.PARTS[1:]
                                                            for form in ("ours", "plain")}
     for row in rows:
-        forward, finish = benchmarks.run.task(row, torch.device("cpu"))
-        if forward is not None:
-            loss = forward()
-            assert loss.shape == () and loss.isfinite()
-            loss.backward()
-        if finish is not None:
-            finish()
+        value = benchmarks.run.task(row, torch.device("cpu"))()
+        assert value is None if row["part"] == "optimiser" else value.shape == () and value.isfinite()
 
 
 def test_the_benchmark_prints_and_saves_its_figures(capsys, tmp_path):

@@ -1,5 +1,6 @@
 """Command-line options that the scripts share."""
 import argparse
+from importlib.util import find_spec
 
 import torch
 
@@ -76,8 +77,10 @@ def add_machine_options(options):
                        help="of omnisat: work through a pool in parts of so many tiles, whose activations are computed again in "
                             "backward: less memory, about a third more time, the same result (default: the whole pool; over 16,384 patches, as "
                             "128 tiles of PASTIS-HD have, parts of 4,096 patches)")
-    group.add_argument("--compile", action="store_true", help="compile the networks with torch.compile: minutes at the start, faster "
-                                                              "steps on a GPU; needs a C++ compiler, on a GPU Triton too")
+    group.add_argument("--compile", action=argparse.BooleanOptionalAction,
+                       help="compile the networks with torch.compile: minutes at the start (less the next time, what was compiled is kept), "
+                            "faster steps on a GPU; needs a C++ compiler, on a GPU Triton too. OmniSat's pretraining then records its "
+                            "steps as CUDA graphs (default: in OmniSat's pretraining on a GPU)")
 
 
 def add_model_options(options, default_dim, default_depth):
@@ -124,10 +127,10 @@ def check_positive(args, *names):
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
 
 
-def set_up(model, args, device):
+def set_up(model, args, device, compiles):
     """Set the options of add_machine_options. Returns the autocast context for forward passes."""
     model.tiles_at_once = args.tiles_at_once
-    if args.compile:
+    if compiles:
         model.compile_networks()
     return torch.autocast(device.type, torch.bfloat16, enabled=chosen_precision(args, device) == "bfloat16")
 
@@ -136,6 +139,11 @@ def chosen_precision(args, device):
     """--precision, or what it is by default on the device."""
     is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return args.precision or ("bfloat16" if is_fast else "float32")
+
+
+def chosen_compile(args, device, is_worth_it):
+    """--compile, or what it is by default on the device. is_worth_it: whether the run is long enough there."""
+    return args.compile if args.compile is not None else is_worth_it and device.type == "cuda" and find_spec("triton") is not None
 
 
 def check_model(args):

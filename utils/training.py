@@ -141,8 +141,8 @@ class Training:
         self.pools.append((number, names))
 
     def end_pool(self, number_in_step, values):
-        """values: the loss and its parts, in the order of terms; means over the tiles of the last pool."""
-        values = torch.stack(values).detach()
+        """values: the loss and its parts, in the order of terms, a tensor; means over the tiles of the last pool."""
+        values = values.detach()
         number, names = self.pools[-1]
         self.pools[-1] = number, names, values
         self.step_sums += values * len(names)
@@ -155,7 +155,7 @@ class Training:
         distributed.sum_over_processes(together)
         norm = torch.nn.utils.get_total_norm(gradients)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)                           # see utils.recording.PoolStep
         self.statistics.end_step()
         self.sums += self.step_sums
         self.step += 1

@@ -1,0 +1,103 @@
+"""A pool's step: masks of a size that does not follow from the draw, and on a GPU its recording."""
+import copy
+
+import pytest
+import torch
+from test_step import S1, S2, VHR, make_batch
+
+from models.omnisat import OmniSat
+from utils.recording import PoolStep, padded
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = OmniSat([VHR, S2, S1], embed_dim=32, depth=1)
+    model.standardize.set({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.1] * 3, "std": [2.] * 3},
+                          "s1": {"mean": [0.] * 2, "std": [1.] * 2}})
+    return model
+
+
+def draw(model, batch, seed=3):
+    return model.draw_masks(batch, torch.Generator().manual_seed(seed))
+
+
+def step_of(model, batch, masks, device="cpu"):
+    """The values of a step, and the gradients that it leaves."""
+    device = torch.device(device)
+    step = PoolStep(model, torch.autocast(device.type, enabled=False), device)
+    values = step(batch, masks, 0.25)
+    return values, [p.grad for p in model.parameters()]
+
+
+def test_a_step_adds_its_share_of_the_gradient(model):
+    batch = make_batch(torch.float32)
+    masks = draw(model, batch)
+    loss, terms = model.pretrain_loss(batch, masks)
+    wanted = [gradient / 4 for gradient in torch.autograd.grad(loss, list(model.parameters()))]
+    values, gradients = step_of(model, batch, masks)
+    assert values.tolist() == [loss.item(), *(term.item() for term in terms.values())] and not values.requires_grad
+    torch.testing.assert_close(gradients, wanted, rtol=1e-5, atol=1e-7)
+    step_of(model, batch, masks)                                    # the second one is added
+    torch.testing.assert_close([p.grad / 2 for p in model.parameters()], wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_masks_of_fixed_size_give_the_same_loss(model):
+    """Their shapes do not depend on the draw, though the number of targets of a modality does."""
+    model.double()
+    batch, other = make_batch(), copy.deepcopy(model)
+    masks = [draw(model, batch, seed) for seed in range(9)]
+    assert len({len(m["vhr_targets"]) for m in masks}) > 2
+    fixed = [model.fixed_size(m) for m in masks]
+    assert len({tuple((name, value.shape, value.dtype) for name, value in f.items()) for f in fixed}) == 1
+    ours, wanted = step_of(model, padded(batch), fixed[0]), step_of(other, batch, masks[0])
+    assert padded(batch)["s2"].shape[1] == padded(padded(batch))["s1_dates"].shape[1] == 10 and batch["s2"].shape[1] == 6
+    torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_no_fixed_size_where_there_is_none(model):
+    """In parts, and where the draw has, by a chance of one in millions, more targets than are provided for."""
+    batch = make_batch()
+    masks = draw(model, batch)
+    many = masks | {"s2_targets": torch.zeros(1000, dtype=torch.int64)}
+    assert model.fixed_size(masks) is not None and model.fixed_size(many) is None
+    model.tiles_at_once = 2
+    assert model.fixed_size(masks) is None
+    assert OmniSat([VHR, S2], 32, 1, ablation="no_reconstruction").fixed_size({}) == {}
+
+
+@pytest.mark.parametrize("tiles", [128, 384])
+def test_the_fixed_size_is_hardly_more_than_the_mean(tiles):
+    """Of TreeSatAI-TS' 36 patches: a few percent is decoded for nothing, and five deviations are provided for."""
+    model = OmniSat([VHR, S2, S1], 32, 1)
+    batch = {"vhr": torch.zeros(tiles, 3, 60, 60, dtype=torch.uint8)} | {
+        key: torch.zeros(tiles, 1, bands, 6 * patch, 6 * patch) for key, bands, patch in (("s2", 3, 1), ("s1", 2, 2))}
+    batch |= {f"{key}_padded": torch.zeros(tiles, 1, dtype=torch.bool) for key in ("s2", "s1")}
+    masks = draw(model, batch)
+    size = len(model.fixed_size(masks)["vhr_targets"])
+    assert 0.75 * 36 * tiles + 4 * (36 * tiles * 0.75 * 0.25) ** 0.5 < size < 1.05 * 0.75 * 36 * tiles
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_recording_does_what_the_step_does():
+    """Three pools of one shape (as written, recorded, replayed) and one of another, with other tiles and masks each."""
+    compare_recording(torch.device("cuda"))
+
+
+def compare_recording(device):
+    torch.manual_seed(0)
+    model = OmniSat([VHR, S2, S1], embed_dim=32, depth=1).to(device)
+    model.standardize.set({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.1] * 3, "std": [2.] * 3},
+                          "s1": {"mean": [0.] * 2, "std": [1.] * 2}})
+    other = copy.deepcopy(model)
+    steps = [PoolStep(m, torch.autocast("cuda", enabled=False), device, tiles) for m, tiles in ((model, 5), (other, 0))]
+    for number, tiles in enumerate((5, 5, 5, 5, 3, 5)):
+        batch = make_batch(torch.float32, tiles)
+        batch["s2"] += 0.1 * number
+        masks = draw(model, batch, number)
+        values = [step(batch, masks, 0.5) for step in steps]
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
+        gradients = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, other)]
+        assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm() and gradients[1].norm() > 0
+        torch.testing.assert_close(dict(model.named_buffers()), dict(other.named_buffers()), rtol=1e-4, atol=1e-5)
+    assert sum(recording is not None for recording in steps[0].recordings.values()) == 1
