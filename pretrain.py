@@ -22,13 +22,13 @@ from models.omnisat import ABLATIONS
 from utils import distributed, options
 from utils.errors import UserError, run
 from utils.log import provenance
-from utils.recording import PoolStep
+from utils.pool_step import PoolStep
 from utils.results import pretraining_folder
 from utils.training import Training, open_folder, pool_seed
 
 
 def train_epoch(training, loader, pools, pool_step, progress):
-    """What is left of an epoch. Nothing here waits for the device. pool_step: utils.recording.PoolStep."""
+    """What is left of an epoch. Nothing here waits for the device. pool_step: utils.pool_step.PoolStep."""
     model, generator, batches = training.model.train(), torch.Generator(), iter(loader)
     for step_size, step_pools in pools.steps():
         training.begin_step(pools.a_step)
@@ -74,7 +74,9 @@ def command_line():
                             "no_date_filtering: all dates are reconstructed; no_contrastive, no_reconstruction: without that loss; "
                             "naive_contrastive: patches of the same tile and modality are negatives too")
     options.add_width(model)
-    options.add_machine_options(arguments)
+    options.add_machine_options(arguments).add_argument(
+        "--record", action="store_true", help="of omnisat on a GPU: record the compiled step as a CUDA graph, for GPUs that are faster than "
+                                              "Python starts their kernels. Experimental: it has not been run on a GPU yet")
     training = options.add_training_options(arguments, epochs=250)
     training.add_argument("--lr", type=float, help="of Adam (default: 1e-4, or the compared method's)")
     training.add_argument("--patience", type=int, default=40,
@@ -116,6 +118,8 @@ def main(argv=None):
     rank, world, device = place = distributed.setup()
     output = Path(args.output or pretraining_folder("runs", args.dataset, args.model, modality, args.ablation, args.seed))
     target = output / "pretrained.pt"
+    if args.record and (device.type != "cuda" or args.model != "omnisat" or args.compile is False):
+        raise UserError("--record is for omnisat, compiled, on a GPU; leave it out")
     compiles = options.chosen_compile(args, device, is_worth_it=args.model == "omnisat")
     saved, settings = open_folder(target, "pretrained", args, rank, modalities=",".join(modalities), lr=rate,
                                   precision=options.chosen_precision(args, device), compile=compiles)
@@ -142,8 +146,7 @@ def main(argv=None):
     model.standardize.set(statistics)
     model.to(device)
     autocast = options.set_up(model, args, device, compiles)
-    is_recorded = compiles and device.type == "cuda" and args.model == "omnisat"
-    pool_step = PoolStep(model, autocast, device, recorded_tiles=train_pools.pool if is_recorded else 0)
+    pool_step = PoolStep(model, autocast, device, train_pools.pool if compiles and args.model == "omnisat" else 0, args.record)
     optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 

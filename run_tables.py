@@ -34,7 +34,7 @@ DEMO_DATA = {"treesatai": ["--train", "160", "--test", "100"], "pastis-hd": ["--
 DEMO_MODEL = ["--embed-dim", "32", "--depth", "1"]
 DEMO_WIDTH = ["--width", "0.25"]    # of the compared methods
 DEMO_COMMON = ["--workers", "0", "--lr", "1e-3"]
-DEMO_PRETRAIN = ["--batch-size", "8", "--epochs", "15"]
+DEMO_PRETRAIN = ["--batch-size", "8", "--epochs", "15", "--no-compile"]
 DEMO_FINETUNE = {"10": ["--batch-size", "4", "--epochs", "30", "--min-epochs", "30"],
                  "20": ["--batch-size", "4", "--epochs", "20", "--min-epochs", "20"],
                  "100": ["--batch-size", "4", "--epochs", "10", "--min-epochs", "10"]}

@@ -29,7 +29,8 @@ import h5py
 import numpy as np
 import tifffile
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from benchmarks import plain
@@ -43,7 +44,7 @@ from utils.distributed import reuse_memory, to_device
 from utils.errors import UserError
 from utils.errors import run as run_script
 from utils.log import provenance
-from utils.recording import PoolStep
+from utils.pool_step import PoolStep
 
 DIM, DATES, EPOCHS = 256, 50, 250
 # patches a side; training tiles; tiles of a row on a CPU
@@ -90,7 +91,6 @@ def task(row, device):
     model.to(device).tiles_at_once = row["tiles_at_once"]
     if row["compile"] and not is_plain:
         model.compile_networks()
-    is_recorded = row["compile"] and device.type == "cuda"
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=row["precision"] == "bfloat16")
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, **({"foreach": False} if is_plain else {"fused": True}))
     if row["part"] == "optimiser":
@@ -101,11 +101,11 @@ def task(row, device):
     batch = random_batch(sensors, tiles, side, device)
     masks = model.draw_masks({key: value.cpu() for key, value in batch.items()}, torch.Generator().manual_seed(0))
     if row["part"] == "step" and not is_plain:
-        pool_step = PoolStep(model, autocast, device)
+        pool_step = PoolStep(model, autocast, device, tiles if row["compile"] else 0)
         batch["name"] = [""] * tiles
 
         def step(is_counted=False):
-            pool_step.recorded_tiles = tiles if is_recorded and not is_counted else 0
+            pool_step.is_recorded = row["record"] and not is_counted
             loss, *_ = pool_step(batch, masks, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
@@ -123,7 +123,7 @@ def task(row, device):
             optimizer.step()
             optimizer.zero_grad()
         return loss.detach()
-    return run if is_plain or not is_recorded else recorded(run)
+    return recorded(run) if row["record"] and not is_plain else run
 
 
 def part_of_step(part, is_plain, model, batch, masks, shape, grid):
@@ -182,6 +182,16 @@ def memory(device, peak):
     return int(re.search(rf"Vm{'HWM' if peak else 'RSS'}:\s+(\d+)", text)[1]) / 1e6
 
 
+class Operations(TorchDispatchMode):
+    """Adds up the operations of products and convolutions. Torch's own FlopCounterMode keeps activations that should be freed."""
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        value, count = function(*args, **(kwargs or {})), flop_registry.get(function.overloadpacket)
+        self.total += count(*args, **(kwargs or {}), out_val=value) if count else 0
+        return value
+
+
 def wait(device):
     """For what the device was told to do."""
     if device.type == "cuda":
@@ -213,9 +223,9 @@ def measure(row):
         if row["part"] == "contrastive":                                      # by the definition: in-place products are not counted
             flops = 4 * (row["tiles"] * len(row["keys"]) * row["side"] ** 2) ** 2 * DIM
         else:
-            with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+            with Operations() as operations, torch.compiler.set_stance("force_eager"):
                 run(is_counted=True)
-            flops = counter.get_total_flops()
+            flops = operations.total
         return figures | {"gflop": flops / 1e9}
     except torch.OutOfMemoryError:
         return "out of memory"
@@ -301,7 +311,7 @@ def rows_of(args, device):
     def add(dataset, part, form, tiles, side=None, keys=None, **more):
         keys = list(keys or default_modalities(dataset))
         rows.append({"dataset": dataset, "part": part, "form": form, "tiles": tiles, "side": side or DATASETS[dataset][0],
-                     "keys": keys, "device": str(device), "precision": args.precision, "compile": args.compile,
+                     "keys": keys, "device": str(device), "precision": args.precision, "compile": args.compile, "record": args.record,
                      "threads": args.threads, "repeats": args.repeats, "tiles_at_once": args.tiles_at_once} | more)
     for dataset in args.datasets:
         tiles = args.tiles or (GPU_TILES if device.type == "cuda" else DATASETS[dataset][2])
@@ -360,7 +370,8 @@ def command_line():
                                                   "PASTIS-HD, 4 of FLAIR, more in the contrastive loss)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
-                        help="our networks with torch.compile, the step recorded as a CUDA graph (default: on a GPU)")
+                        help="our networks with torch.compile (default: on a GPU)")
+    parser.add_argument("--record", action="store_true", help="ours as CUDA graphs, as pretrain.py's")
     parser.add_argument("--tiles-at-once", type=int, help="as pretrain.py's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=2,
@@ -375,6 +386,8 @@ def main(argv=None):
     args = command_line().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.check_positive(args, "tiles", "tiles_at_once", "threads", "repeats")
+    if args.record and device.type != "cuda":
+        raise UserError("--record needs a GPU; leave it out")
     args.precision, args.compile = options.chosen_precision(args, device), options.chosen_compile(args, device, is_worth_it=True)
     source = provenance("-m benchmarks.run", sys.argv[1:] if argv is None else argv, device) | {
         "threads": args.threads, "cpus": os.cpu_count(), "python": platform.python_version()}

@@ -191,7 +191,7 @@ def test_every_row_of_the_benchmark_runs(dataset, monkeypatch):
     monkeypatch.setattr(benchmarks.run, "DIM", 32)
     monkeypatch.setitem(benchmarks.run.DATASETS, dataset, (3, 10, 1))
     args = benchmarks.run.command_line().parse_args(["--datasets", dataset, "--tiles", "1"])
-    args.precision, args.compile = "float32", False
+    args.precision, args.compile, args.record = "float32", False, False
     rows = benchmarks.run.rows_of(args, torch.device("cpu"))
     assert {(row["part"], row["form"]) for row in rows} >= {(part, form) for part in benchmarks.run.PARTS[1:]
                                                            for form in ("ours", "plain")}

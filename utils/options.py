@@ -79,8 +79,8 @@ def add_machine_options(options):
                             "128 tiles of PASTIS-HD have, parts of 4,096 patches)")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction,
                        help="compile the networks with torch.compile: minutes at the start (less the next time, what was compiled is kept), "
-                            "faster steps on a GPU; needs a C++ compiler, on a GPU Triton too. OmniSat's pretraining then records its "
-                            "steps as CUDA graphs (default: in OmniSat's pretraining on a GPU)")
+                            "faster steps on a GPU; needs a C++ compiler, on a GPU Triton too (default: in OmniSat's pretraining on a GPU)")
+    return group
 
 
 def add_model_options(options, default_dim, default_depth):

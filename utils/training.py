@@ -155,7 +155,7 @@ class Training:
         distributed.sum_over_processes(together)
         norm = torch.nn.utils.get_total_norm(gradients)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)                           # see utils.recording.PoolStep
+        self.optimizer.zero_grad(set_to_none=False)                           # see utils.pool_step.PoolStep
         self.statistics.end_step()
         self.sums += self.step_sums
         self.step += 1

@@ -1,27 +1,27 @@
-"""Forward and backward of a pool; on a GPU recorded as a CUDA graph and replayed, so that no step waits for Python.
+"""Forward and backward of a pool: as it is written, compiled, or also recorded as a CUDA graph, so that no step waits for Python.
 
 A pool of pretraining is over a thousand kernels, which a CPU may take longer to start than a GPU to run. A CUDA graph starts them
-all at once, but always with the same shapes. Other pools (the last of an epoch), for which nothing is compiled either, and those
-that are worked through in parts, run as they are written.
+all at once. What is compiled or recorded always has the same shapes; pools of another number of tiles (the last of an epoch) run as
+they are written.
 """
 import torch
 import torch.nn.functional as F
 
 from utils.distributed import to_device
 
-DATES = 10    # the dates of a recorded pool are padded to a multiple of so many
+DATES = 10    # the dates of a compiled pool are padded to a multiple of so many
 
 
 class PoolStep:
     """A pool's forward and backward pass.
 
-    model: has pretrain_loss; autocast: the context of its forward pass. recorded_tiles: pools of so many tiles are recorded, on a GPU
-    and of models that have fixed_size (models.omnisat.OmniSat); 0: none. A recording adds to the gradients where they lie: between
-    steps they must be zeroed, not set to None.
+    model: has pretrain_loss; autocast: the context of its forward pass. compiled_tiles: pools of so many tiles are compiled, for models
+    that have fixed_size (models.omnisat.OmniSat); 0: none. is_recorded: these are recorded too, on a GPU. A recording adds to the
+    gradients where they lie: between steps they must be zeroed, not set to None.
     """
 
-    def __init__(self, model, autocast, device, recorded_tiles=0):
-        self.model, self.autocast, self.device, self.recorded_tiles = model, autocast, device, recorded_tiles
+    def __init__(self, model, autocast, device, compiled_tiles=0, is_recorded=False):
+        self.model, self.autocast, self.device, self.compiled_tiles, self.is_recorded = model, autocast, device, compiled_tiles, is_recorded
         self.recordings, self.memory = {}, None
 
     def __call__(self, batch, masks, share):
@@ -29,22 +29,25 @@ class PoolStep:
 
         batch, masks: as the loader and the model's draw_masks give them. Returns the loss and its terms, (1 + terms,).
         """
-        if not self.recorded_tiles:
+        if not self.compiled_tiles:
             return self.run(to_device(batch, self.device), masks, share)
-        fixed = self.model.fixed_size(masks)
-        if fixed is None or len(batch["name"]) != self.recorded_tiles:
+        if len(batch["name"]) != self.compiled_tiles:
             with torch.compiler.set_stance("force_eager"):
                 return self.run(to_device(batch, self.device), masks, share)
-        inputs = {name: value for name, value in padded(batch).items() if torch.is_tensor(value)} | fixed | {"share": torch.tensor(share)}
-        shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
+        batch, fixed = padded(batch), self.model.fixed_size(masks)
+        if fixed is None or not self.is_recorded:
+            return self.run(to_device(batch, self.device), masks if fixed is None else fixed, share)
+        inputs = {name: value for name, value in batch.items() if torch.is_tensor(value)}, fixed, {"share": torch.tensor(share)}
+        shapes = tuple((name, value.shape, value.dtype) for tensors in inputs for name, value in tensors.items())
         if shapes not in self.recordings:                                     # first as it is written: things are compiled and tuned
             self.recordings[shapes] = None
-            return self.run(*(to_device(inputs, self.device),) * 2, share)
+            return self.run(*(to_device(tensors, self.device) for tensors in inputs[:2]), share)
         if self.recordings[shapes] is None:
             self.recordings[shapes] = self.record(inputs)
         graph, places, values = self.recordings[shapes]
-        for name, value in inputs.items():
-            places[name].copy_(value if value.is_cuda else value.pin_memory(), non_blocking=True)
+        for tensors, there in zip(inputs, places):
+            for name, value in tensors.items():
+                there[name].copy_(value.pin_memory() if self.device.type == "cuda" and not value.is_cuda else value, non_blocking=True)
         graph.replay()
         return values.clone()
 
@@ -56,16 +59,16 @@ class PoolStep:
 
     def record(self, inputs):
         """A graph, which does nothing yet; where it reads the inputs; and where it writes the values. Graphs share their memory."""
-        places = {name: torch.empty_like(value, device=self.device) for name, value in inputs.items()}
+        places = [{name: torch.empty_like(value, device=self.device) for name, value in tensors.items()} for tensors in inputs]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.memory, capture_error_mode="thread_local"):    # loaders have threads of their own
-            values = self.run(places, places, places["share"])
+            values = self.run(*places[:2], places[2]["share"])
         self.memory = graph.pool()
         return graph, places, values
 
 
 def padded(batch):
-    """The batch with all series padded to a multiple of DATES."""
+    """The batch with all series padded to a multiple of DATES: no result depends on it."""
     batch = dict(batch)
     for name in [name for name in batch if name.endswith("_padded")]:
         key, missing = name.removesuffix("_padded"), -batch[name].shape[1] % DATES
