@@ -236,7 +236,7 @@ def main(argv=None):
                                                    args.label_percent, args.seed))
     target = output / "finetuned.pt"
     saved, settings = open_folder(target, "finetuned", args, rank, **start.options, modalities=",".join(modalities), lr=start.rate,
-                                  precision=options.chosen_precision(args, device), init=start.init)
+                                  precision=options.chosen_precision(args, device), compile=bool(args.compile), init=start.init)
     if saved is not None and saved["finished"]:
         if rank == 0:
             print(f"{target} is finished; delete it to start anew", file=sys.stderr)
@@ -270,7 +270,7 @@ def main(argv=None):
     else:
         checkpoint.start_from(model, start.pretrained)
     model.to(device)
-    autocast, optimizer, scheduler = options.set_up(model, args, device, args.compile), None, None
+    autocast, optimizer, scheduler = options.set_up(model, args, device, bool(args.compile)), None, None
     if not method.is_fitted:
         optimizer = torch.optim.Adam(model.parameters(), start.rate, fused=True)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)

@@ -118,9 +118,9 @@ def main(argv=None):
     rank, world, device = place = distributed.setup()
     output = Path(args.output or pretraining_folder("runs", args.dataset, args.model, modality, args.ablation, args.seed))
     target = output / "pretrained.pt"
-    if args.record and (device.type != "cuda" or args.model != "omnisat" or args.compile is False):
-        raise UserError("--record is for omnisat, compiled, on a GPU; leave it out")
     compiles = options.chosen_compile(args, device, is_worth_it=args.model == "omnisat")
+    if args.record and (device.type != "cuda" or args.model != "omnisat" or not compiles):
+        raise UserError("--record is for omnisat, compiled, on a GPU; leave it out", is_told=rank > 0)
     saved, settings = open_folder(target, "pretrained", args, rank, modalities=",".join(modalities), lr=rate,
                                   precision=options.chosen_precision(args, device), compile=compiles)
     if saved is not None and saved["finished"]:

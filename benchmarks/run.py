@@ -4,7 +4,8 @@
     python -m benchmarks.run --datasets treesatai-ts --parts step   # one of them
     python -m benchmarks.run --parts contrastive --tiles 32
 
-Each row is measured in a process of its own: the best of --repeats after a first run. GB is the peak above the inputs. GFLOP
+On a CPU each row is measured in a process of its own: the best of --repeats after a first run. On a GPU what is compiled serves several
+rows, so that they share a process; runs of under half a second are timed eight in a row. GB is the peak above the inputs. GFLOP
 counts what is computed, also again. "share" is operations a second out of those of a matrix product measured in the same
 run; it can be over 100 % on a CPU where convolutions come from a faster library than matrix products. Forms: ours; plain, the
 straightforward form of benchmarks/plain.py; ours and plain once more with the memory settings of the other (CPU only).
@@ -123,7 +124,7 @@ def task(row, device):
             optimizer.step()
             optimizer.zero_grad()
         return loss.detach()
-    return recorded(run) if row["record"] and not is_plain else run
+    return run
 
 
 def part_of_step(part, is_plain, model, batch, masks, shape, grid):
@@ -208,6 +209,8 @@ def measure(row):
         return {"flops": ceiling(device, row["precision"])}
     try:
         run, before = task(row, device), memory(device, peak=False)
+        if row["record"] and row["form"] == "ours" and row["part"] not in ("step", "optimiser"):
+            run = recorded(run)
 
         def timed(runs):
             wait(device)
@@ -220,7 +223,7 @@ def measure(row):
             first = timed(1)
         runs = IN_A_ROW if device.type == "cuda" and first < 0.5 else 1
         figures = {"seconds": min(timed(runs) for _ in range(row["repeats"])), "gb": memory(device, peak=True) - before}
-        if row["part"] == "contrastive":                                      # by the definition: in-place products are not counted
+        if row["part"] == "contrastive":                                      # what ours computes, of the plain form too
             flops = 4 * (row["tiles"] * len(row["keys"]) * row["side"] ** 2) ** 2 * DIM
         else:
             with Operations() as operations, torch.compiler.set_stance("force_eager"):
@@ -386,14 +389,14 @@ def main(argv=None):
     args = command_line().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.check_positive(args, "tiles", "tiles_at_once", "threads", "repeats")
-    if args.record and device.type != "cuda":
-        raise UserError("--record needs a GPU; leave it out")
     args.precision, args.compile = options.chosen_precision(args, device), options.chosen_compile(args, device, is_worth_it=True)
+    if args.record and (device.type != "cuda" or not args.compile):
+        raise UserError("--record is for what is compiled on a GPU; leave it out")
     source = provenance("-m benchmarks.run", sys.argv[1:] if argv is None else argv, device) | {
         "threads": args.threads, "cpus": os.cpu_count(), "python": platform.python_version()}
     rate = in_a_process({"part": "ceiling", "form": "", "device": str(device), "precision": args.precision,
                          "threads": args.threads})["flops"]
-    print(f"{source['device']}, {args.threads} threads, {args.precision}; matrix product {rate / 1e9:,.0f} GFLOP/s")
+    print(f"{source['device']}, {args.threads} threads, {args.precision}{', compiled' * args.compile}{', recorded' * args.record}; matrix product {rate / 1e9:,.0f} GFLOP/s")
     print(f"\n{'dataset':13}{'part':13}{'form':25}{'tiles':>10}{'seconds':>10}{'tiles/s':>10}{'GB':>8}{'GFLOP':>10}{'share':>7}"
           f"{'hours':>9}\n"
           f"{'':51}{'x patches':>10}{'':28}{'a tile':>10}")

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.omnisat import patchify, send
+from models.omnisat import patchify
+from utils.distributed import send
 
 HEADS, DECODER_HEADS = 16, 8
 MASK_SHARE = 0.75

@@ -80,7 +80,10 @@ class Convolution(nn.Conv2d):
 
 
 class Stem(nn.Conv2d):
-    """A 4 x 4 convolution of stride 2. Compiled, a matrix product, as a GPU's convolutions of few bands are slow, without the bias."""
+    """A 4 x 4 convolution of stride 2. Compiled it is a matrix product, as a GPU is slow in convolutions of few bands.
+
+    The product comes without the bias then, which ImageEncoder gives to GeluPool: the sum of its gradient has a quarter of the pixels.
+    """
 
     def __init__(self, bands, patch, dim):
         super().__init__(bands, dim, 4, stride=2, padding=_stem_padding(patch))
@@ -163,7 +166,7 @@ class ImageDecoder(nn.Module):
 class GeluPool(torch.autograd.Function):
     """Max-pool of GELU(x): (N, D, w, w) -> (N, D, w // window, w // window) and int16 indices of the same shape.
 
-    bias (D,) or None: to be added to x before. Only where a pixel is the largest does a gradient come back to it, so nothing of the
+    bias: None; or, when compiled, of (D,), to be added to x before. Only where a pixel is the largest does a gradient come back to it, so nothing of the
     other pixels is kept for backward.
     """
 
@@ -173,7 +176,6 @@ class GeluPool(torch.autograd.Function):
             y, slope, index = gelu_of_largest(x if bias is None else x + bias[:, None, None], window)
             y, slope = y.to(x.dtype), slope.to(x.dtype)
         else:
-            x = x if bias is None else x + bias[:, None, None]
             index = F.max_pool2d(F.gelu(x), window, return_indices=True)[1].short()
             taken = images(rows(x).gather(1, rows(index).long()), index.shape[-1])
             y, slope = F.gelu(taken), torch.ops.aten.gelu_backward(torch.ones_like(taken), taken)

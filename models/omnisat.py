@@ -16,6 +16,7 @@ from models.combiner import Combiner
 from models.image import ImageDecoder, ImageEncoder
 from models.series import SeriesDecoder, SeriesEncoder
 from models.standardize import Standardization
+from utils.distributed import send
 
 MASK_SHARE = 0.75              # not in the paper: the official code's
 WHOLE, PART = 2 ** 14, 2 ** 12    # patches: a pool of more than WHOLE, as PASTIS-HD's 128 tiles, is worked through in parts
@@ -42,11 +43,6 @@ def part_of_targets(masks, tiles, patches):
     """Of "<key>_targets" (OmniSat.draw_masks) those of some of the tiles, a slice, counted from the first of these."""
     first, end = tiles.start * patches, tiles.stop * patches
     return {name: value[(value >= first) & (value < end)] - first for name, value in masks.items() if name.endswith("_targets")}
-
-
-def send(tensor, device):
-    """A tensor to the device, without waiting for what the device is at."""
-    return (tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor).to(device, non_blocking=True)
 
 
 def random_mask(present, patches, share, generator=None):
@@ -99,7 +95,7 @@ class OmniSat(nn.Module):
 
     def compile_networks(self):
         """Have torch.compile fuse what is done to a modality's patches, each block of the combiner, and the contrastive loss."""
-        torch._dynamo.config.recompile_limit = 64                             # modalities and training or not, each has its own
+        torch._dynamo.config.recompile_limit = 64                             # each modality has its own, each number of dates too
         self.is_compiled, self.tokens_of, self.errors_of = True, torch.compile(self.tokens_of), torch.compile(self.errors_of)
         for block in (*self.combiner.blocks, self.combiner.cross):
             block.compile()
@@ -112,6 +108,7 @@ class OmniSat(nn.Module):
         return [slice(at, at + size) for at in range(0, tiles, size)]
 
     def tiles_in_a_part(self, tiles, patches):
+        """How many tiles of so many patches are worked on at a time."""
         return self.tiles_at_once or (tiles if tiles * patches <= WHOLE else max(1, PART // patches))
 
     def in_parts(self, function, parts):
@@ -248,12 +245,12 @@ class OmniSat(nn.Module):
         if "reconstruction" in self.terms:
             is_masked, count, grid = send(masks["is_masked"], tokens.device), send(masks["count"], tokens.device), self.grid(batch)
 
-            def error_of(part):
+            def error_of_part(part):
                 tiles, context = part
                 f = self.combine(tokens[tiles], is_masked[tiles], grid)
                 targets = masks if len(contexts) == 1 else part_of_targets(masks, tiles, tokens.shape[2])
                 return self.reconstruct(f, targets, part_of(batch, tiles), context).sum()
-            terms["reconstruction"] = torch.stack(self.in_parts(error_of, list(zip(self.parts(batch), contexts)))).sum() / count
+            terms["reconstruction"] = torch.stack(self.in_parts(error_of_part, list(zip(self.parts(batch), contexts)))).sum() / count
         return sum(terms.values()), terms
 
     def reconstruct(self, f, targets, batch, context):

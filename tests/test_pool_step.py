@@ -6,7 +6,7 @@ import torch
 from test_step import S1, S2, VHR, make_batch
 
 from models.omnisat import OmniSat
-from utils.pool_step import PoolStep, padded
+from utils.pool_step import PoolStep, pad_dates
 
 
 @pytest.fixture
@@ -50,8 +50,10 @@ def test_masks_of_fixed_size_give_the_same_loss(model):
     assert len({len(m["vhr_targets"]) for m in masks}) > 2
     fixed = [model.fixed_size(m) for m in masks]
     assert len({tuple((name, value.shape, value.dtype) for name, value in f.items()) for f in fixed}) == 1
-    ours, wanted = step_of(model, padded(batch), fixed[0]), step_of(other, batch, masks[0])
-    assert padded(batch)["s2"].shape[1] == padded(padded(batch))["s1_dates"].shape[1] == 10 and batch["s2"].shape[1] == 6
+    ours, wanted = step_of(model, pad_dates(batch), fixed[0]), step_of(other, batch, masks[0])
+    assert pad_dates(batch)["s2"].shape[1] == pad_dates(pad_dates(batch))["s1_dates"].shape[1] == 10 and batch["s2"].shape[1] == 6
+    single = {name: value[:, :1] if name[:2] in ("s1", "s2") else value for name, value in batch.items()}
+    assert pad_dates(single)["s2_padded"].shape[1] == 1
     torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
 
 

@@ -9,9 +9,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import benchmarks.run
+import pretrain
 from benchmarks import plain
 from datasets.sensors import Sensor
+from losses.contrastive import compile_once
+from models.image import ImageDecoder, ImageEncoder
 from models.omnisat import OmniSat
+from utils import options
+from utils.errors import UserError
+from utils.pool_step import PoolStep
 from utils.training import Training
 
 VHR, S2 = Sensor("vhr", "image", ("R", "G", "B"), 1, 10), Sensor("s2", "series", ("a", "b", "c"), 10, 1, 30)
@@ -168,20 +174,85 @@ def test_bfloat16_stays_near_float32(model, tiles_at_once):
     assert flat.dtype == torch.float32 and (flat @ flat_wanted) / flat.norm() / flat_wanted.norm() > 0.98
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
-def test_compiled_steps_are_the_same(model):
-    """What is compiled has forms of its own, and the number of targets may change; the names of the weights do not."""
+@pytest.fixture
+def compiler(monkeypatch):
+    """compiler(backend): from here on torch.compile traces as ever, and has the backend run what was traced."""
+    def choose(backend):
+        original = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda function: original(function, backend=backend))
+        compile_once.cache_clear()
+    yield choose
+    compile_once.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend, pools", [
+    pytest.param("inductor", [(5, None, 3), (5, None, 4)],
+                 marks=pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")),
+    ("eager", [(5, None, 3), (3, None, 3), (5, 2, 3), (5, 2, 4)])])
+def test_compiled_steps_are_the_same(model, backend, pools, compiler):
+    """What is compiled has forms of its own; tiles, parts and targets may change. The names of the weights do not."""
+    compiler(backend)
     compiled = copy.deepcopy(model)
     compiled.compile_networks()
     assert list(compiled.state_dict()) == list(model.state_dict())
-    batch = make_batch(torch.float32)
-    for seed in (3, 4):
+    for tiles, compiled.tiles_at_once, seed in pools:
+        batch = make_batch(torch.float32, tiles)
         masks = model.draw_masks(batch, torch.Generator().manual_seed(seed))
         losses = [m.pretrain_loss(batch, masks)[0] for m in (model, compiled)]
         torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
         wanted, ours = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(m.parameters()))])
                         for loss, m in zip(losses, (model, compiled)))
         assert (ours - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("patch, bypass", [(10, True), (22, False), (40, True), (50, True)])
+def test_the_compilers_forms_of_the_image_networks(patch, bypass, compiler):
+    """Odd sizes, of which a pool leaves out a row and a column; last windows of 2 and 3; stems with and without padding."""
+    compiler("eager")
+    torch.manual_seed(0)
+    networks = ImageEncoder(3, patch, 32).double(), ImageDecoder(3, patch, 32, bypass).double()
+    x, found = torch.randn(4, 3, patch, patch, dtype=torch.float64), []
+    for encode, decode in (networks, [torch.compile(network) for network in networks]):
+        token, indices = encode(x)
+        image = decode(token, indices)
+        loss = (image * torch.linspace(-1, 1, image.numel()).view_as(image)).sum() + token.square().sum()
+        found.append((token.detach(), indices, image.detach(), torch.autograd.grad(loss, [p for n in networks for p in n.parameters()])))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
+
+
+def test_a_compiled_pool_and_the_last_of_an_epoch(model, compiler):
+    """Padded to ten dates, with targets of a fixed number; the shorter pool is not compiled."""
+    compiler("eager")
+    model.double()
+    compiled, device = copy.deepcopy(model), torch.device("cpu")
+    compiled.compile_networks()
+    no_autocast = torch.autocast("cpu", enabled=False)
+    steps = PoolStep(model, no_autocast, device), PoolStep(compiled, no_autocast, device, 5)
+    for number, tiles in enumerate((5, 5, 3)):
+        batch = make_batch(torch.float64, tiles)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        masks = model.draw_masks(batch, torch.Generator().manual_seed(number))
+        torch.testing.assert_close(*(step(batch, masks, 0.5) for step in steps), rtol=1e-9, atol=1e-10)
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs) == (number == 0)
+    torch.testing.assert_close(*([p.grad for p in m.parameters()] for m in (model, compiled)), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("said, kind, triton, compilers, wanted", [
+    (None, "cuda", True, ("gcc",), True), (None, "cuda", False, ("gcc",), False), (None, "cuda", True, (), False),
+    (None, "cpu", True, ("gcc",), False), (True, "cpu", False, (), True), (False, "cuda", True, ("gcc",), False)])
+def test_what_is_compiled_by_default(said, kind, triton, compilers, wanted, monkeypatch):
+    monkeypatch.setattr(options, "has_triton", lambda: triton)
+    monkeypatch.setattr(options.shutil, "which", lambda name: name if name in compilers else None)
+    args = argparse.Namespace(compile=said)
+    assert options.chosen_compile(args, torch.device(kind), is_worth_it=True) is wanted
+    assert options.chosen_compile(args, torch.device(kind), is_worth_it=False) is bool(said)
+
+
+def test_record_is_refused_where_it_does_nothing():
+    for main, what in ((pretrain.main, ["--dataset", "flair", "--data-root", "x"]), (benchmarks.run.main, [])):
+        with pytest.raises(UserError, match="--record is for .*compiled.* on a GPU"):
+            main([*what, "--record", "--no-compile"])
 
 
 # Benchmarks

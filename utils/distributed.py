@@ -198,7 +198,11 @@ def gather(value):
     return values
 
 
+def send(tensor, device):
+    """A tensor to the device, without waiting for what the device is at."""
+    return (tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor).to(device, non_blocking=True)
+
+
 def to_device(batch, device):
     """The tensors of a batch on the device; names stay a list."""
-    return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
-            for key, value in batch.items()}
+    return {key: send(value, device) if torch.is_tensor(value) else value for key, value in batch.items()}

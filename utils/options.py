@@ -1,8 +1,10 @@
 """Command-line options that the scripts share."""
 import argparse
-from importlib.util import find_spec
+import os
+import shutil
 
 import torch
+from torch.utils._triton import has_triton
 
 from datasets import default_modalities
 from datasets.sensors import SENSORS
@@ -78,8 +80,9 @@ def add_machine_options(options):
                             "backward: less memory, about a third more time, the same result (default: the whole pool; over 16,384 patches, as "
                             "128 tiles of PASTIS-HD have, parts of 4,096 patches)")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction,
-                       help="compile the networks with torch.compile: minutes at the start (less the next time, what was compiled is kept), "
-                            "faster steps on a GPU; needs a C++ compiler, on a GPU Triton too (default: in OmniSat's pretraining on a GPU)")
+                       help="compile the networks with torch.compile: minutes at the start (fewer the next time, what was compiled is kept), "
+                            "faster steps on a GPU; needs a C++ compiler, on a GPU Triton too (default: in OmniSat's pretraining on a GPU, "
+                            "where both are there)")
     return group
 
 
@@ -142,8 +145,11 @@ def chosen_precision(args, device):
 
 
 def chosen_compile(args, device, is_worth_it):
-    """--compile, or what it is by default on the device. is_worth_it: whether the run is long enough there."""
-    return args.compile if args.compile is not None else is_worth_it and device.type == "cuda" and find_spec("triton") is not None
+    """--compile, or what it is by default on the device. is_worth_it: whether the run is long enough on a GPU."""
+    if args.compile is not None or device.type != "cuda":
+        return bool(args.compile)
+    compilers = os.environ.get("CC", "cc"), "gcc", "clang"
+    return is_worth_it and has_triton() and any(shutil.which(compiler) for compiler in compilers)
 
 
 def check_model(args):

@@ -1,13 +1,14 @@
 """Forward and backward of a pool: as it is written, compiled, or also recorded as a CUDA graph, so that no step waits for Python.
 
 A pool of pretraining is over a thousand kernels, which a CPU may take longer to start than a GPU to run. A CUDA graph starts them
-all at once. What is compiled or recorded always has the same shapes; pools of another number of tiles (the last of an epoch) run as
-they are written.
+all at once. Pools of another number of tiles (the last of an epoch) run as they are written; of several numbers of dates each has a
+recording.
 """
 import torch
 import torch.nn.functional as F
 
-from utils.distributed import to_device
+from utils.distributed import send, to_device
+from utils.errors import UserError
 
 DATES = 10    # the dates of a compiled pool are padded to a multiple of so many
 
@@ -34,7 +35,9 @@ class PoolStep:
         if len(batch["name"]) != self.compiled_tiles:
             with torch.compiler.set_stance("force_eager"):
                 return self.run(to_device(batch, self.device), masks, share)
-        batch, fixed = padded(batch), self.model.fixed_size(masks)
+        batch, fixed = pad_dates(batch), self.model.fixed_size(masks)
+        if self.is_recorded and len(self.model.parts(batch)) > 1:
+            raise UserError("--record: a pool that is worked through in parts is not recorded; leave it out")
         if fixed is None or not self.is_recorded:
             return self.run(to_device(batch, self.device), masks if fixed is None else fixed, share)
         inputs = {name: value for name, value in batch.items() if torch.is_tensor(value)}, fixed, {"share": torch.tensor(share)}
@@ -47,7 +50,7 @@ class PoolStep:
         graph, places, values = self.recordings[shapes]
         for tensors, there in zip(inputs, places):
             for name, value in tensors.items():
-                there[name].copy_(value.pin_memory() if self.device.type == "cuda" and not value.is_cuda else value, non_blocking=True)
+                there[name].copy_(send(value, self.device))
         graph.replay()
         return values.clone()
 
@@ -67,12 +70,12 @@ class PoolStep:
         return graph, places, values
 
 
-def padded(batch):
-    """The batch with all series padded to a multiple of DATES: no result depends on it."""
+def pad_dates(batch):
+    """The batch with all series but those of single dates padded to a multiple of DATES: no result depends on it."""
     batch = dict(batch)
     for name in [name for name in batch if name.endswith("_padded")]:
         key, missing = name.removesuffix("_padded"), -batch[name].shape[1] % DATES
-        if missing:
+        if missing and batch[name].shape[1] > 1:
             batch[key] = F.pad(batch[key], (0, 0) * 3 + (0, missing))
             batch[f"{key}_dates"] = F.pad(batch[f"{key}_dates"], (0, missing))
             batch[name] = F.pad(batch[name], (0, missing), value=True)
