@@ -235,8 +235,9 @@ def main(argv=None):
     output = Path(args.output or finetuning_folder("runs", args.dataset, args.model, start.pretraining, start.ablation, modality,
                                                    args.label_percent, args.seed))
     target = output / "finetuned.pt"
+    compiles = options.chosen_compile(args, device, is_worth_it=False)
     saved, settings = open_folder(target, "finetuned", args, rank, **start.options, modalities=",".join(modalities), lr=start.rate,
-                                  precision=options.chosen_precision(args, device), compile=bool(args.compile), init=start.init)
+                                  precision=options.chosen_precision(args, device), compile=compiles, init=start.init)
     if saved is not None and saved["finished"]:
         if rank == 0:
             print(f"{target} is finished; delete it to start anew", file=sys.stderr)
@@ -270,7 +271,7 @@ def main(argv=None):
     else:
         checkpoint.start_from(model, start.pretrained)
     model.to(device)
-    autocast, optimizer, scheduler = options.set_up(model, args, device, bool(args.compile)), None, None
+    autocast, optimizer, scheduler = options.set_up(model, args, device, compiles), None, None
     if not method.is_fitted:
         optimizer = torch.optim.Adam(model.parameters(), start.rate, fused=True)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)

@@ -26,7 +26,7 @@ def encode(model, batch):
     """tokens (B, M, P, D), present (B, M) bool, and (patches, indices or attention) by modality."""
     tokens, present, context = [], [], {}
     for key, sensor in model.sensors.items():
-        x = model.patches(key, batch[key])                                         # B x P x ...
+        x = model.patches(key, batch[key])                                    # B x P x ...
         if sensor.kind == "image":
             token, indices = zip(*(encode_image(model.encoders[key], tile.contiguous()) for tile in x))
             context[key], is_there = (x, indices), torch.ones(len(x), dtype=torch.bool, device=x.device)

@@ -45,7 +45,7 @@ from utils.distributed import reuse_memory, to_device
 from utils.errors import UserError
 from utils.errors import run as run_script
 from utils.log import provenance
-from utils.pool_step import PoolStep
+from utils.pool_step import PoolStep, capture
 
 DIM, DATES, EPOCHS = 256, 50, 250
 # patches a side; training tiles; tiles of a row on a CPU
@@ -162,9 +162,7 @@ def recorded(run):
     """The same as a CUDA graph, so that a part is not measured by how fast Python starts its kernels."""
     for _ in range(2):                                                        # what is compiled and tuned is not recorded
         run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = run()
+    graph, loss = capture(run)
     return lambda is_counted=False: run() if is_counted else (graph.replay(), loss)[1]
 
 

@@ -81,14 +81,13 @@ class Denominator(torch.autograd.Function):
         f, counts, total = ctx.saved_tensors
         group, temperature, product_type, compiled = ctx.settings
         weight = torch.where(total > 0, gradient / total, 0) / temperature    # of e[a, b] in the gradient of row a
-        factors, result = f.to(product_type), torch.zeros_like(f)
-        weights = compile_once(block_weights) if compiled else block_weights
+        result, weights = torch.zeros_like(f), compile_once(block_weights) if compiled else block_weights
         with torch.autocast(f.device.type, enabled=False):                    # of whoever calls backward
-            for i, j, *block in blocks(f, group, temperature, product_type):
-                e = weights(*block, counts[i], counts[j], weight[i], weight[j])
-                result[i] += product(e, factors[j], f.dtype)
+            for i, j, left, right, *block in blocks(f, group, temperature, product_type):
+                e = weights(left, right, *block, counts[i], counts[j], weight[i], weight[j])
+                result[i] += product(e, right.t(), f.dtype)
                 if i != j:
-                    result[j] += product(e.t(), factors[i], f.dtype)
+                    result[j] += product(e.t(), left, f.dtype)
         return result, None, None, None, None, None
 
 

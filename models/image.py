@@ -166,8 +166,8 @@ class ImageDecoder(nn.Module):
 class GeluPool(torch.autograd.Function):
     """Max-pool of GELU(x): (N, D, w, w) -> (N, D, w // window, w // window) and int16 indices of the same shape.
 
-    bias: None; or, when compiled, of (D,), to be added to x before. Only where a pixel is the largest does a gradient come back to it, so nothing of the
-    other pixels is kept for backward.
+    bias: None or, compiled, (D,), to be added to x before. Only where a pixel is the largest does a gradient come back to it, so
+    nothing of the other pixels is kept for backward.
     """
 
     @staticmethod
@@ -199,11 +199,10 @@ def gelu_of_largest(x, window):
     size, count = x.shape[-1], x.shape[-1] // window
     corner = torch.arange(count, dtype=torch.int16, device=x.device) * window
     corner = (corner[:, None] * size + corner).expand(*x.shape[:2], -1, -1)
-    for number in range(window ** 2):
-        row, column = divmod(number, window)
-        pixel, index = x[..., row:count * window:window, column:count * window:window], corner + (row * size + column)
-        if number == 0:
-            high, low, index_high, index_low = pixel, pixel, index, index
+    first, *others = ((x[..., row:count * window:window, column:count * window:window], corner + (row * size + column))
+                      for row in range(window) for column in range(window))
+    (high, index_high), (low, index_low) = first, first
+    for pixel, index in others:
         index_high, high = torch.where(pixel > high, index, index_high), torch.maximum(pixel, high)
         index_low, low = torch.where(pixel < low, index, index_low), torch.minimum(pixel, low)
     below_high, below_low = (0.5 + 0.5 * torch.erf(value / 2 ** 0.5) for value in (high, low))    # the normal distribution

@@ -222,11 +222,13 @@ class OmniSat(nn.Module):
         if not masks:
             return masks
         tiles, _, patches = masks["is_masked"].shape
+        if self.tiles_in_a_part(tiles, patches) < tiles:
+            return None
         size = math.ceil(MASK_SHARE * tiles * patches + 5 * (MASK_SHARE * (1 - MASK_SHARE) * tiles * patches) ** 0.5)
         fixed = {name: masks[name] for name in ("is_masked", "count")}
         for key in self.sensors:
             targets = masks[f"{key}_targets"]
-            if len(targets) > size or self.tiles_in_a_part(tiles, patches) < tiles:
+            if len(targets) > size:
                 return None
             fixed[f"{key}_targets"] = torch.cat([targets, targets.new_zeros(size - len(targets))])
             fixed[f"{key}_weights"] = (torch.arange(size) < len(targets)).float()
@@ -260,11 +262,11 @@ class OmniSat(nn.Module):
         """
         errors = []
         for key in self.sensors:
-            target = send(targets[f"{key}_targets"], f.device)
-            if self.is_compiled and f"{key}_weights" not in targets:
+            target, weights = send(targets[f"{key}_targets"], f.device), targets.get(f"{key}_weights")
+            if self.is_compiled and weights is None:
                 torch._dynamo.maybe_mark_dynamic(target, 0)                   # next time their number is another
             error = self.errors_of(key, target, f, batch[key], *self.calendar(key, batch), *context[key])
-            errors.append(error * send(targets[f"{key}_weights"], f.device) if f"{key}_weights" in targets else error)
+            errors.append(error if weights is None else error * send(weights, f.device))
         return torch.cat(errors)
 
     def errors_of(self, key, target, f, x, dates, padded, *context):

@@ -3,30 +3,19 @@ import copy
 
 import pytest
 import torch
-from test_step import S1, S2, VHR, make_batch
+from test_step import S1, S2, VHR, make_batch, model  # noqa: F401: the fixture
 
 from models.omnisat import OmniSat
 from utils.pool_step import PoolStep, pad_dates
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    model = OmniSat([VHR, S2, S1], embed_dim=32, depth=1)
-    model.standardize.set({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.1] * 3, "std": [2.] * 3},
-                          "s1": {"mean": [0.] * 2, "std": [1.] * 2}})
-    return model
 
 
 def draw(model, batch, seed=3):
     return model.draw_masks(batch, torch.Generator().manual_seed(seed))
 
 
-def step_of(model, batch, masks, device="cpu"):
+def step_of(model, batch, masks):
     """The values of a step, and the gradients that it leaves."""
-    device = torch.device(device)
-    step = PoolStep(model, torch.autocast(device.type, enabled=False), device)
-    values = step(batch, masks, 0.25)
+    values = PoolStep(model, torch.autocast("cpu", enabled=False), torch.device("cpu"))(batch, masks, 0.25)
     return values, [p.grad for p in model.parameters()]
 
 
@@ -80,23 +69,17 @@ def test_the_fixed_size_is_hardly_more_than_the_mean(tiles):
     assert 0.75 * 36 * tiles + 4 * (36 * tiles * 0.75 * 0.25) ** 0.5 < size < 1.05 * 0.75 * 36 * tiles
 
 
-class Recording:
-    """In place of a CUDA graph, where there is no GPU: what is done inside the context is done by replay."""
+class Graph:
+    """In place of a CUDA graph, where there is no GPU: nothing is done until it is replayed."""
+
+    def __init__(self, function, memory):
+        self.function, self.values = function, torch.empty(3)
 
     def replay(self):
-        self.values.copy_(self.run(*self.places))
+        self.values.copy_(self.function())
 
     def pool(self):
         return "memory"
-
-
-def record_on_cpu(step, inputs):
-    """PoolStep.record, without a GPU."""
-    places = [{name: torch.empty_like(value) for name, value in tensors.items()} for tensors in inputs]
-    graph = Recording()
-    graph.run, graph.places = step.run, (*places[:2], places[2]["share"])
-    graph.values = torch.empty(1 + len(step.model.terms))
-    return graph, places, graph.values
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -105,11 +88,8 @@ def test_a_recording_does_what_the_step_does(model, device, monkeypatch):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("CUDA graphs need a GPU")
     if device == "cpu":                                             # all but the graph itself
-        monkeypatch.setattr(PoolStep, "record", record_on_cpu)
-    compare_recording(model, torch.device(device))
-
-
-def compare_recording(model, device):
+        monkeypatch.setattr("utils.pool_step.capture", lambda *what: (graph := Graph(*what), graph.values))
+    device = torch.device(device)
     other = copy.deepcopy(model.to(device))
     steps = [PoolStep(m, torch.autocast(device.type, enabled=False), device, *how) for m, how in ((model, (5, True)), (other, ()))]
     for number, tiles in enumerate((5, 5, 5, 5, 3, 5)):

@@ -63,11 +63,17 @@ class PoolStep:
     def record(self, inputs):
         """A graph, which does nothing yet; where it reads the inputs; and where it writes the values. Graphs share their memory."""
         places = [{name: torch.empty_like(value, device=self.device) for name, value in tensors.items()} for tensors in inputs]
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.memory, capture_error_mode="thread_local"):    # loaders have threads of their own
-            values = self.run(*places[:2], places[2]["share"])
+        graph, values = capture(lambda: self.run(*places[:2], places[2]["share"]), self.memory)
         self.memory = graph.pool()
         return graph, places, values
+
+
+def capture(function, memory=None):
+    """What the function does, as a CUDA graph, and its value, which a replay writes. memory: that of a graph before, to be shared."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):    # loaders have threads of their own
+        value = function()
+    return graph, value
 
 
 def pad_dates(batch):
