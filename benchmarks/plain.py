@@ -42,12 +42,21 @@ def encode(model, batch):
 
 def encode_image(encoder, x):
     """Patches of one tile (P, C, W, W) to tokens (P, D) and pooling indices."""
-    x, indices = F.gelu(encoder.stem(x)), []
+    x, indices = F.gelu(as_torch_does(encoder.stem, x)), []
     for block, size in zip([*encoder.blocks, None], encoder.sizes):
         x, index = F.max_pool2d(x, 2 if block else size, return_indices=True)
         indices.append(index)
-        x = F.gelu(block(x)) if block else x
+        if block:
+            y = x
+            for layer in block.body:
+                y = as_torch_does(layer, y)
+            x = F.gelu(x + y)
     return x.flatten(1), indices
+
+
+def as_torch_does(layer, x):
+    """The layer's result by the forward of the class of torch.nn that it is a kind of, with the same weights."""
+    return next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn")).forward(layer, x)
 
 
 def encode_series(encoder, x, dates, padded):
@@ -138,5 +147,5 @@ def decode_image(decoder, token, indices):
     sizes = list(reversed(decoder.sizes))
     x = F.max_unpool2d(token[:, :, None, None], indices[-1], sizes[0], output_size=(sizes[0],) * 2)
     for block, index, size in zip(decoder.blocks, reversed(indices[:-1]), sizes[1:]):
-        x = F.max_unpool2d(F.gelu(block(x)), index, 2, output_size=(size,) * 2)
-    return decoder.last(x)
+        x = F.max_unpool2d(F.gelu(as_torch_does(block, x)), index, 2, output_size=(size,) * 2)
+    return as_torch_does(decoder.last, x)

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.compiler import is_compiling
 
+from models import winograd
+
 
 def _stem_padding(patch):
     """0 or 1, whichever gives the 4 x 4 convolution of stride 2 an even output: then the first pool drops no pixel.
@@ -63,20 +65,35 @@ class ResidualBlock(nn.Module):
     def __init__(self, dim):
         super().__init__()
         self.body = nn.Sequential(
-            Convolution(dim, dim, 3, padding=1), GroupNorm(4, dim), nn.GELU(),
-            Convolution(dim, dim, 3, padding=1), GroupNorm(4, dim))
+            Convolution(dim), GroupNorm(4, dim), nn.GELU(),
+            Convolution(dim), GroupNorm(4, dim))
 
     def forward(self, x):
         return x + self.body(x)
 
 
 class Convolution(nn.Conv2d):
-    """nn.Conv2d, whose bias is part of the next step when compiled."""
+    """nn.Conv2d of 3 x 3, whose bias is part of the next step when compiled; on a CPU by models.winograd where that is faster."""
+
+    def __init__(self, dim):
+        super().__init__(dim, dim, 3, padding=1)
 
     def forward(self, x):
         if not is_compiling():
-            return super().forward(x)
+            return winograd.convolution(x, self.weight, self.bias) if winograd.is_faster(x, self.weight) else super().forward(x)
         return F.conv2d(x, self.weight, stride=self.stride, padding=self.padding) + self.bias.to(x.dtype)[:, None, None]
+
+
+class TransposedConvolution(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d of 3 x 3, the convolution with turned weights; on a CPU likewise."""
+
+    def __init__(self, dim):
+        super().__init__(dim, dim, 3, padding=1)
+
+    def forward(self, x):
+        if is_compiling() or not winograd.is_faster(x, self.weight):
+            return super().forward(x)
+        return winograd.convolution(x, self.weight.flip(2, 3).transpose(0, 1), self.bias)
 
 
 class Stem(nn.Conv2d):
@@ -148,7 +165,7 @@ class ImageDecoder(nn.Module):
     def __init__(self, bands, patch, dim, bypass=True):
         super().__init__()
         self.sizes, self.bypass = pooled_sizes(patch), bypass
-        self.blocks = nn.ModuleList(nn.ConvTranspose2d(dim, dim, 3, padding=1) for _ in self.sizes[1:])
+        self.blocks = nn.ModuleList(TransposedConvolution(dim) for _ in self.sizes[1:])
         self.last = Last(bands, patch, dim)
 
     def forward(self, token, indices):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from datasets.sensors import SENSORS, Sensor
+from models import winograd
 from models.combiner import Attention, Block, Combiner, distance_buckets
 from models.image import ImageDecoder, ImageEncoder, pooled_sizes
 from models.omnisat import OmniSat, patchify, random_mask

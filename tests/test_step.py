@@ -13,6 +13,7 @@ import pretrain
 from benchmarks import plain
 from datasets.sensors import Sensor
 from losses.contrastive import compile_once
+from models import winograd
 from models.image import ImageDecoder, ImageEncoder
 from models.omnisat import OmniSat
 from utils import options
@@ -59,6 +60,23 @@ def test_the_step_is_the_plain_form(model):
     ours, wanted = results(model, make_batch()), results(model, make_batch(), plain.pretrain_loss)
     torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
     assert all(gradient.abs().max() > 0 for gradient in ours["gradients"].values())
+
+
+def test_image_networks_of_full_size_are_the_plain_form(monkeypatch):
+    """Whose convolutions are torch's, where ours are Winograd's: two in the encoder's first block, the last of the decoder's."""
+    used, convolution = [], winograd.convolution
+    monkeypatch.setattr(winograd, "convolution", lambda x, *others: used.append(x.shape[-1]) or convolution(x, *others))
+    torch.manual_seed(0)
+    encoder, decoder = ImageEncoder(4, 50, 256).double(), ImageDecoder(4, 50, 256).double()
+    x, found = torch.randn(3, 4, 50, 50, dtype=torch.float64), []
+    for encode, decode in ((ImageEncoder.forward, ImageDecoder.forward), (plain.encode_image, plain.decode_image)):
+        token, indices = encode(encoder, x)
+        image = decode(decoder, token, indices)
+        loss = (image * torch.linspace(-1, 1, image.numel()).view_as(image)).sum() + token.square().sum()
+        parameters = [*encoder.parameters(), *decoder.parameters()]
+        found.append((token.detach(), image.detach(), torch.autograd.grad(loss, parameters)))
+        assert used == [12, 12, 12]
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("tiles_at_once", [1, 2, 4])
