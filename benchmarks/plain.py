@@ -2,7 +2,7 @@
 
 What one writes first, and much of what published code does: tile after tile, patches in the default memory layout, all tokens
 decoded at all dates and the unwanted errors thrown away, whole matrices of attention scores and of similarities, boolean
-indexing, the mask of the contrastive loss in a loop.
+indexing.
 Dimensions: B tiles, M modalities, P patches, T dates, D embedding, H heads, N = B M P tokens.
 """
 import torch
@@ -101,25 +101,18 @@ def attention_block(block, x, context, buckets):
 
 
 def contrastive(tokens, present, temperature=0.1):
-    """Equation 3 with one matrix of similarities, negative, excluded and positive pairs marked tile by tile."""
+    """Equation 3 with one matrix of similarities, in which excluded and positive pairs are marked."""
     batch, modalities, patches, _ = tokens.shape
     f = F.normalize(tokens.flatten(0, 2), dim=-1)
     is_token = present[:, :, None].expand(-1, -1, patches).flatten()
-    is_excluded = (~is_token).expand(len(f), -1).clone()
-    is_positive = torch.zeros_like(is_excluded)
-    for b in range(batch):
-        for m in range(modalities):
-            a = (b * modalities + m) * patches
-            is_excluded[a:a + patches, a:a + patches] = True
-            for n in range(modalities):
-                if n != m and present[b, m] and present[b, n]:
-                    c = (b * modalities + n) * patches
-                    is_positive[a:a + patches, c:c + patches].fill_diagonal_(True)
+    number = torch.arange(len(f), device=f.device)
+    group, patch = number // patches, number // (modalities * patches) * patches + number % patches    # T(m, p); B x P
+    is_excluded = (group[:, None] == group) | ~is_token
+    is_positive = (patch[:, None] == patch) & (group[:, None] != group) & is_token & is_token[:, None]
     similarity = f @ f.t() / temperature
-    is_anchor = is_positive.any(1)
-    numerator = similarity.masked_fill(~is_positive, -torch.inf)[is_anchor].logsumexp(-1)
-    denominator = similarity.masked_fill(is_excluded, -torch.inf)[is_anchor].logsumexp(-1)
-    return (denominator - numerator).sum() / is_anchor.sum().clamp(min=1)
+    numerator = similarity.masked_fill(~is_positive, -torch.inf).logsumexp(-1)
+    denominator = similarity.masked_fill(is_excluded, -torch.inf).logsumexp(-1)
+    return (denominator - numerator)[is_positive.any(1)].mean()
 
 
 def reconstruct(model, f, is_masked, batch, context):

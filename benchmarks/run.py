@@ -135,7 +135,7 @@ def part_of_step(part, is_plain, model, batch, masks, shape, grid):
         return lambda: plain.pretrain_loss(model, batch, masks)[0]
     if part == "contrastive":
         present = torch.ones(shape[:2], dtype=torch.bool, device=device)
-        return lambda: contrastive_loss(tokens, present, dense=is_plain, compiled=model.is_compiled)
+        return lambda: plain.contrastive(tokens, present) if is_plain else contrastive_loss(tokens, present, compiled=model.is_compiled)
     if part == "encoder":
         return lambda: (plain if is_plain else OmniSat).encode(model, batch)[0].square().mean()
     if part == "combiner":
@@ -317,21 +317,21 @@ def rows_of(args, device):
     for dataset in args.datasets:
         tiles = args.tiles or (GPU_TILES if device.type == "cuda" else DATASETS[dataset][2])
         for part in args.parts:
+            forms = ["plain", "ours"]
+            if part in ("step", "contrastive") and device.type == "cpu" and dataset == "treesatai-ts":
+                forms = ["plain", "plain, memory kept", "ours", "ours, memory given back"]
             if part == "encoder":
                 for key in default_modalities(dataset):
-                    for form in ("plain", "ours"):
+                    for form in forms:
                         add(dataset, part, form, tiles, keys=[key])
             elif part == "contrastive":
                 pool = args.tiles or (GPU_TILES if device.type == "cuda" or dataset == "treesatai-ts" else DATASETS[dataset][2] * 4)
-                add(dataset, part, "plain", pool)
-                add(dataset, part, "ours", pool)
+                for form in forms:
+                    add(dataset, part, form, pool)
                 if dataset == "treesatai-ts" and args.tiles is None:
                     for tokens in MORE_TOKENS:
                         add(dataset, part, "ours", tokens // 108, repeats=1)
             elif part != "reader":
-                forms = ["plain", "ours"]
-                if part == "step" and device.type == "cpu" and dataset == "treesatai-ts":
-                    forms = ["plain", "plain, memory kept", "ours", "ours, memory given back"]
                 for form in forms:
                     add(dataset, part, form, tiles)
                 if part == "step" and dataset == "pastis-hd" and args.tiles is None:
