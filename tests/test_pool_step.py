@@ -3,8 +3,9 @@ import copy
 
 import pytest
 import torch
-from test_step import S1, S2, VHR, make_batch, model  # noqa: F401: the fixture
+from test_step import S1, S2, VHR, compiler, make_batch, model  # noqa: F401: fixtures
 
+import benchmarks.run
 from models.omnisat import OmniSat
 from utils.pool_step import PoolStep, pad_dates
 
@@ -72,8 +73,8 @@ def test_the_fixed_size_is_hardly_more_than_the_mean(tiles):
 class Graph:
     """In place of a CUDA graph, where there is no GPU: nothing is done until it is replayed."""
 
-    def __init__(self, function, memory):
-        self.function, self.values = function, torch.empty(3)
+    def __init__(self, function, memory, shape=(3,)):
+        self.function, self.values = function, torch.empty(shape)
 
     def replay(self):
         self.values.copy_(self.function())
@@ -104,3 +105,23 @@ def test_a_recording_does_what_the_step_does(model, device, monkeypatch):
         assert (gradients[0] - gradients[1]).norm() <= 1e-4 * gradients[1].norm() and (number == 0 or gradients[1].norm() > 0)
         torch.testing.assert_close(dict(model.named_buffers()), dict(other.named_buffers()), rtol=1e-4, atol=1e-5)
     assert [recording is not None for recording in steps[0].recordings.values()] == [True]
+
+
+@pytest.mark.parametrize("part", ["encoder", "combiner", "contrastive", "decoders", "step"])
+def test_recorded_rows_of_the_benchmark(part, compiler, monkeypatch):
+    """What `python -m benchmarks.run --record` does on a GPU, but for the compiler's kernels and the graph itself."""
+    compiler("eager")
+    graphs = []
+
+    def capture(function, memory=None):
+        graphs.append(Graph(function, memory, (3,) if part == "step" else ()))
+        return graphs[-1], graphs[-1].values
+    for where in ("benchmarks.run", "utils.pool_step"):
+        monkeypatch.setattr(f"{where}.capture", capture)
+    monkeypatch.setattr(benchmarks.run, "DIM", 32)
+    monkeypatch.setitem(benchmarks.run.DATASETS, "treesatai-ts", (3, 10, 2))
+    args = benchmarks.run.command_line().parse_args(["--forms", "ours", "--datasets", "treesatai-ts", "--parts", part, "--repeats", "2",
+                                                     "--precision", "bfloat16", "--tiles", "2", "--compile", "--record"])
+    row = benchmarks.run.rows_of(args, torch.device("cpu"))[0]
+    figures = benchmarks.run.measure(row)
+    assert len(graphs) == 1 and graphs[0].values.isfinite().all() and figures["seconds"] > 0 and figures["gflop"] > 0
