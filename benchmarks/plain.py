@@ -112,7 +112,8 @@ def contrastive(tokens, present, temperature=0.1):
     similarity = f @ f.t() / temperature
     numerator = similarity.masked_fill(~is_positive, -torch.inf).logsumexp(-1)
     denominator = similarity.masked_fill(is_excluded, -torch.inf).logsumexp(-1)
-    return (denominator - numerator)[is_positive.any(1)].mean()
+    is_anchor = is_positive.any(1)
+    return (denominator - numerator)[is_anchor].sum() / is_anchor.sum().clamp(min=1)
 
 
 def reconstruct(model, f, is_masked, batch, context):

@@ -35,7 +35,7 @@ def contrastive_loss(tokens, present, temperature=0.1, naive=False, dense=False,
 
         is_token = present[:, :, None].expand(-1, -1, patches).flatten()
         group = 1 if naive else patches                                       # T(m, p): so many tokens in a row
-        if dense or temperature < 0.025:                                      # exp(2 / temperature) would be too much for float32
+        if dense or temperature < 0.025:                                      # sums of exp(1 / temperature) must be finite
             log_denominator = dense_denominator(f.flatten(0, 2), is_token, group, temperature)
         else:
             log_denominator = Denominator.apply(f.flatten(0, 2), is_token, group, temperature, product_type, compiled)

@@ -194,6 +194,24 @@ def test_contrastive_survives_float32_and_a_low_temperature():
     assert loss.isfinite() and loss.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("spread, bound", [(1e-3, 2e-4), (1, 5e-6)])
+def test_contrastive_in_blocks_down_to_its_lowest_temperature(spread, bound, monkeypatch):
+    """In float32, tokens that are nearly equal or opposed: exp(1 / 0.025) is 2e17."""
+    monkeypatch.setattr(contrastive, "BLOCK", 10)
+    monkeypatch.setattr(contrastive, "dense_denominator", None)     # blocks it is
+    direction, sign = torch.randn(16), torch.tensor([1., -1.]).repeat(2)
+    tokens = (direction * sign[:, None, None, None] + spread * torch.randn(4, 3, 7, 16)).requires_grad_()
+    present, found = torch.ones(4, 3, dtype=torch.bool), []
+    for values in (tokens, tokens.double()):
+        loss = contrastive_loss(values, present, temperature=0.025)
+        found.append((loss.item(), torch.autograd.grad(loss, tokens)[0]))
+    monkeypatch.undo()
+    loss = contrastive_loss(tokens.double(), present, temperature=0.025, dense=True)
+    gradient = torch.autograd.grad(loss, tokens)[0]
+    for value, ours in found:
+        assert value == pytest.approx(loss.item(), rel=1e-5, abs=1e-5) and (ours - gradient).norm() <= bound * gradient.norm()
+
+
 def test_token_error_divides_by_the_dimension():
     """Equation 5: 1 / dim(Omega) ||D(f) - x||^2; of a series, the dates that count only."""
     image, target = torch.randn(2, 3, 2, 4, 4, dtype=torch.float64, requires_grad=True).unbind()

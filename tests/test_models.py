@@ -333,6 +333,44 @@ def test_image_sizes_and_reach(patch):
     assert (away > 0).all()
 
 
+@pytest.mark.parametrize("images, channels, filters, side", [(5, 3, 2, 12), (1, 2, 4, 8), (4, 2, 2, 16), (0, 2, 2, 4)])
+def test_winograds_filters_are_convolution(images, channels, filters, side, monkeypatch):
+    """Values and gradients, two images at a time, a last one alone; weights that train and that do not."""
+    monkeypatch.setattr(winograd, "AT_ONCE", 2 * 36 * channels * (side // 4) ** 2)
+    assert len(winograd.parts(double(images, channels, side, side))) == (images + 1) // 2
+    x, weight, bias = (double(*shape).requires_grad_() for shape in ((images, channels, side, side), (filters, channels, 3, 3), (filters,)))
+    ours, wanted = winograd.convolution(x, weight, bias), nn.functional.conv2d(x, weight, bias, padding=1)
+    torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-10)
+    for gradient in (double(*wanted.shape), double(filters, 1, 1).expand(wanted.shape)):
+        with torch.autocast("cpu", torch.bfloat16):                 # of whoever calls backward
+            gradients = [torch.autograd.grad(y, (x, weight, bias), gradient, retain_graph=True) for y in (ours, wanted)]
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+    frozen, = torch.autograd.grad(winograd.convolution(x, weight.detach(), bias.detach()), x, gradient)
+    torch.testing.assert_close(frozen, gradients[1][0], rtol=1e-9, atol=1e-10)
+
+
+def test_winograds_filters_in_float32():
+    """The errors that models/winograd.py states, of the result and the gradients, against float64."""
+    inputs, found = [torch.randn(60, 256, 12, 12), torch.randn(256, 256, 3, 3) / 48, torch.randn(256)], []
+    gradient = torch.randn(60, 256, 12, 12)
+    for kind, convolve in ((torch.float32, winograd.convolution),
+                           (torch.float64, lambda *inputs: nn.functional.conv2d(*inputs, padding=1))):
+        leaves = [value.to(kind).requires_grad_() for value in inputs]
+        y = convolve(*leaves)
+        found.append([y.detach(), *torch.autograd.grad(y, leaves, gradient.to(kind))])
+    assert all((ours - wanted).norm() < 2e-6 * wanted.norm() for ours, wanted in zip(*found))
+
+
+@pytest.mark.parametrize("channels, sides, more, wanted", [
+    (256, (12, 12), {}, True), (256, (8, 8), {}, True), (256, (10, 10), {}, False), (256, (4, 4), {}, False), (256, (12, 8), {}, False),
+    (128, (12, 12), {}, False), (256, (12, 12), {"device": "meta"}, False), (256, (12, 12), {"dtype": torch.bfloat16}, False)])
+def test_where_winograds_filters_are_used(channels, sides, more, wanted):
+    x, weight = torch.empty(2, channels, *sides, **more), torch.empty(256, channels, 3, 3)
+    assert winograd.is_faster(x, weight) == wanted
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not winograd.is_faster(x, weight)
+
+
 # OmniSat
 
 @pytest.mark.parametrize("sensors", MIXTURES, ids=lambda sensors: "+".join(s.key for s in sensors))

@@ -66,7 +66,7 @@ def meeting_point(rank, world):
 def reuse_memory():
     """Have the C library keep freed memory for the next step.
 
-    By default it gives large blocks back to the system, and to get them again page by page takes up to a third of a step on a
+    By default it gives large blocks back to the system, and to get them again page by page takes up to a quarter of a step on a
     CPU (benchmarks/README.md); this way the heap settles within some steps. The settings are M_MMAP_MAX and M_TRIM_THRESHOLD
     of mallopt(3); other libraries have none.
     """
