@@ -358,7 +358,7 @@ def test_winograds_filters_in_float32():
         leaves = [value.to(kind).requires_grad_() for value in inputs]
         y = convolve(*leaves)
         found.append([y.detach(), *torch.autograd.grad(y, leaves, gradient.to(kind))])
-    assert all((ours - wanted).norm() < 2e-6 * wanted.norm() for ours, wanted in zip(*found))
+    assert all((ours - wanted).norm() < 2.5e-6 * wanted.norm() for ours, wanted in zip(*found))
 
 
 @pytest.mark.parametrize("channels, sides, more, wanted", [
