@@ -79,9 +79,11 @@ class Convolution(nn.Conv2d):
         super().__init__(dim, dim, 3, padding=1)
 
     def forward(self, x):
-        if not is_compiling():
-            return winograd.convolution(x, self.weight, self.bias) if winograd.is_faster(x, self.weight) else super().forward(x)
-        return F.conv2d(x, self.weight, stride=self.stride, padding=self.padding) + self.bias.to(x.dtype)[:, None, None]
+        if is_compiling():
+            return F.conv2d(x, self.weight, stride=self.stride, padding=self.padding) + self.bias.to(x.dtype)[:, None, None]
+        if winograd.is_faster(x, self.weight):
+            return winograd.convolution(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class TransposedConvolution(nn.ConvTranspose2d):
@@ -91,9 +93,9 @@ class TransposedConvolution(nn.ConvTranspose2d):
         super().__init__(dim, dim, 3, padding=1)
 
     def forward(self, x):
-        if is_compiling() or not winograd.is_faster(x, self.weight):
-            return super().forward(x)
-        return winograd.convolution(x, self.weight.flip(2, 3).transpose(0, 1), self.bias)
+        if not is_compiling() and winograd.is_faster(x, self.weight):
+            return winograd.convolution(x, winograd.turned(self.weight), self.bias)
+        return super().forward(x)
 
 
 class Stem(nn.Conv2d):

@@ -20,6 +20,11 @@ def is_faster(x, weight):
             and min(weight.shape[:2]) >= 256 and x.shape[-1] == x.shape[-2] >= 8 and x.shape[-1] % 4 == 0)
 
 
+def turned(weight):
+    """Weights (D, C, 3, 3) whose convolution is the transpose of that of weights (C, D, 3, 3)."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
 def convolution(x, weight, bias):
     """F.conv2d(x, weight, bias, padding=1). x (N, C, w, w), weight (D, C, 3, 3), bias (D,). Returns (N, D, w, w), channels last."""
     return Filters.apply(x, weight, bias)
@@ -40,7 +45,7 @@ class Filters(torch.autograd.Function):
         by_x = by_weight = None
         with torch.autocast("cpu", enabled=False):                                # of whoever calls backward
             if ctx.needs_input_grad[0]:
-                by_x = filtered(gradient, weight.flip(2, 3).transpose(0, 1), weight.new_zeros(weight.shape[1]))
+                by_x = filtered(gradient, turned(weight), weight.new_zeros(weight.shape[1]))
             if ctx.needs_input_grad[1]:
                 by_weight = weight_gradient(x, gradient)
         return by_x, by_weight, gradient.sum((0, 2, 3))

@@ -73,23 +73,36 @@ def test_the_fixed_size_is_hardly_more_than_the_mean(tiles):
 class Graph:
     """In place of a CUDA graph, where there is no GPU: nothing is done until it is replayed."""
 
-    def __init__(self, function, memory, shape=(3,)):
-        self.function, self.values = function, torch.full(shape, torch.nan)
+    def __init__(self, function):
+        self.function, self.values = function, torch.tensor(torch.nan)
 
     def replay(self):
-        self.values.copy_(self.function())
+        self.values.set_(self.function())
 
     def pool(self):
         return "memory"
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    """From here on what is captured is a Graph; a list of them."""
+    graphs = []
+
+    def capture(function, memory=None):
+        graphs.append(Graph(function))
+        return graphs[-1], graphs[-1].values
+    for where in ("benchmarks.run", "utils.pool_step"):
+        monkeypatch.setattr(f"{where}.capture", capture)
+    return graphs
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_recording_does_what_the_step_does(model, device, monkeypatch):
+def test_a_recording_does_what_the_step_does(model, device, request):
     """Pools of one shape (as written, recorded, replayed) and one of another, with other tiles, dates and masks each."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("CUDA graphs need a GPU")
     if device == "cpu":                                             # all but the graph itself
-        monkeypatch.setattr("utils.pool_step.capture", lambda *what: (graph := Graph(*what), graph.values))
+        request.getfixturevalue("graphs")
     device = torch.device(device)
     other = copy.deepcopy(model.to(device))
     steps = [PoolStep(m, torch.autocast(device.type, enabled=False), device, *how) for m, how in ((model, (5, True)), (other, ()))]
@@ -108,16 +121,9 @@ def test_a_recording_does_what_the_step_does(model, device, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["encoder", "combiner", "contrastive", "decoders", "step"])
-def test_recorded_rows_of_the_benchmark(part, compiler, monkeypatch):
+def test_recorded_rows_of_the_benchmark(part, compiler, graphs, monkeypatch):
     """What `python -m benchmarks.run --record` does on a GPU, but for the compiler's kernels and the graph itself."""
     compiler("eager")
-    graphs = []
-
-    def capture(function, memory=None):
-        graphs.append(Graph(function, memory, (3,) if part == "step" else ()))
-        return graphs[-1], graphs[-1].values
-    for where in ("benchmarks.run", "utils.pool_step"):
-        monkeypatch.setattr(f"{where}.capture", capture)
     monkeypatch.setattr(benchmarks.run, "reuse_memory", lambda: None)
     monkeypatch.setattr(benchmarks.run, "DIM", 32)
     monkeypatch.setitem(benchmarks.run.DATASETS, "treesatai-ts", (3, 10, 2))
