@@ -1,0 +1,372 @@
+"""What pretraining, head and rate are worth after fine-tuning: the measurements behind the defaults (PAPER.md, "Measured here").
+
+    python -m studies.finetuning --work DIR --canada canada_cube.npz      # hours on 2 cores; goes on where it stopped
+    python -m studies.finetuning --work DIR --only head,rate              # some of the parts
+    python -m studies.finetuning --report                                 # the tables for PAPER.md, of the rows that are there
+
+Stated before it was run. Each part asks one question, changes one thing, and pairs runs by seed, which decides weights, the labelled
+tiles and their order. Epochs (20 steps) are chosen on validation tiles as finetune.py does, test tiles are scored once, at the end.
+A change is taken if the mean paired difference of the weighted F1 over data, labels and starts is above 0 with its 95 % interval (t
+over seeds), and its mean average precision does not fall. Models have D = 64 and a combiner of depth 2; 16 tiles a step of forest, 32
+of crops (studies/data.py). Small models on simulated tiles and on pixels: no number here says anything about the paper's.
+
+Rows go to results/study/finetuning.csv and results/study/features.csv as they come.
+"""
+import argparse
+import copy
+import csv
+import fcntl
+import functools
+import itertools
+import math
+import multiprocessing
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from models.image import ImageEncoder, images, rows as pixels
+from models.omnisat import OmniSat
+from studies.data import crops, forest, rows_of
+from utils.log import provenance
+from utils.metrics import count, f1_scores, mean_average_precision
+
+OUT = Path(__file__).parent.parent / "results" / "study"
+DIM, DEPTH, EPOCH = 64, 2, 20
+BATCH = {"forest": 16, "crops": 32}
+PRETRAIN_STEPS, STEPS = 1500, 400
+SEEDS = range(5)
+
+
+# ---- what is varied -------------------------------------------------------------------------------------------------
+
+def head(name, classes, labels):
+    """The head (B, D) -> (B, K): [odds_][layer|batch]. odds: the bias begins at the log-odds of the training labels."""
+    norms = {"linear": [], "layer": [nn.LayerNorm(DIM, elementwise_affine=False)], "batch": [nn.BatchNorm1d(DIM, affine=False)]}
+    linear = nn.Linear(DIM, classes)
+    if name.startswith("odds_"):
+        linear.bias.data = torch.logit(labels.mean(0).clamp(1e-3, 1 - 1e-3))
+    return nn.Sequential(*norms[name.removeprefix("odds_")], linear)
+
+
+class LinearToken(ImageEncoder):
+    """A linear layer behind the last pool."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.last = nn.Linear(sizes[-1], sizes[-1])
+
+    def forward(self, x):
+        token, indices = super().forward(x)
+        return self.last(token), indices
+
+
+class NormedToken(ImageEncoder):
+    """A layer norm behind the last pool, as the series' encoder ends in."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.last = nn.LayerNorm(sizes[-1])
+
+    def forward(self, x):
+        token, indices = super().forward(x)
+        return self.last(token), indices
+
+
+class LinearNormedToken(LinearToken):
+    """A linear layer and a layer norm."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.last = nn.Sequential(nn.Linear(sizes[-1], sizes[-1]), nn.LayerNorm(sizes[-1]))
+
+
+class RawToken(ImageEncoder):
+    """The last max-pool without its GELU."""
+
+    def forward(self, x):
+        from models.image import GeluPool
+        x, indices = self.stem(x), []
+        for block in self.blocks:
+            x, index = GeluPool.apply(x, None, 2)
+            indices.append(index)
+            x = block(x)
+        index = F.max_pool2d(x, self.sizes[-1], return_indices=True)[1].short()
+        return images(pixels(x).gather(1, pixels(index).long()), 1).flatten(1), [*indices, index]
+
+
+IMAGES = {"linear": LinearToken, "norm": NormedToken, "linear_norm": LinearNormedToken, "raw": RawToken}
+
+
+class TileDates(OmniSat):
+    """Equation 5 looks at one set of dates a tile, by the attention averaged over its patches."""
+
+    def tokens_of(self, key, *rest):
+        tokens, context = super().tokens_of(key, *rest)
+        if self.sensors[key].kind == "series":
+            context = [context[0].mean(1, keepdim=True).expand_as(context[0])]
+        return tokens, context
+
+
+def build(variant, sensors, statistics, classes=0):
+    """A model: "as_now", "image_<of IMAGES>", "ltae_start" (queries and keys from N(0, 2 / d_k)), "tile_dates"."""
+    model = (TileDates if variant == "tile_dates" else OmniSat)(sensors, DIM, DEPTH, num_classes=classes)
+    model.standardize.set(statistics)
+    for key, sensor in model.sensors.items():
+        if sensor.kind == "image" and variant.startswith("image_"):
+            model.encoders[key] = IMAGES[variant.removeprefix("image_")](len(sensor.bands), sensor.patch, DIM)
+        if sensor.kind == "series" and variant == "ltae_start":
+            for weight in (model.encoders[key].query, model.encoders[key].key.weight):
+                nn.init.normal_(weight, 0, math.sqrt(2 / model.encoders[key].query.shape[1]))
+    return model
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+def steps_of(rows, batch, steps, seed):
+    """The rows of each step, an order a pass."""
+    generator = torch.Generator().manual_seed(seed)
+    passes = (rows[torch.randperm(len(rows), generator=generator)].split(batch) for _ in itertools.count())
+    return itertools.islice(itertools.chain.from_iterable(passes), steps)
+
+
+def pretrain(tiles, variant, seed, batch, sensors):
+    """A pretrained model's weights."""
+    torch.manual_seed(seed)
+    model, train = build(variant, sensors, tiles.statistics()), tiles.splits["train"]
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    for step, rows in enumerate(steps_of(torch.arange(len(train["label"])), batch, PRETRAIN_STEPS, seed)):
+        part = rows_of(train, rows)
+        loss, terms = model.pretrain_loss(part, model.draw_masks(part, generator))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
+@torch.no_grad()
+def predict(model, split, size=128):
+    """Logits (N, K) of a whole split."""
+    model.eval()
+    return torch.cat([model(rows_of(split, slice(at, at + size))) for at in range(0, len(split["label"]), size)])
+
+
+def finetune(tiles, model, rows, batch, rate, steps, seed):
+    """Train on the rows. Returns the test logits of the epoch kept, and its step."""
+    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
+    train, val = tiles.splits["train"], tiles.splits["val"]
+    frequency = train["label"][rows].mean(0).clamp(1e-6, 1 - 1e-6).expand_as(val["label"])
+    constant, best, is_trained = F.binary_cross_entropy(frequency, val["label"]).item(), None, False
+    for step, some in enumerate(steps_of(rows, batch, steps, seed), 1):
+        part = rows_of(train, some)
+        loss = F.binary_cross_entropy_with_logits(model.train()(part), part["label"])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % EPOCH == 0:
+            logits = predict(model, val)
+            loss = F.binary_cross_entropy_with_logits(logits, val["label"]).item()
+            scheduler.step(loss)
+            is_trained |= loss < constant
+            score = [is_trained, f1_scores(count(logits.numpy(), val["label"].numpy()))["f1_macro"], -loss]
+            if best is None or score > best[0]:
+                best = score, step, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best[2])
+    return predict(model, tiles.splits["test"]), best[1]
+
+
+@torch.no_grad()
+def features(model, split, size=128):
+    """{"tokens <key>", "f*"}: (N, D), means over the patches, of a model in evaluation mode."""
+    found = {f"tokens {key}": [] for key in model.sensors} | {"f*": []}
+    model.eval()
+    for at in range(0, len(split["label"]), size):
+        batch = rows_of(split, slice(at, at + size))
+        tokens, present, _ = model.encode(batch)
+        for m, key in enumerate(model.sensors):
+            found[f"tokens {key}"].append(tokens[:, m].mean(1))
+        found["f*"].append(model.combine(tokens, ~present[:, :, None].expand(tokens.shape[:3]), model.grid(batch)).mean(1))
+    found = {name: torch.cat(parts) for name, parts in found.items()}
+    return found | {"tokens all": torch.cat([value for name, value in found.items() if name != "f*"], 1)}
+
+
+def probe(x, y, test, rows):
+    """Logits (N, K) of logistic regressions, one a class, on standardised frozen features."""
+    mean, std = x[rows].mean(0), x[rows].std(0).clamp(min=1e-6)
+    x, test, logits = ((x[rows] - mean) / std).numpy(), ((test - mean) / std).numpy(), []
+    for label in y[rows].numpy().T > 0:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logits.append(LogisticRegression(C=0.1, max_iter=300).fit(x, label).decision_function(test) if 0 < label.sum() < len(label)
+                          else np.full(len(test), -9.0))
+    return np.stack(logits, 1)
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------------
+
+class Run(NamedTuple):
+    """A row's key. part: the question; start: scratch or pretrained; variant: of build; head, rate: of fine-tuning."""
+    part: str
+    data: str
+    modality: str
+    percent: int
+    start: str
+    variant: str
+    head: str
+    rate: float
+    seed: int
+
+
+HEADS = ("linear", "odds_linear", "layer", "batch", "odds_batch")
+SCORES = ("f1_weighted", "f1_macro", "map", "kept", "steps", "seconds", "commit")
+
+
+def plan():
+    """All runs, in the order in which they are run."""
+    runs = []
+
+    def add(part, data, modalities, starts, variants=("as_now",), heads=("odds_batch",), rates=(1e-3,), percents=(10, 100)):
+        runs.extend(Run(part, *values) for values in itertools.product(data, modalities, percents, starts, variants, heads, rates, SEEDS))
+    both, starts = ("forest", "crops"), ("scratch", "pretrained")
+    add("head", both, ("s2",), starts, heads=HEADS)                            # 1. which head
+    add("head", both, ("all",), starts, heads=("linear", "batch", "odds_batch"))
+    add("rate", both, ("s2",), starts, heads=("linear", "batch"), rates=(1e-4, 3e-3))    # and at which rate
+    add("image", ("forest",), ("vhr", "all"), ("pretrained",), variants=("as_now", *(f"image_{name}" for name in IMAGES)))
+    add("ltae", both, ("s2",), starts, variants=("as_now", "ltae_start"))
+    add("filter", both, ("s2", "all"), ("pretrained",), variants=("as_now", "tile_dates"))
+    return list(dict.fromkeys(runs))
+
+
+def pretraining_of(run):
+    """What a run starts from: (data, variant, seed)."""
+    return run.data, run.variant, run.seed
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+def append(path, row):
+    """Add a row (a dict) to a table; several processes may do so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def read(path):
+    """Rows of a table, a list of dicts of text."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+_tiles = {}
+
+
+@functools.cache
+def commit():
+    return provenance("", [], torch.device("cpu"))["commit"][:7]
+
+
+def tiles_of(data, work, canada):
+    if data not in _tiles:
+        _tiles[data] = forest(work) if data == "forest" else crops(canada)
+    return _tiles[data]
+
+
+def prepare(job):
+    """Pretrain, unless it is done; score the frozen features of it and of its first, random weights."""
+    (data, variant, seed), work, canada = job
+    torch.set_num_threads(1)
+    target, tiles = Path(work) / f"{data}-{variant}-{seed}.pt", tiles_of(data, work, canada)
+    if target.exists():
+        return
+    began = time.time()
+    weights = pretrain(tiles, variant, seed, BATCH[data], tiles.sensors)
+    torch.manual_seed(seed)
+    model, y = build(variant, tiles.sensors, tiles.statistics()), tiles.splits["train"]["label"]
+    for start, state in (("random", model.state_dict()), ("pretrained", weights)):
+        model.load_state_dict(state)
+        train, test = features(model, tiles.splits["train"]), features(model, tiles.splits["test"])
+        for name, x in train.items():
+            spectrum = torch.linalg.svdvals(x - x.mean(0)).square()
+            share = spectrum / spectrum.sum()
+            about = {"constant_share": (x.mean(0).square().sum() / x.square().sum(1).mean()).item(),
+                     "rank": (-share * share.clamp(min=1e-20).log()).sum().exp().item(),
+                     "constant_dims": int((x.std(0) < 0.01 * x.std(0).max()).sum())}
+            for percent in (10, 100):
+                logits = probe(x, y, test[name], tiles.labelled(percent, seed))
+                labels = tiles.splits["test"]["label"].numpy()
+                append(OUT / "features.csv", {
+                    "data": data, "variant": variant, "seed": seed, "start": start, "features": name, "percent": percent,
+                    "f1_weighted": f"{f1_scores(count(logits, labels))['f1_weighted']:.3f}",
+                    "map": f"{mean_average_precision(logits, labels):.3f}",
+                    **{what: f"{value:.4g}" for what, value in about.items()}, "steps": PRETRAIN_STEPS,
+                    "seconds": f"{time.time() - began:.0f}", "commit": commit()})
+    torch.save(weights, target)
+
+
+def perform(job):
+    """One run, its row added."""
+    run, work, canada = job
+    torch.set_num_threads(1)
+    began, tiles = time.time(), tiles_of(run.data, work, canada)
+    sensors = [sensor for sensor in tiles.sensors if run.modality in ("all", sensor.key)]
+    rows, labels = tiles.labelled(run.percent, run.seed), tiles.splits["train"]["label"]
+    torch.manual_seed(run.seed)
+    model = build(run.variant, sensors, tiles.statistics(), classes=labels.shape[1])
+    model.head = head(run.head, labels.shape[1], labels[rows])
+    if run.start == "pretrained":
+        weights = torch.load(Path(work) / f"{run.data}-{run.variant}-{run.seed}.pt", weights_only=True)
+        missing, _ = model.load_state_dict(weights, strict=False)
+        if any(not name.startswith("head") for name in missing):
+            raise RuntimeError(f"{run}: the pretraining lacks {missing}")
+    logits, kept = finetune(tiles, model, rows, BATCH[run.data], run.rate, STEPS, run.seed)
+    labels = tiles.splits["test"]["label"].numpy()
+    scores = f1_scores(count(logits.numpy(), labels)) | {"map": mean_average_precision(logits.numpy(), labels)}
+    append(OUT / "finetuning.csv", run._asdict() | {name: f"{scores[name]:.3f}" for name in ("f1_weighted", "f1_macro", "map")} | {
+        "kept": kept, "steps": STEPS, "seconds": f"{time.time() - began:.1f}", "commit": commit()})
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+def interval(values):
+    """Mean and half of its 95 % interval, t over the values."""
+    values = np.asarray(values)
+    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}.get(len(values), 2.0)
+    return values.mean(), t * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default="data/study", help="folder for the simulated tiles and the pretrainings")
+    parser.add_argument("--canada", metavar="FILE", help="canada_cube.npz; without it only the simulated tiles are learned from")
+    parser.add_argument("--only", default="", metavar="PARTS", help="such as head,rate; default: all parts")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    args = parser.parse_args(argv)
+    wanted = [run for run in plan() if (not args.only or run.part in args.only.split(",")) and (args.canada or run.data != "crops")]
+    done = {tuple(row[name] for name in Run._fields) for row in read(OUT / "finetuning.csv")}
+    wanted = [run for run in wanted if tuple(map(str, run)) not in done]
+    forest(args.work)                                                         # written once, before the processes begin
+    starts = dict.fromkeys(pretraining_of(run) for run in wanted if run.start == "pretrained")
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        for number, _ in enumerate(pool.imap_unordered(prepare, [(start, args.work, args.canada) for start in starts]), 1):
+            print(f"pretraining {number}/{len(starts)}", file=sys.stderr, flush=True)
+        for number, _ in enumerate(pool.imap_unordered(perform, [(run, args.work, args.canada) for run in wanted]), 1):
+            print(f"run {number}/{len(wanted)}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
