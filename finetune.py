@@ -5,9 +5,10 @@
     python finetune.py --dataset treesatai --data-root DIR --model resnet50 --init imagenet --modalities vhr
     torchrun --nproc_per_node=3 finetune.py ...
 
-All weights are trained; lightgbm and mosaiks are fitted in one pass. The checkpoint with the best validation F1 (macro; of equal
-ones the one of lower loss) is kept in finetuned.pt and, with --csv, scored on the test split at the end. Stopped or killed, the
-same command goes on.
+All weights are trained; lightgbm and mosaiks are fitted in one pass. The epoch with the best validation F1 (macro; of equal ones the
+one of lower loss) is kept in finetuned.pt and, with --csv, scored on the test split at the end. Until the validation loss has once
+been below that of predicting each class's frequency, the loss alone decides: F1 is that of untrained probabilities then. Few tiles
+are passed over several times an epoch (--epoch-steps). Stopped or killed, the same command goes on.
 """
 import sys
 from dataclasses import asdict
@@ -22,14 +23,12 @@ from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from evaluate import score, score_test
 from models import MODELS, build_model
-from utils import checkpoint, distributed, options, weights
+from utils import checkpoint, distributed, metrics, options, weights
 from utils.errors import UserError, run
 from utils.log import provenance
 from utils.results import finetuning_folder, read_rows
 from utils.training import Training, open_folder
 
-# not in the paper, which gives a rate for pretrained weights only: the official code's
-SCRATCH_RATE = {"flair": 2e-3}    # 2e-4 for the others
 WORDS = "none", "imagenet", "external"    # that --init takes in place of files
 
 
@@ -87,18 +86,23 @@ def is_papers(pretrained, args):
     return all(saved["is_paper"] and saved["seed"] == args.seed for _, saved in pretrained)
 
 
+def omnisat_rate(dataset, is_pretrained):
+    """The learning rate of OmniSat. Not in the paper, which gives one for pretrained weights only: the official code's from scratch."""
+    return 2e-5 if is_pretrained else 2e-3 if dataset == "flair" else 2e-4
+
+
 def start_omnisat(args):
     """Start of OmniSat, from a checkpoint or from scratch. Errors: UserError for a checkpoint or sizes that do not fit."""
     size = {"embed_dim": 256 if args.embed_dim is None else args.embed_dim, "depth": 6 if args.depth is None else args.depth}
     if args.init == ["none"]:
-        rate = SCRATCH_RATE.get(args.dataset, 2e-4) if args.lr is None else args.lr
+        rate = omnisat_rate(args.dataset, False) if args.lr is None else args.lr
         return Start(size | {"ablation": "none"}, "none", "none", rate, "none", size == {"embed_dim": 256, "depth": 6})
     if len(args.init) > 1 or args.init[0] in WORDS:
         raise UserError(f"--init {' '.join(args.init)}: omnisat starts from one pretrained.pt, or none; it has no published weights")
     pretrained = read_pretrained(args)
     size = sizes_of(pretrained, args, size)
     ablation = pretrained[0][1]["config"]["options"]["ablation"]
-    return Start(size | {"ablation": ablation}, "self", ablation, 2e-5 if args.lr is None else args.lr, hashes(pretrained),
+    return Start(size | {"ablation": ablation}, "self", ablation, omnisat_rate(args.dataset, True) if args.lr is None else args.lr, hashes(pretrained),
                  size == {"embed_dim": 256, "depth": 6} and is_papers(pretrained, args), pretrained)
 
 
@@ -110,7 +114,7 @@ def start_compared(args, arguments, modality):
             f"{', '.join(rates)} of {dataset}" for dataset, rates in method.rates.items()))
     unused = ["embed_dim", "depth", "tiles_at_once"]
     if method.is_fitted:
-        unused += ["lr", "epochs", "min_epochs", "patience", "batch_size", "save_minutes", "precision", "compile"]
+        unused += ["lr", "epochs", "min_epochs", "epoch_steps", "patience", "batch_size", "save_minutes", "precision", "compile"]
     unused += [] if method.has_width(modality) else ["width"]
     options.refuse(args, arguments, unused, f"{args.model} on {modality}")
     width = options.chosen_width(args)
@@ -204,7 +208,7 @@ def command_line():
                                 "stay whole")
     options.add_width(options.add_model_options(arguments, None, None))
     options.add_machine_options(arguments)
-    training = options.add_training_options(arguments, epochs=200)
+    training = options.add_training_options(arguments, epochs=200, epoch_steps=20)
     training.add_argument("--lr", type=float, help="of Adam (default: 2e-5 from a checkpoint, the paper's; from "
                                                    "scratch the official code's, 2e-4, and 2e-3 on flair; its own "
                                                    "for each compared method)")
@@ -219,7 +223,7 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = options.parse(arguments, argv, {name: model.pools for name, model in MODELS.items()})
-    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent", "parts", "tiles_at_once")
+    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent", "parts", "tiles_at_once", "epoch_steps")
     options.check_model(args)
     if args.csv:
         read_rows(args.csv)                                                   # another kind of table is told now, not at the end
@@ -253,7 +257,7 @@ def main(argv=None):
             raise UserError(f"{path}: pretrained with another list of validation tiles than {args.data_root} gives now; was a val "
                             "list added? pretrain again")
     train_pools = (Pools(len(train), args.pool, args.pool * world, None, rank, world) if method.is_fitted else
-                   Pools(len(train), args.pool, args.batch_size, args.seed, rank, world))
+                   Pools(len(train), args.pool, args.batch_size, args.seed, rank, world, args.epoch_steps))
     val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world)
     train_loader, val_loader = (make_loader(data, pools, args.workers)
                                 for data, pools in ((train, train_pools), (val, val_pools)))
@@ -291,9 +295,11 @@ def main(argv=None):
     if rank == 0:
         print(f"{'fitting' if method.is_fitted else 'training'} {args.model} on {len(train)} tiles of {args.dataset}"
               f"{' (demo data)' if train.is_demo else ''}, {', '.join(modalities)}, from {' and '.join(args.init)}; "
-              f"{'' if method.is_fitted else f'lr {start.rate:g}; '}{world} process(es) on {source['device']}", file=sys.stderr)
+              f"{'' if method.is_fitted else f'lr {start.rate:g}, {train_pools.a_pass * train_pools.passes} steps an epoch; '}"
+              f"{world} process(es) on {source['device']}", file=sys.stderr)
 
     # ---- loop
+    constant = metrics.constant_loss(train.labels, val.labels)
     with training:
         while not training.finished:
             with training.begin_epoch(train_pools, "fit" if method.is_fitted else "fine-tune") as progress:
@@ -301,16 +307,19 @@ def main(argv=None):
                     fit(training, train, train_loader, train_pools, progress)
                 else:
                     train_epoch(training, train_loader, train_pools, autocast, progress)
-            losses = {} if method.is_fitted else training.means(len(train))
+            losses = {} if method.is_fitted else training.means(train_pools.tiles)
             scores = score(model, val, val_loader, val_pools, device, lambda _: training.look_up(), tunes=True)
             if not method.is_fitted:
                 losses["lr"] = optimizer.param_groups[0]["lr"]
                 scheduler.step(scores["loss"])
+            is_trained = min([scores["loss"], *(epoch["val_loss"] for epoch in training.history)]) < constant
             training.end_epoch(losses | {"val_loss": scores["loss"], "val_f1_macro": scores["f1_macro"], "val_f1_weighted":
                                          scores["f1_weighted"], "val_map": scores["map"]} | (
                                              {"val_threshold": scores["threshold"]} if method.tunes_threshold else {}),
-                               score=[scores["f1_macro"], -scores["loss"]])   # of equal F1 the lower loss
+                               score=[is_trained, is_trained and scores["f1_macro"], -scores["loss"]])
     distributed.gather(None)                                                  # rank 0 has written finetuned.pt
+    if rank == 0 and not method.is_fitted:
+        print(training.ended(), file=sys.stderr)
     test(target, args, place)
 
 

@@ -77,7 +77,7 @@ def command_line():
     options.add_machine_options(arguments).add_argument(
         "--record", action="store_true", help="of omnisat on a GPU: record the compiled step as a CUDA graph, for GPUs that are faster than "
                                               "Python starts their kernels. Experimental: it has not been run on a GPU yet")
-    training = options.add_training_options(arguments, epochs=250)
+    training = options.add_training_options(arguments, epochs=250, epoch_steps=1)
     training.add_argument("--lr", type=float, help="of Adam (default: 1e-4, or the compared method's)")
     training.add_argument("--patience", type=int, default=40,
                           help="stop after so many epochs without a lower validation loss; not in the paper: the official "
@@ -107,7 +107,7 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = options.parse(arguments, argv, {name: model.pools for name, model in MODELS.items()})
-    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "parts", "tiles_at_once")
+    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "parts", "tiles_at_once", "epoch_steps")
     options.check_model(args)
     modalities = options.chosen_modalities(args.modalities, args.dataset)
     modality, method = options.modality_name(modalities, args.dataset), MODELS[args.model]
@@ -134,7 +134,7 @@ def main(argv=None):
                             max_cloud=args.max_cloud, parts=args.parts, all_bands=method.all_bands)
     train, val = distributed.first_alone(lambda: (dataset("train"), dataset("val")))
     statistics = distributed.first_alone(lambda: training_statistics(train, args.workers))
-    train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world)
+    train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world, args.epoch_steps)
     val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world)
     train_loader, val_loader = (make_loader(data, pools, args.workers)
                                 for data, pools in ((train, train_pools), (val, val_pools)))
@@ -167,7 +167,7 @@ def main(argv=None):
         while not training.finished:
             with training.begin_epoch(train_pools, "pretrain") as progress:
                 train_epoch(training, train_loader, train_pools, pool_step, progress)
-            losses = training.means(len(train)) | validate(training, val_loader, val_pools, autocast)
+            losses = training.means(train_pools.tiles) | validate(training, val_loader, val_pools, autocast)
             rate = optimizer.param_groups[0]["lr"]
             scheduler.step(losses["val_loss"])
             training.end_epoch(losses | {"lr": rate}, score=[-losses["val_loss"]])

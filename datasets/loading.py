@@ -3,6 +3,9 @@
 A step of the optimiser sees `batch` tiles in all, cut into pools of at most `pool` tiles. A pool is one forward pass on
 one process, and the contrastive loss looks for negatives inside it. Pool k of a step goes to process k modulo their
 number: one process with 384 tiles works through the same three pools as three processes with 128 tiles each.
+
+An epoch is one pass over the tiles, or, where these are few steps, as many passes as make `least` steps: all that is counted in
+epochs (validation, scheduler, patience, limits) then means the same with 291 tiles as with 40,000.
 """
 import os
 import signal
@@ -17,14 +20,17 @@ class Pools(Sampler):
     """The pools of one process; a batch sampler.
 
     size: tiles in the dataset. pool, batch: tiles a pool, and a step over all processes. seed: shuffles, a new order
-    each epoch (set .epoch); None keeps the order. rank, world: this process and their number. Set .start to leave out the first
-    steps of an epoch.
+    each pass (set .epoch, which counts from 1); None keeps the order. rank, world: this process and their number. least: steps of
+    an epoch, at least. Set .start to leave out the first steps of an epoch. tiles: of an epoch, all passes.
     """
 
-    def __init__(self, size, pool, batch, seed=None, rank=0, world=1):
+    def __init__(self, size, pool, batch, seed=None, rank=0, world=1, least=1):
         self.size, self.pool, self.batch = size, min(pool, batch), batch
-        self.seed, self.epoch, self.start, self.rank, self.world = seed, 0, 0, rank, world
-        self.a_step = -(-batch // self.pool)                                  # pools; the last step may have fewer
+        self.seed, self.epoch, self.start, self.rank, self.world = seed, 1, 0, rank, world
+        self.a_step = -(-batch // self.pool)                                  # pools; the last step of a pass may have fewer
+        self.a_pass = -(-size // batch)                                       # steps
+        self.passes = -(-least // self.a_pass)
+        self.tiles = self.passes * size
 
     def idle(self):
         """A warning if there are more processes than pools in a step, else None."""
@@ -33,21 +39,35 @@ class Pools(Sampler):
                     f"{self.world} processes have nothing to do; see --pool and --batch-size")
         return None
 
+    def before(self, step):
+        """The tiles in the steps of an epoch before one of them."""
+        passes, steps = divmod(step, self.a_pass)
+        return passes * self.size + steps * self.batch
+
+    def pass_of(self, step):
+        """The number of the pass that a step of this epoch is in, counted from 1 since the start of the run."""
+        return (self.epoch - 1) * self.passes + step // self.a_pass + 1
+
+    def order(self, step):
+        """The tiles in the order of the pass that a step of this epoch is in."""
+        return (np.arange(self.size) if self.seed is None else
+                np.random.default_rng((self.seed, self.pass_of(step))).permutation(self.size))
+
     def steps(self):
         """Yields for each step the tiles in it over all processes, and this process's pools: (number, indices)."""
-        order = np.arange(self.size)
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        for number in range(self.start, -(-self.size // self.batch)):
-            step = order[number * self.batch:(number + 1) * self.batch]
+        for number in range(self.start, self.passes * self.a_pass):
+            at = number % self.a_pass
+            if at == 0 or number == self.start:
+                order = self.order(number)
+            step = order[at * self.batch:(at + 1) * self.batch]
             pools = [step[i:i + self.pool] for i in range(0, len(step), self.pool)]
             yield len(step), [(number * self.a_step + k, pool.tolist()) for k, pool in enumerate(pools) if k % self.world == self.rank]
 
     def __iter__(self):
         for _, pools in self.steps():
-            for _, indices in pools:
-                # the epoch travels with the index, so that workers draw the epoch's dates
-                yield indices if self.seed is None else [(i, self.epoch) for i in indices]
+            for number, indices in pools:
+                # the pass travels with the index, so that workers draw its dates
+                yield indices if self.seed is None else [(i, self.pass_of(number // self.a_step)) for i in indices]
 
     def __len__(self):
         return sum(len(pools) for _, pools in self.steps())

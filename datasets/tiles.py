@@ -146,7 +146,7 @@ class Tiles(torch.utils.data.Dataset):
     snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. all_bands: the sensors' extra bands too.
     findings: a list to add what is wrong with single tiles to, as (tile, modality, text), instead of stopping at the first
     (prepare.py).
-    dataset[i] takes evenly spread dates of a long series, dataset[i, epoch] random ones, the same for the same seed.
+    dataset[i] takes evenly spread dates of a long series, dataset[i, n] random ones, the same for the same seed and n (the pass).
 
     A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
     find(): looks for the files (self.index, if it needs one); returns the path of DEMO.json, which marks generated data,
@@ -373,8 +373,8 @@ class Tiles(torch.utils.data.Dataset):
         return data[chosen], days[chosen]
 
     def __getitem__(self, index):
-        i, epoch = index if isinstance(index, tuple) else (index, None)
-        rng = None if epoch is None else np.random.default_rng((self.seed, epoch, i))
+        i, turn = index if isinstance(index, tuple) else (index, None)
+        rng = None if turn is None else np.random.default_rng((self.seed, turn, i))
         item = {"name": self.names[i], "label": self.labels[i]}
         for key, (data, days) in self.stored(i, self.modalities).items():
             if days is not None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from models.inputs import select, single_date
-from models.ltae import BatchNorm
 from models.mlp import MLP
+from models.norms import BatchNorm
 from models.pse import PSE, PSELTAE
 from models.resnet import RGB, ResNet, load_imagenet
 from models.standardize import Standardization

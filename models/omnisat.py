@@ -46,14 +46,15 @@ def part_of_targets(masks, tiles, patches):
 
 
 def random_mask(present, patches, share, generator=None):
-    """K of equation 4: `share` of each tile's tokens, rounded, uniformly; the tokens of a missing modality besides.
+    """K of equation 4: `share` of each tile's tokens, rounded, but one stays, uniformly; the tokens of a missing modality besides.
 
     present (B, M) bool. Returns (B, M, P) bool, True where the token is masked.
     """
     missing = ~present[:, :, None].expand(-1, -1, patches).flatten(1)         # B x MP
     noise = torch.rand(missing.shape, generator=generator, device=present.device).masked_fill(missing, 2)
     rank = noise.argsort(1).argsort(1)
-    wanted = ((~missing).sum(1, keepdim=True) * share).round()
+    there = (~missing).sum(1, keepdim=True)
+    wanted = torch.minimum((there * share).round(), there - 1)                # of two tokens one: from nothing nothing is learned
     return ((rank < wanted) | missing).view(len(present), -1, patches)
 
 

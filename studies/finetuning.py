@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -237,7 +238,8 @@ def plan():
     def add(part, data, modalities, starts, variants=("as_now",), heads=("odds_batch",), rates=(1e-3,), percents=(10, 100)):
         runs.extend(Run(part, *values) for values in itertools.product(data, modalities, percents, starts, variants, heads, rates, SEEDS))
     both, starts = ("forest", "crops"), ("scratch", "pretrained")
-    add("head", both, ("s2",), starts, heads=HEADS)                            # 1. which head
+    add("head", both, ("s2",), starts, heads=HEADS, percents=(10,))
+    add("head", both, ("s2",), starts, heads=HEADS, percents=(100,))                            # 1. which head
     add("head", both, ("all",), starts, heads=("linear", "batch", "odds_batch"))
     add("rate", both, ("s2",), starts, heads=("linear", "batch"), rates=(1e-4, 3e-3))    # and at which rate
     add("image", ("forest",), ("vhr", "all"), ("pretrained",), variants=("as_now", *(f"image_{name}" for name in IMAGES)))
@@ -343,10 +345,60 @@ def perform(job):
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 def interval(values):
-    """Mean and half of its 95 % interval, t over the values."""
+    """Mean of the seeds' values, and half of its 95 % interval (Student's t)."""
     values = np.asarray(values)
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}.get(len(values), 2.0)
-    return values.mean(), t * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return values.mean(), (student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan)
+
+
+def compare(rows, what, against, setting):
+    """A markdown table: each value of a column against one of them, over all settings that have both, paired by seed.
+
+    rows: dicts. what: the column that is varied. setting: the columns that make a pair together with the seed.
+    """
+    known = {(row[what], *(row[name] for name in setting), row["seed"]): row for row in rows}
+    settings = sorted({key[1:-1] for key in known})
+    seeds = sorted({key[-1] for key in known})
+    lines = [f"| {what} | {' | '.join(' '.join(values) for values in settings)} | F1 minus that of {against}, all | mAP likewise | n |",
+             "|" + "---|" * (len(settings) + 4)]
+    for value in dict.fromkeys(row[what] for row in rows):
+        cells, differences = [], {}
+        for values in settings:
+            have = [seed for seed in seeds if (value, *values, seed) in known]
+            cells.append(" / ".join(f"{np.mean([float(known[(value, *values, seed)][score]) for seed in have]):.1f}"
+                                    for score in ("f1_weighted", "map")) if have else "")
+        for score in ("f1_weighted", "map"):
+            pairs = {seed: [float(known[(value, *values, seed)][score]) - float(known[(against, *values, seed)][score])
+                            for values in settings if {(value, *values, seed), (against, *values, seed)} <= set(known)] for seed in seeds}
+            full = max(map(len, pairs.values()))
+            mean, half = interval([np.mean(pair) for pair in pairs.values() if full and len(pair) == full] or [math.nan])
+            differences[score] = f"{mean:+.1f} ±{half:.1f}"
+        count_of = sum(bool(pair) for pair in pairs.values())
+        lines.append(f"| {value} | {' | '.join(cells)} | {differences['f1_weighted']} | {differences['map']} | {count_of} |")
+    return "\n".join(lines)
+
+
+def report():
+    """The tables, weighted F1 / mean average precision of the test tiles, means over seeds; differences with their 95 % intervals."""
+    rows = read(OUT / "finetuning.csv")
+    of = {part: [row for row in rows if row["part"] == part] for part in dict.fromkeys(row["part"] for row in rows)}
+    where = ("data", "modality", "percent", "start")
+    for modality in ("s2", "all"):
+        if part := [row for row in of.get("head", ()) if row["modality"] == modality]:
+            print(f"\nHead, {modality}\n\n{compare(part, 'head', 'linear', where)}")
+    for name in ("linear", "batch"):
+        part = [row for row in of.get("rate", []) + of.get("head", []) if row["head"] == name and row["modality"] == "s2"]
+        if part:
+            print(f"\nRate, head {name}, s2\n\n{compare(sorted(part, key=lambda row: float(row['rate'])), 'rate', '0.001', where)}")
+    for name in ("image", "ltae", "filter"):
+        if name in of:
+            print(f"\n{name}\n\n{compare(of[name], 'variant', 'as_now', where)}")
+    frozen = read(OUT / "features.csv")
+    for data, part in ((data, [row for row in frozen if row["data"] == data]) for data in ("forest", "crops")):
+        for percent in ("10", "100"):
+            chosen = [row | {"what": f"{row['start']} {row['variant']}"} for row in part if row["percent"] == percent]
+            if chosen:
+                print(f"\nLogistic regression on frozen features, {data}, {percent} % of the labels\n\n"
+                      f"{compare(chosen, 'what', 'pretrained as_now', ('features',))}")
 
 
 def main(argv=None):
@@ -355,7 +407,10 @@ def main(argv=None):
     parser.add_argument("--canada", metavar="FILE", help="canada_cube.npz; without it only the simulated tiles are learned from")
     parser.add_argument("--only", default="", metavar="PARTS", help="such as head,rate; default: all parts")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--report", action="store_true", help="print the tables of the rows that are there, and end")
     args = parser.parse_args(argv)
+    if args.report:
+        return report()
     wanted = [run for run in plan() if (not args.only or run.part in args.only.split(",")) and (args.canada or run.data != "crops")]
     done = {tuple(row[name] for name in Run._fields) for row in read(OUT / "finetuning.csv")}
     wanted = [run for run in wanted if tuple(map(str, run)) not in done]

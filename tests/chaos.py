@@ -30,7 +30,8 @@ MODEL = ["--embed-dim", "32", "--depth", "1"]
 def command(script, processes, data, output, start, epochs):
     """A script's command line. start: the checkpoint that fine-tuning starts from."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    own = ["--init", str(start), "--min-epochs", str(epochs)] if script == "finetune.py" else MODEL
+    # fine-tuning passes over its tiles twice an epoch
+    own = ["--init", str(start), "--min-epochs", str(epochs), "--epoch-steps", "16"] if script == "finetune.py" else MODEL
     return [sys.executable, *launcher, script, *SMALL, *own, "--epochs", str(epochs), "--data-root", str(data), "--output", str(output)]
 
 

@@ -129,7 +129,7 @@ def test_through_the_scripts(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.splits.FOLDER", tmp_path / "splits")
     monkeypatch.setattr("datasets.band_statistics.FOLDER", tmp_path / "stats")
     root = write_treesatai(tmp_path / "data", train=12, test=4, seed=3)
-    common = ["--dataset", "treesatai-ts", "--data-root", str(root), "--workers", "0", "--batch-size", "6", "--epochs", "1"]
+    common = ["--dataset", "treesatai-ts", "--data-root", str(root), "--workers", "0", "--batch-size", "6", "--epochs", "1", "--epoch-steps", "1"]
     pretrain.main([*common, "--embed-dim", "32", "--depth", "1", "--ablation", "no_reconstruction", "--output", str(tmp_path / "p")])
     saved = checkpoint.load(tmp_path / "p" / "pretrained.pt", "pretrained")
     torch.manual_seed(0)

@@ -126,6 +126,35 @@ def test_pools_are_the_same_for_any_number_of_processes():
         assert {number: indices for part in together for number, indices in part.items()} == one
         assert sum(map(len, together)) == len(one)
     assert one == pools(0, 1) and one != pools(0, 1, epoch=2)
+
+
+def test_an_epoch_of_few_steps_passes_over_the_tiles_again():
+    """20 tiles, 9 a step: 3 steps a pass, so 3 passes for 7 steps. Each has an order and dates of its own, and goes on from any step."""
+    pools = Pools(20, 3, 9, seed=1, least=7)
+    pools.epoch = 2
+    steps, sent = list(pools.steps()), list(pools)
+    assert (pools.passes, pools.tiles, len(steps)) == (3, 60, 9) and [tiles for tiles, _ in steps] == [9, 9, 2] * 3
+    passes = [[i for _, step in steps[at:at + 3] for _, indices in step for i in indices] for at in (0, 3, 6)]
+    assert all(sorted(tiles) == list(range(20)) for tiles in passes) and passes[0] != passes[1] != passes[2]
+    turns = [[turn for batch in sent for _, turn in batch][at:at + 20] for at in (0, 20, 40)]
+    assert turns == [[4] * 20, [5] * 20, [6] * 20]                            # epoch 1 had passes 1, 2 and 3
+    numbers = [number for _, step in steps for number, _ in step]
+    assert len(set(numbers)) == len(numbers)                                  # what is random in a pool follows from its number
+    for start in range(9):
+        pools.start = start
+        assert list(pools.steps()) == steps[start:] and pools.before(start) == sum(tiles for tiles, _ in steps[:start])
+    one = Pools(20, 3, 9, seed=1)
+    one.epoch = 5
+    assert [i for _, step in one.steps() for _, indices in step for i in indices] == passes[1]
+    for world in (2, 3):
+        ranks = [Pools(20, 3, 9, seed=1, rank=rank, world=world, least=7) for rank in range(world)]
+        for rank in ranks:
+            rank.epoch = 2
+        assert sorted(pool for rank in ranks for _, step in rank.steps() for pool in step) == sorted(
+            pool for _, step in steps for pool in step)
+
+
+def test_processes_without_work_are_told():
     assert "1 of 3 processes" in Pools(20, 4, 8, 0, 0, 3).idle() and Pools(20, 3, 9, 0, 0, 3).idle() is None
 
 

@@ -286,7 +286,7 @@ def test_findings_are_collected(folder):
 
 # ---- through the scripts --------------------------------------------------------------------------------------------
 
-SMALL = ["--workers", "0", "--epochs", "1", "--pool", "8", "--batch-size", "8"]
+SMALL = ["--workers", "0", "--epochs", "1", "--pool", "8", "--batch-size", "8", "--epoch-steps", "1"]
 
 
 def train_and_check(dataset, root, output, added):

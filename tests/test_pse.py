@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.ltae import LTAE, BatchNorm, series_group_norm
+from models.ltae import LTAE
+from models.norms import BatchNorm, series_group_norm
 from models.pse import PSE, PSELTAE
 from tests.test_models import assert_same, double, naive_encoding
 

@@ -95,7 +95,7 @@ def test_the_scripts_take_the_real_files(real, tmp_path, monkeypatch, capsys):
     pretrain.main([*common, "--epochs", "3", "--output", str(tmp_path / "pretrain")])
     lines = [json.loads(line) for line in (tmp_path / "pretrain" / "log.jsonl").read_text().splitlines()[1:]]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    finetune.main([*common, "--epochs", "2", "--output", str(tmp_path / "finetune"), "--csv", str(tmp_path / "table2.csv"),
+    finetune.main([*common, "--epochs", "2", "--epoch-steps", "1", "--output", str(tmp_path / "finetune"), "--csv", str(tmp_path / "table2.csv"),
                    "--init", str(tmp_path / "pretrain" / "pretrained.pt")])
     capsys.readouterr()
     evaluate.main(["--checkpoint", str(tmp_path / "finetune" / "finetuned.pt"), "--data-root", str(root), "--workers", "0"])

@@ -26,7 +26,8 @@ from utils.errors import BUSY, STOPPED, Stopped, UserError
 from utils.training import Training
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--dataset", "treesatai-ts", "--modalities", "s2,s1", "--workers", "0", "--batch-size", "8", "--pool", "4", "--epochs", "3"]
+SMALL = ["--dataset", "treesatai-ts", "--modalities", "s2,s1", "--workers", "0", "--batch-size", "8", "--pool", "4", "--epochs", "3",
+         "--epoch-steps", "1"]
 MODEL = ["--embed-dim", "32", "--depth", "1"]
 
 

@@ -23,7 +23,7 @@ from utils.options import is_paper
 from utils.results import COLUMNS, KEYS, read_rows
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--workers", "0", "--batch-size", "8", "--pool", "4", "--epochs", "2"]
+SMALL = ["--workers", "0", "--batch-size", "8", "--pool", "4", "--epochs", "2", "--epoch-steps", "1"]
 MODEL = ["--embed-dim", "32", "--depth", "1"]
 
 

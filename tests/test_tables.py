@@ -93,7 +93,7 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
 def elsewhere(tmp_path, monkeypatch):
     """The demo with few tiles and epochs, its results and runs under tmp_path."""
     monkeypatch.setattr(run_tables, "DEMO_DATA", {"treesatai": ["--train", "24", "--test", "10", "--seed", "3"]})
-    monkeypatch.setattr(run_tables, "DEMO_FINETUNE", {percent: ["--epochs", "1"] for percent in ("10", "100")})
+    monkeypatch.setattr(run_tables, "DEMO_FINETUNE", {percent: ["--epochs", "1", "--epoch-steps", "1"] for percent in ("10", "100")})
     monkeypatch.setattr(run_tables, "DEMO_PRETRAIN", ["--epochs", "1"])
     data = write_treesatai(tmp_path / "data" / "treesatai", train=24, test=10, seed=3)
     monkeypatch.setattr(run_tables.Commands, "root", lambda self, dataset: str(data))

@@ -53,10 +53,13 @@ def add_loader_options(group, pool=128):
                             "PAPER.md")
 
 
-def add_training_options(options, epochs):
+def add_training_options(options, epochs, epoch_steps):
     """How long and how fast."""
     group = options.add_argument_group("training")
     group.add_argument("--epochs", type=int, default=epochs, help="at most so many")
+    group.add_argument("--epoch-steps", type=int, default=epoch_steps, metavar="STEPS",
+                       help="an epoch passes over the training tiles as often as it takes to make so many steps, so that validation, "
+                            "scheduler and limits do not come too early where a pass is a step or two; 1: one pass. Not in the paper")
     group.add_argument("--batch-size", type=int, default=384, metavar="TILES",
                        help="tiles a step over all processes (the paper: 3 x 128); more than a pool a process are "
                             "accumulated")
@@ -181,6 +184,6 @@ def is_paper(args, arguments, modalities):
     known, may_be_some = PAPER.get(args.dataset), hasattr(args, "label_percent") or args.model != "omnisat"
     if known is None:
         return False
-    names = ("epochs", "batch_size", "pool", "lr", "patience", "min_epochs", "max_cloud", "parts")
+    names = ("epochs", "batch_size", "pool", "lr", "patience", "min_epochs", "epoch_steps", "max_cloud", "parts")
     return ((set(modalities) <= set(known) if may_be_some else tuple(modalities) == known)
             and all(getattr(args, name) == arguments.get_default(name) for name in names if hasattr(args, name)))

@@ -201,11 +201,14 @@ class Training:
         pools.epoch, pools.start = self.epoch, self.step
         if self.rank == 0 and self.epoch == self.starts[-1]["epoch"] and pools.idle():
             print(pools.idle(), file=sys.stderr)
-        return tqdm(total=pools.size, initial=self.step * pools.batch, desc=f"{what} {self.epoch}/{self.args.epochs}", unit="tile",
-                    leave=False, disable=self.rank > 0)
+        bar = tqdm(total=pools.tiles, initial=pools.before(self.step), desc=f"{what} {self.epoch}/{self.args.epochs}", unit="tile",
+                   leave=False, disable=self.rank > 0)
+        if self.history and self.keeps_best:
+            bar.set_postfix_str(f"val {scores_of(self.history[-1])}; kept epoch {self.best_epoch}")
+        return bar
 
     def means(self, tiles):
-        """{term: mean over the tiles of this epoch}, after all its steps. tiles: of the split."""
+        """{term: mean over the tiles of this epoch}, after all its steps. tiles: in all its passes."""
         self.verify(self.unverified)
         self.unverified = None
         return dict(zip(self.terms, (self.sums / tiles).tolist()))
@@ -230,6 +233,14 @@ class Training:
         if not self.finished:
             self.look_up()
 
+    def ended(self):
+        """Which epoch is kept, how good it was, and why no other follows, in words."""
+        last, kept = self.history[-1]["epoch"], self.history[self.best_epoch - 1]
+        limit = f"--epochs {self.args.epochs}" if last == self.args.epochs else (
+            f"{last - self.best_epoch} epochs without a better one (--patience {self.args.patience}, "
+            f"--min-epochs {self.args.min_epochs})")
+        return f"kept epoch {self.best_epoch} of {last}, val {scores_of(kept)}; ended by {limit}"
+
     def hours(self):
         """Of training, over all starts."""
         return (self.seconds + time.time() - self.started) / 3600
@@ -248,6 +259,11 @@ class Training:
                 "weights": self.kept if self.keeps_best else weights, "epoch": self.best_epoch if self.keeps_best else self.epoch - 1,
                 "hours": self.hours(), "history": self.history, "training": state})
         self.saved_at = time.time()
+
+
+def scores_of(record):
+    """The validation scores of an epoch's numbers (finetune.py), in words."""
+    return f"macro F1 {record['val_f1_macro']:.1f}, mAP {record['val_map']:.1f}"
 
 
 class Unverified:

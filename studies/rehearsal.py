@@ -1,0 +1,258 @@
+"""Every short training of the tables, rehearsed: does it converge before it may stop?
+
+    python -m studies.rehearsal --work DIR --weights presto_default_model.pt    # hours on 2 cores; goes on where it stopped
+    python -m studies.rehearsal --list                                          # only the list of regimes
+
+A regime is a dataset, a method, a share of the labels and what the method starts from: from these follow its steps an epoch, and the
+steps at which its training stops at the earliest (50 epochs) and at the latest (200). Those of under 2,000 steps at the earliest are
+rehearsed, and pass if the epoch kept by then has 95 % of the mean average precision of the epoch kept after four times as many steps.
+
+What is rehearsed is the number of steps, not the tiles: 291 simulated tiles, 16 a step, an epoch of 20 steps, rule and scheduler of
+finetune.py, one seed. OmniSat has its full size and sees S2 alone, 4 patches, 8 dates, from 800 steps of pretraining on S2 and S1.
+Compared methods are narrower (WIDTHS; PRESTO, ImageNet's and DOFA's weights are not at hand) and see few pixels; one that pretrains itself
+does so for 300 steps. A narrow network learns more slowly at a given rate, so what passes here is no closer at full width. Precisions
+are of 300 simulated tiles that nothing was chosen on: they say nothing of any real data.
+
+Writes results/study/rehearsal.jsonl, a line a training, and results/study/rehearsal.csv, a line a regime.
+"""
+import argparse
+import copy
+import csv
+import json
+import math
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from datasets.splits import stratified_subset
+from models import MODELS, build_model
+from models.inputs import median
+from run_tables import paper_cells
+from studies.data import Tiles, forest, rows_of
+from studies.finetuning import OUT, commit, predict, steps_of
+from utils import metrics
+from utils.files import written_whole
+from utils.results import read_rows
+import finetune
+
+# training tiles: TreeSatAI's list without the 15 % of its validation, folds 1 to 3, 32 domains of FLAIR
+TILES = {"treesatai": 38_520, "treesatai-ts": 38_520, "pastis-hd": 1_455, "flair": 47_587}
+STEP, EPOCH, EARLIEST, LATEST, SHORT = 384, 20, 50, 200, 2000    # tiles; finetune.py's defaults; what is rehearsed
+LEARN, ASIDE, BATCH = 291, 300, 16
+WIDTHS = {"pse": 1, "mlp": 1, "pse_ltae": 1, "resnet50": 0.125, "satmae": 0.125, "scalemae": 0.125, "dofa": 0.125}    # others: 0.25
+
+
+def regimes():
+    """A dict for each regime of the tables, in their order."""
+    found = {}
+    for cell in paper_cells("all"):
+        method, percent = MODELS[cell["model"]], int(cell["label_percent"])
+        if method.is_fitted:
+            continue
+        key = cell["dataset"], cell["model"], percent, cell["pretraining"]
+        tiles = round(TILES[cell["dataset"]] * percent / 100)
+        a_pass = math.ceil(tiles / STEP)
+        an_epoch = a_pass * math.ceil(EPOCH / a_pass)
+        found.setdefault(key, {"dataset": key[0], "model": key[1], "label_percent": percent, "start": key[3], "tiles": tiles,
+                               "steps_an_epoch": an_epoch, "steps": EARLIEST * an_epoch, "latest": LATEST * an_epoch, "modalities": set()})
+        found[key]["modalities"].add(cell["modality"])
+    return list(found.values())
+
+
+def trainings():
+    """{(model, modality, rate, start): regimes}: what is rehearsed, once for all regimes that differ in their tiles only.
+
+    Of each method and rate one modality, S2 where it may be. Late fusions are not rehearsed apart from their parts.
+    """
+    found = {}
+    for regime in regimes():
+        if regime["steps"] >= SHORT:
+            continue
+        by_rate = {}
+        for modality in sorted(regime["modalities"] - {"all"}, key="s2 vhr s1".split().index):
+            by_rate.setdefault(rate_of(regime, modality), modality)
+        for rate, modality in by_rate.items():
+            found.setdefault((regime["model"], modality, rate, regime["start"]), []).append(regime)
+    return found
+
+
+def rate_of(regime, modality):
+    """finetune.py's default."""
+    if regime["model"] == "omnisat":
+        return finetune.omnisat_rate(regime["dataset"], regime["start"] == "self")
+    return MODELS[regime["model"]].rates[regime["dataset"]][modality]
+
+
+# what was tried besides, to find the defaults
+TRIED = [("omnisat", "s2", 2e-5, "self"), ("dofa", "s2", 2e-5, "external"), ("dofa", "s2", 2e-4, "external"),
+         ("croma", "s2", 2e-5, "self"), ("croma", "s2", 2e-4, "self"), ("omnisat", "s2", 2e-4, "none"), ("omnisat", "s2", 2e-3, "none")]
+
+
+# ---- tiles ----------------------------------------------------------------------------------------------------------
+
+def seen(model, batch, keys):
+    """A batch with what the method sees of the sensors: one date for some, more and larger pixels than forest's for others."""
+    out = {"label": batch["label"]}
+    for key in keys:
+        x = batch[key]
+        if key != "vhr":
+            dates, padded = batch[f"{key}_dates"], batch[f"{key}_padded"]
+            if model in ("pse", "vit", "mlp", "dofa", "croma", "satmae", "scalemae"):
+                x, dates, padded = median(x, padded)[:, None], dates[:, :1], padded.all(1, keepdim=True)
+            else:
+                x, dates, padded = x[:, ::2], dates[:, ::2], padded[:, ::2]
+            x = x[..., :2, :2] if model == "omnisat" else x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+            out |= {f"{key}_dates": dates, f"{key}_padded": padded}
+        out[key] = (F.avg_pool2d(x, 2) if key == "vhr" else x).contiguous()
+    return out
+
+
+def tiles_of(model, keys, work):
+    """Tiles of splits train (LEARN of them), val, and test: ASIDE other training tiles, since no test tile may choose a default."""
+    tiles = forest(work)
+    train = tiles.splits["train"]
+    rows = torch.from_numpy(stratified_subset(train["label"].numpy() > 0, LEARN / len(train["label"]), 0))
+    rest = torch.ones(len(train["label"]), dtype=torch.bool)
+    rest[rows] = False
+    splits = {"train": rows_of(train, rows), "val": tiles.splits["val"], "test": rows_of(train, rest.nonzero()[:ASIDE, 0])}
+    return Tiles([sensor for sensor in tiles.sensors if sensor.key in keys],
+                 {name: seen(model, batch, keys) for name, batch in splits.items()})
+
+
+# ---- trainings ------------------------------------------------------------------------------------------------------
+
+def options_of(model, modality, classes):
+    """Options of the method's constructor."""
+    if model == "omnisat":
+        return {"embed_dim": 256, "depth": 6, "num_classes": classes}
+    dataset = next(dataset for dataset in ("treesatai", "treesatai-ts", "pastis-hd") if modality in MODELS[model].rates.get(dataset, ()))
+    return {"num_classes": classes, "dataset": dataset, "width": WIDTHS.get(model, 0.25)}
+
+
+def new_model(name, tiles, modality, classes):
+    model = build_model(name, tiles.sensors, **options_of(name, modality, classes))
+    model.standardize.set(tiles.statistics())
+    return model
+
+
+def pretrained(name, modality, work):
+    """The weights of a method that pretrains itself, kept in a file."""
+    target = Path(work) / f"rehearsal-{name}-{modality}.pt"
+    if not target.exists():
+        keys, steps, rate = (("s2", "s1"), 800, 1e-4) if name == "omnisat" else (("s2", "s1") if name == "croma" else (modality,), 300, 1e-3)
+        tiles = tiles_of(name, keys, work)
+        torch.manual_seed(0)
+        model, generator = new_model(name, tiles, modality, 0), torch.Generator().manual_seed(0)
+        optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
+        for rows in steps_of(torch.arange(LEARN), BATCH, steps, 0):
+            batch = rows_of(tiles.splits["train"], rows)
+            model.pretrain_loss(batch, model.draw_masks(batch, generator))[0].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with written_whole(target, "wb") as file:
+            torch.save(model.state_dict(), file)
+    return torch.load(target, weights_only=True)
+
+
+def rehearse(job):
+    """One training of LATEST epochs; its line is added: the epochs kept so far whenever there was a new one, with their precision."""
+    (name, modality, rate, start), work = job
+    torch.set_num_threads(1)
+    began, tiles = time.time(), tiles_of(name, (modality,), work)
+    weights = pretrained(name, modality, work) if start == "self" else {}
+    torch.manual_seed(0)
+    model = new_model(name, tiles, modality, tiles.splits["train"]["label"].shape[1])
+    wanted = {key: value for key, value in weights.items() if key in model.state_dict() and not key.startswith("head")}
+    missing = model.load_state_dict(wanted, strict=False).missing_keys
+    if weights and any(not key.startswith("head") for key in missing):
+        raise RuntimeError(f"{name}: its pretraining lacks {missing}")
+    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
+    train, val, aside = tiles.splits["train"], tiles.splits["val"], tiles.splits["test"]
+    constant, best, kept, is_trained = metrics.constant_loss(train["label"], val["label"]), None, [], False
+    for step, rows in enumerate(steps_of(torch.arange(LEARN), BATCH, EPOCH * LATEST, 0), 1):
+        batch = rows_of(train, rows)
+        loss = sum(F.binary_cross_entropy_with_logits(logits, batch["label"]) for logits in model.train().all_logits(batch))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % EPOCH:
+            continue
+        logits = predict(model, val, 64)
+        loss = F.binary_cross_entropy_with_logits(logits, val["label"]).item()
+        scheduler.step(loss)
+        is_trained |= loss < constant
+        f1 = metrics.f1_scores(metrics.count(logits, val["label"]))["f1_macro"]
+        if best is None or [is_trained, is_trained and f1, -loss] > best:
+            best = [is_trained, is_trained and f1, -loss]
+            kept.append([step // EPOCH, metrics.mean_average_precision(predict(model, aside, 64), aside["label"])])
+    line = {"model": name, "modality": modality, "rate": rate, "start": start, "kept": kept, "seconds": round(time.time() - began),
+            "constant": metrics.mean_average_precision(torch.zeros_like(aside["label"]), aside["label"]), "commit": commit()}
+    with open(OUT / "rehearsal.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("dataset", "model", "label_percent", "start", "modality", "rate", "tiles", "steps_an_epoch", "steps", "map", "map_four_times",
+           "ratio", "passes", "reason")
+
+
+def read_lines():
+    """{(model, modality, rate, start): line} of rehearsal.jsonl."""
+    path = OUT / "rehearsal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {(line["model"], line["modality"], line["rate"], line["start"]): line for line in lines}
+
+
+def kept_by(line, epoch):
+    """Precision of the epoch kept by then."""
+    return [value for at, value in line["kept"] if at <= epoch][-1]
+
+
+def write_table():
+    """rehearsal.csv, of the lines that are there."""
+    lines, rows = read_lines(), []
+    for training, found in trainings().items():
+        if training not in lines:
+            continue
+        early, late = (kept_by(lines[training], epoch) for epoch in (EARLIEST, LATEST))
+        for regime in found:
+            rows.append({name: regime[name] for name in COLUMNS if name in regime} | {
+                "modality": training[1], "rate": f"{training[2]:g}", "map": f"{early:.1f}", "map_four_times": f"{late:.1f}",
+                "ratio": f"{early / late:.3f}", "passes": early >= 0.95 * late, "reason": REASONS.get(training, "")})
+    with written_whole(OUT / "rehearsal.csv") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+REASONS = {}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default="data/study", help="folder for the simulated tiles and the pretrainings")
+    parser.add_argument("--list", action="store_true", help="print the regimes and what is rehearsed of them, and end")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    args = parser.parse_args(argv)
+    if args.list:
+        for regime in regimes():
+            print("{dataset:13} {model:9} {label_percent:3} % from {start:9} {tiles:6} tiles {steps_an_epoch:4} steps an epoch, stops after "
+                  "{steps} to {latest}".format(**regime))
+        return
+    forest(args.work)
+    wanted = [training for training in dict.fromkeys([*trainings(), *TRIED]) if training not in read_lines()]
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        for number, _ in enumerate(pool.imap_unordered(rehearse, [(training, args.work) for training in wanted]), 1):
+            print(f"{number} of {len(wanted)} trainings", file=sys.stderr, flush=True)
+            write_table()
+    write_table()
+
+
+if __name__ == "__main__":
+    main()
