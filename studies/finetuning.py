@@ -238,10 +238,10 @@ def plan():
     def add(part, data, modalities, starts, variants=("as_now",), heads=("odds_batch",), rates=(1e-3,), percents=(10, 100)):
         runs.extend(Run(part, *values) for values in itertools.product(data, modalities, percents, starts, variants, heads, rates, SEEDS))
     both, starts = ("forest", "crops"), ("scratch", "pretrained")
-    add("head", both, ("s2",), starts, heads=HEADS, percents=(10,))
-    add("head", both, ("s2",), starts, heads=HEADS, percents=(100,))                            # 1. which head
-    add("head", both, ("all",), starts, heads=("linear", "batch", "odds_batch"))
-    add("rate", both, ("s2",), starts, heads=("linear", "batch"), rates=(1e-4, 3e-3))    # and at which rate
+    add("head", both, ("s2",), starts, heads=HEADS, percents=(10,))           # 1. which head
+    add("head", both, ("s2",), starts, heads=("linear", "batch", "odds_batch"), percents=(100,))
+    add("rate", both, ("s2",), starts, heads=("linear", "batch"), rates=(1e-4, 3e-3), percents=(10,))    # 2. at which rate
+    add("head", both, ("all",), starts, heads=("linear", "batch"))
     add("image", ("forest",), ("vhr", "all"), ("pretrained",), variants=("as_now", *(f"image_{name}" for name in IMAGES)))
     add("ltae", both, ("s2",), starts, variants=("as_now", "ltae_start"))
     add("filter", both, ("s2", "all"), ("pretrained",), variants=("as_now", "tile_dates"))
