@@ -65,7 +65,7 @@ def score_test(path, data_root, pool, workers, place, csv=None):
     saved = checkpoint.load(path, "finetuned")
     if not saved["finished"]:
         raise UserError(f"{path}: its training was stopped in epoch {len(saved['history']) + 1}; finetune.py goes on with it")
-    model = checkpoint.rebuild(saved).to(device)
+    model = checkpoint.rebuild(path, saved).to(device)
     test = open_dataset(saved["dataset"], data_root, "test", list(model.sensors), max_cloud=saved["max_cloud"],
                         parts=saved["parts"], all_bands=model.all_bands)
     pool = pool or model.pools.get(saved["dataset"], 128)

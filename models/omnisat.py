@@ -14,6 +14,7 @@ from losses.contrastive import contrastive_loss
 from losses.reconstruction import token_error, top_dates
 from models.combiner import Combiner
 from models.image import ImageDecoder, ImageEncoder
+from models.norms import BatchNorm
 from models.series import SeriesDecoder, SeriesEncoder
 from models.standardize import Standardization
 from utils.distributed import send
@@ -92,7 +93,8 @@ class OmniSat(nn.Module):
                 self.decoders[key] = decoder
         self.mask_token = nn.Parameter(0.02 * torch.randn(embed_dim))         # f^mask
         self.combiner = Combiner(embed_dim, depth, heads)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else None
+        # not in the paper: the norm. The mean of f* is mostly the same for all tiles, and a linear layer alone learns slowly from it
+        self.head = nn.Sequential(BatchNorm(embed_dim, affine=False), nn.Linear(embed_dim, num_classes)) if num_classes else None
 
     def compile_networks(self):
         """Have torch.compile fuse what is done to a modality's patches, each block of the combiner, and the contrastive loss."""
@@ -189,7 +191,7 @@ class OmniSat(nn.Module):
         return self.combiner(tokens, torch.cartesian_prod(*(torch.arange(n, device=tokens.device) for n in grid)))
 
     def forward(self, batch):
-        """Logits (B, K): mean of f* over the patches, one linear layer."""
+        """Logits (B, K): mean of f* over the patches, batch norm without weights, one linear layer."""
         tokens, present, _ = self.encode(batch)
         is_masked, grid = ~present[:, :, None].expand(tokens.shape[:3]), self.grid(batch)
         f = self.in_parts(lambda tiles: self.combine(tokens[tiles], is_masked[tiles], grid).mean(1), self.parts(batch))

@@ -37,7 +37,7 @@ from models.image import ImageEncoder, images, rows as pixels
 from models.omnisat import OmniSat
 from studies.data import crops, forest, rows_of
 from utils.log import provenance
-from utils.metrics import count, f1_scores, mean_average_precision
+from utils.metrics import constant_scores, count, f1_scores, mean_average_precision
 
 OUT = Path(__file__).parent.parent / "results" / "study"
 DIM, DEPTH, EPOCH = 64, 2, 20
@@ -165,8 +165,7 @@ def finetune(tiles, model, rows, batch, rate, steps, seed):
     optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
     train, val = tiles.splits["train"], tiles.splits["val"]
-    frequency = train["label"][rows].mean(0).clamp(1e-6, 1 - 1e-6).expand_as(val["label"])
-    constant, best, is_trained = F.binary_cross_entropy(frequency, val["label"]).item(), None, False
+    (constant_loss, constant_f1), best = constant_scores(train["label"][rows], val["label"]), None
     for step, some in enumerate(steps_of(rows, batch, steps, seed), 1):
         part = rows_of(train, some)
         loss = F.binary_cross_entropy_with_logits(model.train()(part), part["label"])
@@ -177,8 +176,9 @@ def finetune(tiles, model, rows, batch, rate, steps, seed):
             logits = predict(model, val)
             loss = F.binary_cross_entropy_with_logits(logits, val["label"]).item()
             scheduler.step(loss)
-            is_trained |= loss < constant
-            score = [is_trained, f1_scores(count(logits.numpy(), val["label"].numpy()))["f1_macro"], -loss]
+            f1 = f1_scores(count(logits.numpy(), val["label"].numpy()))["f1_macro"]
+            is_trained = loss < constant_loss or f1 > constant_f1
+            score = [is_trained, is_trained and f1, -loss]
             if best is None or score > best[0]:
                 best = score, step, copy.deepcopy(model.state_dict())
     model.load_state_dict(best[2])

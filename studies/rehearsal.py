@@ -173,7 +173,7 @@ def rehearse(job):
     optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
     train, val, aside = tiles.splits["train"], tiles.splits["val"], tiles.splits["test"]
-    constant, best, kept, is_trained = metrics.constant_loss(train["label"], val["label"]), None, [], False
+    (constant_loss, constant_f1), best, kept = metrics.constant_scores(train["label"], val["label"]), None, []
     for step, rows in enumerate(steps_of(torch.arange(LEARN), BATCH, EPOCH * LATEST, 0), 1):
         batch = rows_of(train, rows)
         loss = sum(F.binary_cross_entropy_with_logits(logits, batch["label"]) for logits in model.train().all_logits(batch))
@@ -185,8 +185,8 @@ def rehearse(job):
         logits = predict(model, val, 64)
         loss = F.binary_cross_entropy_with_logits(logits, val["label"]).item()
         scheduler.step(loss)
-        is_trained |= loss < constant
         f1 = metrics.f1_scores(metrics.count(logits, val["label"]))["f1_macro"]
+        is_trained = loss < constant_loss or f1 > constant_f1
         if best is None or [is_trained, is_trained and f1, -loss] > best:
             best = [is_trained, is_trained and f1, -loss]
             kept.append([step // EPOCH, metrics.mean_average_precision(predict(model, aside, 64), aside["label"])])

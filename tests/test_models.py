@@ -271,6 +271,12 @@ def test_random_mask_masks_three_quarters_of_each_tile():
     assert torch.equal(masked, again) and not torch.equal(masked, other)
 
 
+def test_random_mask_leaves_a_token():
+    """Of two tokens 75 % would be both: then the combiner would learn from nothing. One alone is not masked."""
+    for tokens, masked in ((1, 0), (2, 1), (3, 2), (4, 3), (5, 4)):
+        assert (random_mask(torch.ones(9, 1, dtype=torch.bool), tokens, 0.75).sum((1, 2)) == masked).all()
+
+
 def test_random_mask_is_uniform():
     """Section 3.3: all tokens are masked equally often, independently between tiles and across modalities."""
     masked = random_mask(torch.ones(4000, 2, dtype=torch.bool), 6, 0.75).float()
@@ -389,16 +395,27 @@ def test_any_mixture_of_sensors_pretrains_and_classifies(sensors):
 
 
 def test_logits_are_the_mean_of_f_and_one_layer():
-    """Not in the paper: mean of the P outputs f*, one linear layer. Equation 4: f^mask replaces the masked."""
+    """Not in the paper: mean of the P outputs f*, batch norm, one linear layer. Equation 4: f^mask replaces the masked."""
     model, batch = toy([VHR, S2], num_classes=5), make_batch([VHR, S2], side=3)
     tokens, present, _ = model.encode(batch)
     f = model.combiner(tokens, torch.tensor([[i, j] for i in range(3) for j in range(3)]))
     assert present.all()
-    torch.testing.assert_close(model(batch), model.head(sum(f[:, p] for p in range(9)) / 9))
+    mean, linear = sum(f[:, p] for p in range(9)) / 9, model.head[1]
+    normed = (mean - mean.mean(0)) / (mean.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(model(batch), normed @ linear.weight.t() + linear.bias)
     is_masked = torch.rand(3, 2, 9) < 0.5                           # equation 4
     replaced = tokens.clone()
     replaced[is_masked] = model.mask_token.detach()
     torch.testing.assert_close(model.combine(tokens, is_masked, (3, 3)), model.combiner(replaced, grid(3)))
+
+
+def test_a_tile_alone_can_be_trained_on():
+    """The last pool of a pass may have one tile: its batch norm has no variance, moves no statistics, and is no error."""
+    model, batch = toy([S2], num_classes=5), make_batch([S2], batch=1, valid=(6,))
+    logits = model(batch)
+    logits.sum().backward()
+    torch.testing.assert_close(logits[0], model.head[1].bias)
+    assert model.head[0].num_batches_tracked == 0 and model.head[1].bias.grad.eq(1).all()
 
 
 def test_modalities_on_different_grids():
@@ -424,6 +441,7 @@ def test_empty_series_counts_as_masked():
     logits = model(batch)
     logits.square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    logits = model.eval()(batch)                                    # in training, batch norm sees the pool
     batch["s2"][1], batch["s2_dates"][1] = 50 * torch.randn_like(batch["s2"][1]), 7
     assert torch.equal(model(batch), logits)
     nn.init.normal_(model.mask_token)

@@ -295,6 +295,18 @@ def test_a_changed_or_cut_off_checkpoint_is_told(data, tmp_path):
         checkpoint.load(path, "pretrained")
 
 
+def test_a_checkpoint_of_a_model_that_has_changed_is_refused_in_one_line(data, tmp_path):
+    """A head of before, without its batch norm: the error names what differs and the commit that reads it."""
+    finetuning(data, tmp_path)
+    saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
+    saved["weights"] = {name.replace("head.1", "head"): value for name, value in saved["weights"].items() if not name.startswith("head.0")}
+    saved["source"]["commit"] = "b60390c"
+    checkpoint.save(tmp_path / "finetuned.pt", saved)
+    with pytest.raises(UserError, match=r"finetuned.pt: its weights are not those of today's omnisat \(head.0.num_batches_tracked is "
+                                        r"missing, expected \(\)\); commit b60390c, which wrote it, reads it"):
+        evaluate.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--workers", "0"])
+
+
 def test_a_checkpoint_cannot_run_anything(tmp_path):
     class Trap:
         def __reduce__(self):

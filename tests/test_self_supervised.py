@@ -283,7 +283,7 @@ def test_prestos_threshold_is_the_best_of_the_validation_tiles(demo, tmp_path, m
     """It is part of the checkpoint: scored again, validation has the F1 of the log; the loss of the log is without it."""
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     row, saved = finetuned(demo, tmp_path, "--model", "presto", "--modalities", "s1", *SMALL, "--lr", "1e-2", "--epochs", "3")
-    model, logged = checkpoint.rebuild(saved), saved["history"][saved["epoch"] - 1]
+    model, logged = checkpoint.rebuild(tmp_path, saved), saved["history"][saved["epoch"] - 1]
     assert row["status"] == "random-weights" and model.threshold != 0
     val = open_dataset("treesatai", demo, "val", ["s1"], seed=0)
     pools = Pools(len(val), 4, 4, None, 0, 1)

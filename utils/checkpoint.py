@@ -63,10 +63,18 @@ def content_hash(checkpoint):
     return digest.hexdigest()
 
 
-def rebuild(checkpoint):
-    """The model of a checkpoint with its weights, its sensors as they were when it was trained."""
+def rebuild(path, checkpoint):
+    """The model of a checkpoint with its weights, its sensors as they were when it was trained. path: for the error.
+
+    Errors: UserError for weights of a model that has changed since.
+    """
     config = checkpoint["config"]
     model = build_model(config["model"], [Sensor(**sensor) for sensor in config["sensors"]], **config["options"])
+    wanted, found = ({name: tuple(value.shape) for name, value in weights.items()} for weights in (model.state_dict(), checkpoint["weights"]))
+    if wanted != found:
+        name = min(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+        raise UserError(f"{path}: its weights are not those of today's {config['model']} ({name} is {found.get(name, 'missing')}, expected "
+                        f"{wanted.get(name, 'none')}); commit {checkpoint['source']['commit']}, which wrote it, reads it")
     model.load_state_dict(checkpoint["weights"])
     return model
 
@@ -91,8 +99,9 @@ def start_from(model, pretrained):
     found = {name: weights.get(name) for name in wanted}
     for name, value in found.items():
         if value is None or value.shape != wanted[name].shape:
-            raise UserError(f"{paths}: {name} is {'missing' if value is None else tuple(value.shape)}, the model has "
-                            f"{tuple(wanted[name].shape)}; its options are {pretrained[0][1]['config']['options']}")
+            raise UserError(f"{paths}: {name} is {'missing' if value is None else tuple(value.shape)}, today's model has "
+                            f"{tuple(wanted[name].shape)}; its options are {pretrained[0][1]['config']['options']}, it was written at "
+                            f"commit {pretrained[0][1]['source']['commit']}")
     model.load_state_dict(found, strict=False)
 
 

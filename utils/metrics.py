@@ -23,16 +23,16 @@ def f1_scores(counts):
     return {name: 100 * float(value) for name, value in scores.items()}
 
 
-def frequencies(labels):
-    """The share of tiles (N, K) of each class, (K,), never 0 or 1: half a tile more with it, and half a tile without."""
+def constant_scores(train, labels):
+    """What the best predictions reach that are the same for all tiles: binary cross-entropy, and macro F1 in %, of labels (N, K).
+
+    The loss is of each class's frequency in the training labels (half a tile more with it and half a tile without, so that none is 0
+    or 1); the F1 of every class everywhere: whoever predicts a class for some tiles at random has less.
+    """
     labels = np.asarray(labels, dtype=float)
-    return (labels.sum(0) + 0.5) / (len(labels) + 1)
-
-
-def constant_loss(train, labels):
-    """Binary cross-entropy of labels (N, K) if each tile is predicted the frequencies of the training labels."""
-    share, labels = frequencies(train), np.asarray(labels, dtype=float)
-    return float(-(labels * np.log(share) + (1 - labels) * np.log(1 - share)).mean())
+    share = (np.asarray(train, dtype=float).sum(0) + 0.5) / (len(train) + 1)
+    loss = -(labels * np.log(share) + (1 - labels) * np.log(1 - share)).mean()
+    return float(loss), f1_scores(count(np.ones_like(labels), labels))["f1_macro"]
 
 
 def best_threshold(logits, labels):
