@@ -2,7 +2,7 @@
 
     python -m studies.finetuning --work DIR --canada canada_cube.npz      # hours on 2 cores; goes on where it stopped
     python -m studies.finetuning --work DIR --only head,rate              # some of the parts
-    python -m studies.finetuning --report                                 # the tables for PAPER.md, of the rows that are there
+    python -m studies.finetuning --report                                 # PAPER.md's tables, of the rows that are there
 
 Stated before it was run. Each part asks one question, changes one thing, and pairs runs by seed, which decides weights, the labelled
 tiles and their order. Epochs (20 steps) are chosen on validation tiles as finetune.py does, test tiles are scored once, at the end.
@@ -10,7 +10,7 @@ A change is taken if the mean paired difference of the weighted F1 over data, la
 over seeds), and its mean average precision does not fall. Models have D = 64 and a combiner of depth 2; 16 tiles a step of forest, 32
 of crops (studies/data.py). Small models on simulated tiles and on pixels: no number here says anything about the paper's.
 
-Rows go to results/study/finetuning.csv and results/study/features.csv as they come.
+Rows go to results/study/ as they come: finetuning.csv, features.csv (frozen features) and dates.csv (what equation 5 looks at).
 """
 import argparse
 import copy
@@ -33,13 +33,17 @@ from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from losses.reconstruction import top_dates
 from models.image import ImageEncoder, images, rows as pixels
 from models.omnisat import OmniSat
 from studies.data import crops, forest, rows_of
+from utils.errors import UserError
+from utils.files import written_whole
 from utils.log import provenance
 from utils.metrics import constant_scores, count, f1_scores, mean_average_precision
 
-OUT = Path(__file__).parent.parent / "results" / "study"
+ROOT = Path(__file__).parent.parent
+OUT, PAPER = ROOT / "results" / "study", ROOT / "PAPER.md"
 DIM, DEPTH, EPOCH = 64, 2, 20
 BATCH = {"forest": 16, "crops": 32}
 PRETRAIN_STEPS, STEPS = 1500, 400
@@ -138,19 +142,64 @@ def steps_of(rows, batch, steps, seed):
     return itertools.islice(itertools.chain.from_iterable(passes), steps)
 
 
-def pretrain(tiles, variant, seed, batch, sensors):
-    """A pretrained model's weights."""
-    torch.manual_seed(seed)
-    model, train = build(variant, sensors, tiles.statistics()), tiles.splits["train"]
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+def pretrain(tiles, model, seed, batch, watch=lambda step: None):
+    """Pretrain a model. watch(step): called every 250 steps, before them and at the end. Returns its weights."""
+    train, optimizer = tiles.splits["train"], torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     generator = torch.Generator().manual_seed(seed)
     for step, rows in enumerate(steps_of(torch.arange(len(train["label"])), batch, PRETRAIN_STEPS, seed)):
+        if step % 250 == 0:
+            watch(step)
         part = rows_of(train, rows)
-        loss, terms = model.pretrain_loss(part, model.draw_masks(part, generator))
+        loss, _ = model.train().pretrain_loss(part, model.draw_masks(part, generator))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    watch(PRETRAIN_STEPS)
     return model.state_dict()
+
+
+@torch.no_grad()
+def chosen_dates(model, split):
+    """What equation 5 looks at: of each series {key: numbers}, over all its tokens that a fixed draw masks.
+
+    square: mean square of the standardised values of the dates that are chosen, and of all; error: of the reconstruction at these;
+    attention: the share of it that the chosen dates have.
+    """
+    masks, found = model.eval().draw_masks(split, torch.Generator().manual_seed(0)), {}
+    tokens, _, (context,) = model.encode(split)
+    f = model.combine(tokens, masks["is_masked"], model.grid(split)).flatten(0, 1)
+    for key, sensor in model.sensors.items():
+        if sensor.kind == "series":
+            target = masks[f"{key}_targets"]
+            tile = target // tokens.shape[2]
+            dates, is_date = split[f"{key}_dates"][tile], ~split[f"{key}_padded"][tile]
+            x, attention = model.patches(key, split[key]).flatten(0, 1)[target], context[key][0].flatten(0, 1)[target]
+            error = (model.decoders[key](f[target], dates) - x).square().mean(2)
+            index, is_used = top_dates(attention, ~is_date)
+            is_chosen = torch.zeros_like(is_date).scatter(1, index, is_used)
+            found[key] = {"square_chosen": x.square().mean(2)[is_chosen].mean(), "square_all": x.square().mean(2)[is_date].mean(),
+                          "error_chosen": error[is_chosen].mean(), "error_all": error[is_date].mean(),
+                          "attention_chosen": (attention * is_chosen).sum(1).mean()}
+    return found
+
+
+def watch_dates(job):
+    """Pretrain on S2 and S1 alone and write down, every 250 steps, what equation 5 looks at."""
+    (ablation, seed), work = job
+    torch.set_num_threads(1)
+    tiles = forest(work)
+    torch.manual_seed(seed)
+    model = OmniSat(tiles.sensors[1:], DIM, DEPTH, ablation=ablation)
+    model.standardize.set(tiles.statistics())
+    rows = []
+
+    def watch(step):
+        for key, numbers in chosen_dates(model, tiles.splits["val"]).items():
+            rows.append({"ablation": ablation, "seed": seed, "step": step, "sensor": key} | {
+                name: f"{value:.4f}" for name, value in numbers.items()} | {"commit": commit()})
+    pretrain(tiles, model, seed, BATCH["forest"], watch)
+    for row in rows:
+        append(OUT / "dates.csv", row)
 
 
 @torch.no_grad()
@@ -228,6 +277,9 @@ class Run(NamedTuple):
 
 
 HEADS = ("linear", "odds_linear", "layer", "batch", "odds_batch")
+HEAD, IMAGE = "batch", "image_linear"    # what the first question decided; of IMAGES the best of two seeds, by frozen features
+DATES = [(ablation, seed) for ablation in ("none", "no_contrastive") for seed in range(3)]    # 6. which dates equation 5 looks at
+SCREEN = [("forest", f"image_{name}", seed) for name in IMAGES for seed in (0, 1)]
 SCORES = ("f1_weighted", "f1_macro", "map", "kept", "steps", "seconds", "commit")
 
 
@@ -235,16 +287,17 @@ def plan():
     """All runs, in the order in which they are run."""
     runs = []
 
-    def add(part, data, modalities, starts, variants=("as_now",), heads=("odds_batch",), rates=(1e-3,), percents=(10, 100)):
+    def add(part, data, modalities, starts, variants=("as_now",), heads=(HEAD,), rates=(1e-3,), percents=(10, 100)):
         runs.extend(Run(part, *values) for values in itertools.product(data, modalities, percents, starts, variants, heads, rates, SEEDS))
     both, starts = ("forest", "crops"), ("scratch", "pretrained")
     add("head", both, ("s2",), starts, heads=HEADS, percents=(10,))           # 1. which head
     add("head", both, ("s2",), starts, heads=("linear", "batch", "odds_batch"), percents=(100,))
     add("rate", both, ("s2",), starts, heads=("linear", "batch"), rates=(1e-4, 3e-3), percents=(10,))    # 2. at which rate
     add("head", both, ("all",), starts, heads=("linear", "batch"))
-    add("image", ("forest",), ("vhr", "all"), ("pretrained",), variants=("as_now", *(f"image_{name}" for name in IMAGES)))
-    add("ltae", both, ("s2",), starts, variants=("as_now", "ltae_start"))
-    add("filter", both, ("s2", "all"), ("pretrained",), variants=("as_now", "tile_dates"))
+    add("image", ("forest",), ("vhr",), ("pretrained",), variants=("as_now", IMAGE))    # 3. the image's token
+    add("image", ("forest",), ("all",), ("pretrained",), variants=("as_now", IMAGE), percents=(10,))
+    add("ltae", both, ("s2",), starts, variants=("ltae_start",))              # 4. where L-TAE starts from, against the runs of 1
+    add("filter", ("forest",), ("s2",), ("pretrained",), variants=("tile_dates",))    # 5. one choice of dates a tile, likewise
     return list(dict.fromkeys(runs))
 
 
@@ -296,7 +349,8 @@ def prepare(job):
     if target.exists():
         return
     began = time.time()
-    weights = pretrain(tiles, variant, seed, BATCH[data], tiles.sensors)
+    torch.manual_seed(seed)
+    weights = pretrain(tiles, build(variant, tiles.sensors, tiles.statistics()), seed, BATCH[data])
     torch.manual_seed(seed)
     model, y = build(variant, tiles.sensors, tiles.statistics()), tiles.splits["train"]["label"]
     for start, state in (("random", model.state_dict()), ("pretrained", weights)):
@@ -377,28 +431,58 @@ def compare(rows, what, against, setting):
     return "\n".join(lines)
 
 
-def report():
-    """The tables, weighted F1 / mean average precision of the test tiles, means over seeds; differences with their 95 % intervals."""
-    rows = read(OUT / "finetuning.csv")
+def tables():
+    """The tables of the rows that are there, markdown."""
+    rows, out = read(OUT / "finetuning.csv"), []
     of = {part: [row for row in rows if row["part"] == part] for part in dict.fromkeys(row["part"] for row in rows)}
     where = ("data", "modality", "percent", "start")
-    for modality in ("s2", "all"):
-        if part := [row for row in of.get("head", ()) if row["modality"] == modality]:
-            print(f"\nHead, {modality}\n\n{compare(part, 'head', 'linear', where)}")
-    for name in ("linear", "batch"):
-        part = [row for row in of.get("rate", []) + of.get("head", []) if row["head"] == name and row["modality"] == "s2"]
+
+    def add(title, part, what, against, setting=where):
         if part:
-            print(f"\nRate, head {name}, s2\n\n{compare(sorted(part, key=lambda row: float(row['rate'])), 'rate', '0.001', where)}")
-    for name in ("image", "ltae", "filter"):
-        if name in of:
-            print(f"\n{name}\n\n{compare(of[name], 'variant', 'as_now', where)}")
-    frozen = read(OUT / "features.csv")
-    for data, part in ((data, [row for row in frozen if row["data"] == data]) for data in ("forest", "crops")):
-        for percent in ("10", "100"):
-            chosen = [row | {"what": f"{row['start']} {row['variant']}"} for row in part if row["percent"] == percent]
-            if chosen:
-                print(f"\nLogistic regression on frozen features, {data}, {percent} % of the labels\n\n"
-                      f"{compare(chosen, 'what', 'pretrained as_now', ('features',))}")
+            out.append(f"**{title}**\n\n{compare(part, what, against, setting)}\n")
+    for modality in ("s2", "all"):
+        add(f"1. The head, {modality}", [row for row in of.get("head", ()) if row["modality"] == modality], "head", "linear")
+    for name in ("linear", "batch"):
+        part = [row for row in of.get("rate", []) + of.get("head", []) if (row["head"], row["modality"], row["percent"]) == (name, "s2", "10")]
+        add(f"2. The rate, head {name}", sorted(part, key=lambda row: float(row["rate"])), "rate", "0.001")
+    usual = [row for row in of.get("head", ()) if (row["head"], row["modality"]) == (HEAD, "s2")]
+    for number, (name, title) in enumerate((("image", "The image's token"), ("ltae", "Where L-TAE starts from"),
+                                            ("filter", "Dates chosen for a tile, not for each patch")), 3):
+        part = of.get(name, [])
+        seen = {(row["data"], row["start"]) for row in part}
+        before = [row for row in usual if (row["data"], row["start"]) in seen] if name != "image" else []
+        add(f"{number}. {title}, fine-tuned", before + part, "variant", "as_now")
+    frozen = [row | {"what": f"{row['start']}, {row['variant']}"} for row in read(OUT / "features.csv")]
+    for data in ("forest", "crops"):
+        add(f"Frozen features, {data}: logistic regression", [row for row in frozen if row["data"] == data], "what", "pretrained, as_now",
+            ("percent", "features"))
+    if watched := read(OUT / "dates.csv"):
+        out.append("**6. Which dates equation 5 looks at**, validation tiles, means over seeds\n\n" + dates_table(watched) + "\n")
+    return "\n".join(out)
+
+
+def dates_table(rows):
+    """Of dates.csv: steps beside each other."""
+    names = ("square_chosen", "square_all", "error_chosen", "error_all", "attention_chosen")
+    steps = [step for step in ("0", "250", "750", "1500") if any(row["step"] == step for row in rows)]
+    lines = [f"| pretraining, series | | {' | '.join(f'{step} steps' for step in steps)} |", "|" + "---|" * (len(steps) + 2)]
+    for ablation, sensor in itertools.product(("none", "no_contrastive"), ("s2", "s1")):
+        for name in names:
+            cells = [np.mean([float(row[name]) for row in rows if (row["ablation"], row["sensor"], row["step"]) == (ablation, sensor, step)]
+                             or [math.nan]) for step in steps]
+            lines.append(f"| {'both losses' if ablation == 'none' else 'no contrastive loss'}, {sensor} | {name.replace('_', ', ')} | "
+                         f"{' | '.join(f'{cell:.2f}' for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def publish(name, text):
+    """Put a text into PAPER.md, between <!-- name --> and <!-- end of name -->."""
+    before, _, rest = PAPER.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, mark, after = rest.partition(f"<!-- end of {name} -->\n")
+    if not mark:
+        raise UserError(f"{PAPER}: no <!-- {name} --> and <!-- end of {name} --> in it; put them where the tables belong")
+    with written_whole(PAPER) as file:
+        file.write(f"{before}<!-- {name} -->\n{text}{mark}{after}")
 
 
 def main(argv=None):
@@ -407,16 +491,21 @@ def main(argv=None):
     parser.add_argument("--canada", metavar="FILE", help="canada_cube.npz; without it only the simulated tiles are learned from")
     parser.add_argument("--only", default="", metavar="PARTS", help="such as head,rate; default: all parts")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--report", action="store_true", help="print the tables of the rows that are there, and end")
+    parser.add_argument("--report", action="store_true", help="write the tables of the rows that are there into PAPER.md, and end")
     args = parser.parse_args(argv)
     if args.report:
-        return report()
+        return publish("studies.finetuning", tables())
     wanted = [run for run in plan() if (not args.only or run.part in args.only.split(",")) and (args.canada or run.data != "crops")]
     done = {tuple(row[name] for name in Run._fields) for row in read(OUT / "finetuning.csv")}
     wanted = [run for run in wanted if tuple(map(str, run)) not in done]
     forest(args.work)                                                         # written once, before the processes begin
-    starts = dict.fromkeys(pretraining_of(run) for run in wanted if run.start == "pretrained")
+    starts = dict.fromkeys([*(SCREEN if args.only in ("", "screen") else []),
+                            *(pretraining_of(run) for run in wanted if run.start == "pretrained")])
+    watched = {(row["ablation"], int(row["seed"])) for row in read(OUT / "dates.csv")}
+    watched = [start for start in DATES if start not in watched and args.only in ("", "dates")]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        for number, _ in enumerate(pool.imap_unordered(watch_dates, [(start, args.work) for start in watched]), 1):
+            print(f"dates {number}/{len(watched)}", file=sys.stderr, flush=True)
         for number, _ in enumerate(pool.imap_unordered(prepare, [(start, args.work, args.canada) for start in starts]), 1):
             print(f"pretraining {number}/{len(starts)}", file=sys.stderr, flush=True)
         for number, _ in enumerate(pool.imap_unordered(perform, [(run, args.work, args.canada) for run in wanted]), 1):

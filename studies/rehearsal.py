@@ -33,7 +33,7 @@ from models import MODELS, build_model
 from models.inputs import median
 from run_tables import paper_cells
 from studies.data import Tiles, forest, rows_of
-from studies.finetuning import OUT, commit, predict, steps_of
+from studies.finetuning import OUT, commit, predict, publish, steps_of
 from utils import metrics
 from utils.files import written_whole
 from utils.results import read_rows
@@ -214,6 +214,19 @@ def kept_by(line, epoch):
     return [value for at, value in line["kept"] if at <= epoch][-1]
 
 
+def table():
+    """A line for each training, markdown: those of the defaults, then what else was tried."""
+    lines = ["| method | sees | rate | from | mAP after 50 epochs | after 200 | ratio | stands for |", "|---|---|---|---|---|---|---|---|"]
+    found, measured = trainings(), read_lines()
+    for training in dict.fromkeys([*found, *TRIED]):
+        if training in measured:
+            early, late = (kept_by(measured[training], epoch) for epoch in (EARLIEST, LATEST))
+            stands_for = ", ".join(f"{regime['dataset']} {regime['label_percent']} %" for regime in found.get(training, ())) or "tried only"
+            lines.append(f"| {training[0]} | {training[1]} | {training[2]:g} | {training[3]} | {early:.1f} | {late:.1f} | "
+                         f"{early / late:.3f} | {stands_for} |")
+    return "\n".join(lines) + "\n"
+
+
 def write_table():
     """rehearsal.csv, of the lines that are there."""
     lines, rows = read_lines(), []
@@ -239,7 +252,11 @@ def main(argv=None):
     parser.add_argument("--work", default="data/study", help="folder for the simulated tiles and the pretrainings")
     parser.add_argument("--list", action="store_true", help="print the regimes and what is rehearsed of them, and end")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--report", action="store_true", help="write the table of what is there into PAPER.md, and end")
     args = parser.parse_args(argv)
+    if args.report:
+        write_table()
+        return publish("studies.rehearsal", table())
     if args.list:
         for regime in regimes():
             print("{dataset:13} {model:9} {label_percent:3} % from {start:9} {tiles:6} tiles {steps_an_epoch:4} steps an epoch, stops after "
