@@ -249,6 +249,42 @@ def features(model, split, size=128):
     return found | {"tokens all": torch.cat([value for name, value in found.items() if name != "f*"], 1)}
 
 
+def conditioning(x):
+    """Of vectors (N, D): the share of their mean square that is the same for all, and the effective rank of the rest (Roy and Vetterli)."""
+    spectrum = torch.linalg.svdvals(x - x.mean(0)).square()
+    share = spectrum / spectrum.sum()
+    return (x.mean(0).square().sum() / x.square().sum(1).mean()).item(), (-share * share.clamp(min=1e-20).log()).sum().exp().item()
+
+
+@torch.no_grad()
+def stages(model, batch):
+    """{stage: vectors} on the way from the tokens to the mean of f*: where do they lose their directions?"""
+    tokens, present, _ = model.eval().encode(batch)
+    found, cross = {f"tokens {key}": tokens[:, m].flatten(0, 1) for m, key in enumerate(model.sensors)}, model.combiner.cross
+    hooks = [module.register_forward_hook(lambda _, __, y, name=name: found.update({name: y.flatten(0, 1)})) for name, module in (
+        ("cross-attention", cross.attention), ("and its MLP", cross), ("and the last norm: f*", model.combiner.norm))]
+    f = model.combine(tokens, ~present[:, :, None].expand(tokens.shape[:3]), model.grid(batch))
+    for hook in hooks:
+        hook.remove()
+    return found | {"mean over patches": f.mean(1)}
+
+
+def write_stages(work):
+    """stages.csv, of the pretrainings of forest that are there."""
+    tiles, path = forest(work), OUT / "stages.csv"
+    path.unlink(missing_ok=True)
+    for weights in sorted(Path(work).glob("forest-*-*.pt")):
+        variant, seed = weights.stem.split("-")[1:]
+        torch.manual_seed(int(seed))
+        model = build(variant, tiles.sensors, tiles.statistics())
+        for start, state in (("random", model.state_dict()), ("pretrained", torch.load(weights, weights_only=True))):
+            model.load_state_dict(state)
+            for stage, x in stages(model, rows_of(tiles.splits["val"], slice(0, 128))).items():
+                constant, rank = conditioning(x)
+                append(path, {"variant": variant, "start": start, "seed": seed, "stage": stage, "constant_share": f"{constant:.3f}",
+                              "rank": f"{rank:.2f}", "silent": int((x.std(0) < 0.1 * x.std(0).max()).sum()), "commit": commit()})
+
+
 def probe(x, y, test, rows):
     """Logits (N, K) of logistic regressions, one a class, on standardised frozen features."""
     mean, std = x[rows].mean(0), x[rows].std(0).clamp(min=1e-6)
@@ -357,11 +393,8 @@ def prepare(job):
         model.load_state_dict(state)
         train, test = features(model, tiles.splits["train"]), features(model, tiles.splits["test"])
         for name, x in train.items():
-            spectrum = torch.linalg.svdvals(x - x.mean(0)).square()
-            share = spectrum / spectrum.sum()
-            about = {"constant_share": (x.mean(0).square().sum() / x.square().sum(1).mean()).item(),
-                     "rank": (-share * share.clamp(min=1e-20).log()).sum().exp().item(),
-                     "constant_dims": int((x.std(0) < 0.01 * x.std(0).max()).sum())}
+            constant, rank = conditioning(x)
+            about = {"constant_share": constant, "rank": rank}
             for percent in (10, 100):
                 logits = probe(x, y, test[name], tiles.labelled(percent, seed))
                 labels = tiles.splits["test"]["label"].numpy()
@@ -456,9 +489,24 @@ def tables():
     for data in ("forest", "crops"):
         add(f"Frozen features, {data}: logistic regression", [row for row in frozen if row["data"] == data], "what", "pretrained, as_now",
             ("percent", "features"))
+    if rows := read(OUT / "stages.csv"):
+        out.append("**7. Where f\\* loses its directions**, forest, validation tiles, means over seeds: share of the mean square that is the "
+                   "same for all / effective rank of the rest / dimensions of 64 that hardly vary (under a tenth of the largest standard "
+                   "deviation)\n\n" + stages_table(rows) + "\n")
     if watched := read(OUT / "dates.csv"):
         out.append("**6. Which dates equation 5 looks at**, validation tiles, means over seeds\n\n" + dates_table(watched) + "\n")
     return "\n".join(out)
+
+
+def stages_table(rows):
+    """Of stages.csv."""
+    lines = ["| weights | n | " + " | ".join(names := list(dict.fromkeys(row["stage"] for row in rows))) + " |", "|" + "---|" * (len(names) + 2)]
+    for start, variant in dict.fromkeys((row["start"], row["variant"]) for row in rows):
+        part = [row for row in rows if (row["start"], row["variant"]) == (start, variant)]
+        cells = [" / ".join(f"{np.mean([float(row[what]) for row in part if row['stage'] == name]):.{digits}f}"
+                            for what, digits in (("constant_share", 2), ("rank", 1), ("silent", 0))) for name in names]
+        lines.append(f"| {start}, {variant} | {len({row['seed'] for row in part})} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def dates_table(rows):
@@ -508,6 +556,7 @@ def main(argv=None):
             print(f"dates {number}/{len(watched)}", file=sys.stderr, flush=True)
         for number, _ in enumerate(pool.imap_unordered(prepare, [(start, args.work, args.canada) for start in starts]), 1):
             print(f"pretraining {number}/{len(starts)}", file=sys.stderr, flush=True)
+        write_stages(args.work)
         for number, _ in enumerate(pool.imap_unordered(perform, [(run, args.work, args.canada) for run in wanted]), 1):
             print(f"run {number}/{len(wanted)}", file=sys.stderr, flush=True)
 
