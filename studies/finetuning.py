@@ -323,17 +323,18 @@ def plan():
     """All runs, in the order in which they are run."""
     runs = []
 
-    def add(part, data, modalities, starts, variants=("as_now",), heads=(HEAD,), rates=(1e-3,), percents=(10, 100)):
-        runs.extend(Run(part, *values) for values in itertools.product(data, modalities, percents, starts, variants, heads, rates, SEEDS))
+    def add(part, data, modalities, starts, variants=("as_now",), heads=(HEAD,), rates=(1e-3,), percents=(10, 100), seeds=SEEDS):
+        runs.extend(Run(part, *values) for values in itertools.product(data, modalities, percents, starts, variants, heads, rates, seeds))
     both, starts = ("forest", "crops"), ("scratch", "pretrained")
     add("head", both, ("s2",), starts, heads=HEADS, percents=(10,))           # 1. which head
     add("head", both, ("s2",), starts, heads=("linear", "batch", "odds_batch"), percents=(100,))
     add("rate", both, ("s2",), starts, heads=("linear", "batch"), rates=(1e-4, 3e-3), percents=(10,))    # 2. at which rate
-    add("head", both, ("all",), starts, heads=("linear", "batch"))
+    add("head", ("crops",), ("all",), starts, heads=("linear", "batch"))
+    add("head", ("forest",), ("all",), starts, heads=("linear", "batch"), percents=(10,))
     add("image", ("forest",), ("vhr",), ("pretrained",), variants=("as_now", IMAGE))    # 3. the image's token
     add("image", ("forest",), ("all",), ("pretrained",), variants=("as_now", IMAGE), percents=(10,))
-    add("ltae", both, ("s2",), starts, variants=("ltae_start",))              # 4. where L-TAE starts from, against the runs of 1
-    add("filter", ("forest",), ("s2",), ("pretrained",), variants=("tile_dates",))    # 5. one choice of dates a tile, likewise
+    add("ltae", both, ("s2",), starts, variants=("ltae_start",), seeds=range(3))    # 4. where L-TAE starts from, against 1
+    add("filter", ("forest",), ("s2",), ("pretrained",), variants=("tile_dates",), seeds=range(3))    # 5. dates of a tile, too
     return list(dict.fromkeys(runs))
 
 
