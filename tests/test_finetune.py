@@ -78,12 +78,14 @@ def test_one_step_a_pass_trains_until_it_has_learned(data, tmp_path):
 
     With an epoch a step, and F1 alone to choose by, the first epoch won: it predicts half of all classes at random.
     """
-    pretrain.main(["--dataset", "treesatai-ts", "--data-root", str(data), "--modalities", "s2,s1", "--workers", "0", "--output",
-                   str(tmp_path / "pretrain"), *MODEL, "--batch-size", "8", "--epochs", "3", "--lr", "1e-3"])
-    finetune.main(options(data, tmp_path, "--init", str(tmp_path / "pretrain" / "pretrained.pt"), "--batch-size", "384", "--lr", "1e-3",
-                          "--epochs", "4", "--min-epochs", "4"))
+    data = write_treesatai(tmp_path / "data" / "treesatai", train=60, test=4, seed=5)
+    common = ["--dataset", "treesatai", "--data-root", str(data), "--workers", "0"]
+    pretrain.main([*common, "--modalities", "s2,s1", "--output", str(tmp_path / "pretrain"), *MODEL, "--batch-size", "16", "--epochs", "6",
+                   "--lr", "1e-3"])
+    finetune.main([*common, "--modalities", "s2", "--output", str(tmp_path), "--init", str(tmp_path / "pretrain" / "pretrained.pt"),
+                   "--batch-size", "384", "--lr", "1e-3", "--epochs", "6", "--min-epochs", "6"])
     header, epochs = log(tmp_path)
     saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
     assert header["options"]["epoch_steps"] == 20 and saved["epoch"] > 1
-    train, val = (open_dataset("treesatai-ts", data, split, ("s2",)).labels for split in ("train", "val"))
+    train, val = (open_dataset("treesatai", data, split, ("s2",)).labels for split in ("train", "val"))
     assert epochs[saved["epoch"] - 1]["val_f1_macro"] > constant_scores(train, val)[1]
