@@ -321,9 +321,10 @@ def plan():
     add("head", both, ("s2",), starts, heads=HEADS, percents=(10,))           # 1. which head
     add("head", both, ("s2",), starts, heads=("linear", "batch", "odds_batch"), percents=(100,))
     add("rate", both, ("s2",), starts, heads=("linear", "batch"), rates=(1e-4, 3e-3), percents=(10,))    # 2. at which rate
+    add("rate", both, ("s2",), starts, heads=("odds_batch",), rates=(1e-4,), percents=(10,))
     add("head", ("crops",), ("all",), starts, heads=("linear", "batch"))
     add("head", ("forest",), ("all",), starts, heads=("linear", "batch"), percents=(10,))
-    add("image", ("forest",), ("vhr",), ("pretrained",), variants=("as_now", IMAGE))    # 3. the image's token
+    add("image", ("forest",), ("vhr",), starts, variants=("as_now", IMAGE))    # 3. the image's token
     add("image", ("forest",), ("all",), ("pretrained",), variants=("as_now", IMAGE), percents=(10,))
     add("ltae", both, ("s2",), starts, variants=("ltae_start",), seeds=range(3))    # 4. where L-TAE starts from, against 1
     add("filter", ("forest",), ("s2",), ("pretrained",), variants=("tile_dates",), seeds=range(3))    # 5. dates of a tile, too
@@ -468,7 +469,7 @@ def tables():
             out.append(f"**{title}**\n\n{compare(part, what, against, setting)}\n")
     for modality in ("s2", "all"):
         add(f"1. The head, {modality}", [row for row in of.get("head", ()) if row["modality"] == modality], "head", "linear")
-    for name in ("linear", "batch"):
+    for name in ("linear", "batch", "odds_batch"):
         part = [row for row in of.get("rate", []) + of.get("head", []) if (row["head"], row["modality"], row["percent"]) == (name, "s2", "10")]
         add(f"2. The rate, head {name}", sorted(part, key=lambda row: float(row["rate"])), "rate", "0.001")
     usual = [row for row in of.get("head", ()) if (row["head"], row["modality"]) == (HEAD, "s2")]

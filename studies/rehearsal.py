@@ -7,7 +7,7 @@ A regime is a dataset, a method, a share of the labels and what the method start
 steps at which its training stops at the earliest (50 epochs) and at the latest (200). Those of under 2,000 steps at the earliest are
 rehearsed, and pass if the epoch kept by then has 95 % of the mean average precision of the epoch kept after four times as many steps.
 
-What is rehearsed is the number of steps, not the tiles: 288 simulated tiles, 16 a step, an epoch of 20 steps, rule and scheduler of
+What is rehearsed is the number of steps, not the tiles: 696 simulated tiles, 16 a step, an epoch of 20 steps, rule and scheduler of
 finetune.py, one seed. OmniSat has its full size and sees S2 alone, 4 patches, 8 dates, from 800 steps of pretraining on S2 and S1.
 Compared methods are narrower (WIDTHS; PRESTO, ImageNet's and DOFA's weights are not at hand) and see few pixels; one that pretrains itself
 does so for 300 steps. A narrow network learns more slowly at a given rate, so what passes here is no closer at full width. Precisions
@@ -28,7 +28,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from datasets.splits import stratified_subset
 from models import MODELS, build_model
 from models.inputs import median
 from run_tables import paper_cells
@@ -42,7 +41,7 @@ import finetune
 # training tiles: TreeSatAI's list without the 15 % of its validation, folds 1 to 3, 32 domains of FLAIR
 TILES = {"treesatai": 38_520, "treesatai-ts": 38_520, "pastis-hd": 1_455, "flair": 47_587}
 STEP, EPOCH, EARLIEST, LATEST, SHORT = 384, 20, 50, 200, 2000    # tiles; finetune.py's defaults; what is rehearsed
-LEARN, ASIDE, BATCH = 291, 300, 16    # stratified, it is 288 tiles
+ASIDE, BATCH = 300, 16
 WIDTHS = {"pse": 1, "mlp": 1, "pse_ltae": 1, "resnet50": 0.125, "satmae": 0.125, "scalemae": 0.125, "dofa": 0.125}    # others: 0.25
 
 
@@ -112,13 +111,10 @@ def seen(model, batch, keys):
 
 
 def tiles_of(model, keys, work):
-    """Tiles of splits train (LEARN of them), val, and test: ASIDE other training tiles, since no test tile may choose a default."""
+    """Tiles of splits train, val, and test: these are ASIDE of the training tiles, since no test tile may choose a default."""
     tiles = forest(work)
     train = tiles.splits["train"]
-    rows = torch.from_numpy(stratified_subset(train["label"].numpy() > 0, LEARN / len(train["label"]), 0))
-    rest = torch.ones(len(train["label"]), dtype=torch.bool)
-    rest[rows] = False
-    splits = {"train": rows_of(train, rows), "val": tiles.splits["val"], "test": rows_of(train, rest.nonzero()[:ASIDE, 0])}
+    splits = {"train": rows_of(train, slice(ASIDE, None)), "val": tiles.splits["val"], "test": rows_of(train, slice(ASIDE))}
     return Tiles([sensor for sensor in tiles.sensors if sensor.key in keys],
                  {name: seen(model, batch, keys) for name, batch in splits.items()})
 
@@ -159,7 +155,10 @@ def pretrained(name, modality, work):
 
 
 def rehearse(job):
-    """One training of LATEST epochs; its line is added: the epochs kept so far whenever there was a new one, with their precision."""
+    """One training of LATEST epochs; its line is added.
+
+    kept: the epochs that were the best so far, with their precision. val: loss and macro F1 of each epoch on the validation tiles.
+    """
     (name, modality, rate, start), work = job
     torch.set_num_threads(1)
     began, tiles = time.time(), tiles_of(name, (modality,), work)
@@ -174,6 +173,7 @@ def rehearse(job):
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
     train, val, aside = tiles.splits["train"], tiles.splits["val"], tiles.splits["test"]
     (constant_loss, constant_f1), best, kept = metrics.constant_scores(train["label"], val["label"]), None, []
+    curve = []
     for step, rows in enumerate(steps_of(torch.arange(len(train["label"])), BATCH, EPOCH * LATEST, 0), 1):
         batch = rows_of(train, rows)
         loss = sum(F.binary_cross_entropy_with_logits(logits, batch["label"]) for logits in model.train().all_logits(batch))
@@ -186,11 +186,12 @@ def rehearse(job):
         loss = F.binary_cross_entropy_with_logits(logits, val["label"]).item()
         scheduler.step(loss)
         f1 = metrics.f1_scores(metrics.count(logits, val["label"]))["f1_macro"]
+        curve.append([round(loss, 4), round(f1, 2)])
         is_trained = loss < constant_loss or f1 > constant_f1
         if best is None or [is_trained, is_trained and f1, -loss] > best:
             best = [is_trained, is_trained and f1, -loss]
             kept.append([step // EPOCH, metrics.mean_average_precision(predict(model, aside, 64), aside["label"])])
-    line = {"model": name, "modality": modality, "rate": rate, "start": start, "kept": kept, "seconds": round(time.time() - began),
+    line = {"model": name, "modality": modality, "rate": rate, "start": start, "kept": kept, "val": curve, "seconds": round(time.time() - began),
             "constant": metrics.mean_average_precision(torch.zeros_like(aside["label"]), aside["label"]), "commit": commit()}
     with open(OUT / "rehearsal.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
