@@ -80,6 +80,7 @@ def score_test(path, data_root, pool, workers, place, csv=None):
                **{name: f"{scores[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
                "n_test": scores["n"], "params": sum(p.numel() for p in model.parameters()) or "",
                "pretrain_hours": f"{saved['pretrain_hours']:.4f}", "finetune_hours": f"{saved['hours']:.4f}",
+               "rate": saved.get("rate", ""), "rate_from": saved.get("rate_from", ""),    # not in checkpoints of before
                "scale": "demo" if test.is_demo else saved["scale"], "status": saved["status"],
                "split_hash": saved["split_hash"][:12], "checkpoint_hash": checkpoint.file_hash(path)[:12], **saved["source"]}
         write_row(csv, row, {"classes": list(test.classes)} | scores["counts"])

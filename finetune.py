@@ -36,13 +36,14 @@ WORDS = "none", "imagenet", "external"    # that --init takes in place of files
 class Start(NamedTuple):
     """What a training begins with.
 
-    options: of the model's constructor, but for num_classes. pretraining, ablation: as in the tables. rate: of Adam. init: what says
-    where the weights are from, for the checkpoint. is_paper: whether all this is the paper's. pretrained: [(path, checkpoint)].
+    options: of the model's constructor, but for num_classes. pretraining, ablation: as in the tables. rate: of Adam, and whose it is.
+    init: what says where the weights are from, for the checkpoint. is_paper: whether all this is the paper's. pretrained: [(path,
+    checkpoint)].
     """
     options: dict
     pretraining: str
     ablation: str
-    rate: float
+    rate: tuple
     init: str
     is_paper: bool
     pretrained: tuple = ()
@@ -88,22 +89,24 @@ def is_papers(pretrained, args):
 
 
 def omnisat_rate(dataset, is_pretrained):
-    """The learning rate of OmniSat. Not in the paper, which gives one for pretrained weights only: the official code's from scratch."""
-    return 2e-5 if is_pretrained else 2e-3 if dataset == "flair" else 2e-4
+    """OmniSat's learning rate, and whose it is.
+
+    Not in the paper, which has 2e-5 for pretrained weights: too slow for the short trainings, see the rehearsal in PAPER.md.
+    """
+    return 2e-3 if dataset == "flair" and not is_pretrained else 2e-4, "official code"
 
 
 def start_omnisat(args):
     """Start of OmniSat, from a checkpoint or from scratch. Errors: UserError for a checkpoint or sizes that do not fit."""
     size = {"embed_dim": 256 if args.embed_dim is None else args.embed_dim, "depth": 6 if args.depth is None else args.depth}
     if args.init == ["none"]:
-        rate = omnisat_rate(args.dataset, False) if args.lr is None else args.lr
-        return Start(size | {"ablation": "none"}, "none", "none", rate, "none", size == {"embed_dim": 256, "depth": 6})
+        return Start(size | {"ablation": "none"}, "none", "none", omnisat_rate(args.dataset, False), "none", size == {"embed_dim": 256, "depth": 6})
     if len(args.init) > 1 or args.init[0] in WORDS:
         raise UserError(f"--init {' '.join(args.init)}: omnisat starts from one pretrained.pt, or none; it has no published weights")
     pretrained = read_pretrained(args)
     size = sizes_of(pretrained, args, size)
     ablation = pretrained[0][1]["config"]["options"]["ablation"]
-    return Start(size | {"ablation": ablation}, "self", ablation, omnisat_rate(args.dataset, True) if args.lr is None else args.lr, hashes(pretrained),
+    return Start(size | {"ablation": ablation}, "self", ablation, omnisat_rate(args.dataset, True), hashes(pretrained),
                  size == {"embed_dim": 256, "depth": 6} and is_papers(pretrained, args), pretrained)
 
 
@@ -119,7 +122,7 @@ def start_compared(args, arguments, modality):
     unused += [] if method.has_width(modality) else ["width"]
     options.refuse(args, arguments, unused, f"{args.model} on {modality}")
     width = options.chosen_width(args)
-    rate = method.rates[args.dataset][modality] if args.lr is None else args.lr
+    rate = method.rates[args.dataset][modality], method.rates_from
     if method.pretrain_rates and args.init[0] not in WORDS:
         pretrained = read_pretrained(args)
         width = sizes_of(pretrained, args, ["width"])["width"]
@@ -210,9 +213,9 @@ def command_line():
     options.add_width(options.add_model_options(arguments, None, None))
     options.add_machine_options(arguments)
     training = options.add_training_options(arguments, epochs=200, epoch_steps=20)
-    training.add_argument("--lr", type=float, help="of Adam (default: 2e-5 from a checkpoint, the paper's; from "
-                                                   "scratch the official code's, 2e-4, and 2e-3 on flair; its own "
-                                                   "for each compared method)")
+    training.add_argument("--lr", type=float, help="of Adam (default: 2e-4, the official code's, and 2e-3 on flair from "
+                                                   "scratch; the paper's 2e-5 is too slow for few labels, see PAPER.md; "
+                                                   "each compared method has its own)")
     training.add_argument("--min-epochs", type=int, default=50, help="no early stop before; not in the paper: the official "
                                                                     "code's")
     training.add_argument("--patience", type=int, default=10, help="stop after so many epochs without a better validation F1")
@@ -237,11 +240,12 @@ def main(argv=None):
     # ---- setup
     rank, world, device = place = distributed.setup()
     start = start_omnisat(args) if args.model == "omnisat" else start_compared(args, arguments, modality)
+    rate, rate_from = start.rate if args.lr is None else (args.lr, "--lr")
     output = Path(args.output or finetuning_folder("runs", args.dataset, args.model, start.pretraining, start.ablation, modality,
                                                    args.label_percent, args.seed))
     target = output / "finetuned.pt"
     compiles = options.chosen_compile(args, device, is_worth_it=False)
-    saved, settings = open_folder(target, "finetuned", args, rank, **start.options, modalities=",".join(modalities), lr=start.rate,
+    saved, settings = open_folder(target, "finetuned", args, rank, **start.options, modalities=",".join(modalities), lr=rate,
                                   precision=options.chosen_precision(args, device), compile=compiles, init=start.init)
     if saved is not None and saved["finished"]:
         if rank == 0:
@@ -278,7 +282,7 @@ def main(argv=None):
     model.to(device)
     autocast, optimizer, scheduler = options.set_up(model, args, device, compiles), None, None
     if not method.is_fitted:
-        optimizer = torch.optim.Adam(model.parameters(), start.rate, fused=True)
+        optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
     is_demo = train.is_demo or any(pretrained["is_demo"] for _, pretrained in start.pretrained)
@@ -289,14 +293,15 @@ def main(argv=None):
     facts = {"config": config, "dataset": args.dataset, "pretraining": start.pretraining, "label_percent": args.label_percent,
              "seed": args.seed, "max_cloud": args.max_cloud, "parts": args.parts, "split_hash": train.split_hash,
              "val_hash": val.list_hash, "pretrain_hours": sum(pretrained["hours"] for _, pretrained in start.pretrained),
-             "modality": modality, "source": source, "scale": scale, "status": status}
+             "modality": modality, "source": source, "scale": scale, "status": status,
+             "rate": "" if rate is None else f"{rate:g}", "rate_from": "" if rate is None else rate_from}
     if method.is_fitted:
         args.epochs = 1
     training = Training(target, "finetuned", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss",))
     if rank == 0:
         print(f"{'fitting' if method.is_fitted else 'training'} {args.model} on {len(train)} tiles of {args.dataset}"
               f"{' (demo data)' if train.is_demo else ''}, {', '.join(modalities)}, from {' and '.join(args.init)}; "
-              f"{'' if method.is_fitted else f'lr {start.rate:g}, {train_pools.a_pass * train_pools.passes} steps an epoch; '}"
+              f"{'' if method.is_fitted else f'lr {rate:g} ({rate_from}), {train_pools.a_pass * train_pools.passes} steps an epoch; '}"
               f"{world} process(es) on {source['device']}", file=sys.stderr)
 
     # ---- loop

@@ -62,7 +62,7 @@ class Compared(nn.Module):
     sensors: list of datasets.sensors.Sensor. num_classes: K. width: of the networks' layers, 1 as published; the demo's are narrower.
 
     A subclass sets
-    rates: {dataset: {modality: learning rate}}, the cells that the paper prints; "all" is the late fusion.
+    rates: {dataset: {modality: learning rate}}, the cells that the paper prints; "all" is the late fusion. rates_from: whose they are.
     published: the modalities of which a part begins with published weights; weights: their name in utils.weights; init: what
     finetune.py --init calls them.
     pretraining: what the tables call the method's.
@@ -70,7 +70,7 @@ class Compared(nn.Module):
     vectors: {key: D} in the late fusion, and has_head: whether a network alone gives D numbers to the head too, instead of logits;
     series_network(bands, outputs, width): a module, series (B, T, C, H, W), dates, padded (B, T) -> (B, outputs).
     """
-    rates, published, init, weights, pretraining = {}, (), "imagenet", "resnet50", "none"
+    rates, rates_from, published, init, weights, pretraining = {}, "official code", (), "imagenet", "resnet50", "none"
     all_bands, pools, vectors, has_head = False, {}, {}, False
     is_fitted, tunes_threshold = False, False    # whether all tiles are learned from at once, by a method fit; see evaluate.score
     # of methods that pretrain themselves: {dataset: {modality: learning rate}}, and keys that a modality stands for, if not its own

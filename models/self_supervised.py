@@ -164,7 +164,7 @@ class AnyBands(Pretrained):
     # not in the paper: rate, head, fusion. The rate is that of OmniSat's own fine-tuning, section 3.4
     rates = {dataset: dict.fromkeys(("vhr", "s2", *(() if dataset == "flair" else ("s1",)), "all"), 2e-5)
              for dataset in ("treesatai", "treesatai-ts", "pastis-hd", "flair")}
-    published, init, weights, pretraining = ("vhr", "s2", "s1", "all"), "external", "dofa", "external"
+    rates_from, published, init, weights, pretraining = "section 3.4", ("vhr", "s2", "s1", "all"), "external", "dofa", "external"
     forms = {"treesatai": "date", "treesatai-ts": "median", "pastis-hd": "median", "flair": "median"}
     sides, bands = dict.fromkeys(("vhr", "s2", "s1"), SIDE), {"vhr": RGB, "s2": S2, "s1": ("VV", "VH")}
 
@@ -189,7 +189,7 @@ class PixelTransformer(Pretrained):
     probable than a threshold, which is chosen on the validation tiles, as by PRESTO's authors: the printed numbers are of such.
     """
     rates = {"treesatai": dict.fromkeys(("s2", "s1"), 3e-4)}    # of its authors' fine-tuning
-    published, init, weights, pretraining = ("s2", "s1"), "external", "presto", "external"
+    rates_from, published, init, weights, pretraining = "its authors", ("s2", "s1"), "external", "presto", "external"
     tunes_threshold = True
 
     @classmethod

@@ -9,7 +9,7 @@ rehearsed, and pass if the epoch kept by then has 95 % of the mean average preci
 
 What is rehearsed is the number of steps, not the tiles: 696 simulated tiles, 16 a step, an epoch of 20 steps, rule and scheduler of
 finetune.py, one seed. OmniSat has its full size and sees S2 alone, 4 patches, 8 dates, from 800 steps of pretraining on S2 and S1.
-Compared methods are narrower (WIDTHS; PRESTO, ImageNet's and DOFA's weights are not at hand) and see few pixels; one that pretrains itself
+Compared methods are narrower (WIDTHS; DOFA has 4 tiles a step; PRESTO, ImageNet's and DOFA's weights are not at hand) and see few pixels; one that pretrains itself
 does so for 300 steps. A narrow network learns more slowly at a given rate, so what passes here is no closer at full width. Precisions
 are of 300 simulated tiles that nothing was chosen on: they say nothing of any real data.
 
@@ -30,6 +30,7 @@ import torch.nn.functional as F
 
 from models import MODELS, build_model
 from models.inputs import median
+from models.norms import BatchNorm
 from run_tables import paper_cells
 from studies.data import Tiles, forest, rows_of
 from studies.finetuning import OUT, commit, predict, publish, steps_of
@@ -82,12 +83,13 @@ def trainings():
 def rate_of(regime, modality):
     """finetune.py's default."""
     if regime["model"] == "omnisat":
-        return finetune.omnisat_rate(regime["dataset"], regime["start"] == "self")
+        return finetune.omnisat_rate(regime["dataset"], regime["start"] == "self")[0]
     return MODELS[regime["model"]].rates[regime["dataset"]][modality]
 
 
 # what was tried besides, to find the defaults
-TRIED = [("omnisat", "s2", 2e-5, "self"), ("omnisat", "s2", 2e-4, "self"), ("omnisat", "s2", 2e-4, "none"), ("croma", "s2", 2e-5, "self"),
+TRIED = [("omnisat, odds", "s2", 2e-4, "self"), ("omnisat, batch", "s2", 2e-4, "self"), ("omnisat, odds", "s2", 2e-5, "self"),
+         ("omnisat, batch", "s2", 2e-5, "self"), ("omnisat, linear", "s2", 2e-4, "self"), ("croma", "s2", 2e-5, "self"),
          ("croma", "s2", 2e-4, "self")]
 
 
@@ -114,7 +116,8 @@ def tiles_of(model, keys, work):
     """Tiles of splits train, val, and test: these are ASIDE of the training tiles, since no test tile may choose a default."""
     tiles = forest(work)
     train = tiles.splits["train"]
-    splits = {"train": rows_of(train, slice(ASIDE, None)), "val": tiles.splits["val"], "test": rows_of(train, slice(ASIDE))}
+    order = torch.randperm(len(train["label"]), generator=torch.Generator().manual_seed(0))    # the list is sorted by species
+    splits = {"train": rows_of(train, order[ASIDE:]), "val": tiles.splits["val"], "test": rows_of(train, order[:ASIDE])}
     return Tiles([sensor for sensor in tiles.sensors if sensor.key in keys],
                  {name: seen(model, batch, keys) for name, batch in splits.items()})
 
@@ -157,24 +160,31 @@ def pretrained(name, modality, work):
 def rehearse(job):
     """One training of LATEST epochs; its line is added.
 
-    kept: the epochs that were the best so far, with their precision. val: loss and macro F1 of each epoch on the validation tiles.
+    kept: the epochs that were the best so far, with their precision and weighted F1. val: loss and macro F1 of each epoch on the validation tiles.
     """
-    (name, modality, rate, start), work = job
+    (called, modality, rate, start), work = job
+    name, _, head = called.partition(", ")
     torch.set_num_threads(1)
     began, tiles = time.time(), tiles_of(name, (modality,), work)
     weights = pretrained(name, modality, work) if start == "self" else {}
     torch.manual_seed(0)
     model = new_model(name, tiles, modality, tiles.splits["train"]["label"].shape[1])
+    train, val, aside = tiles.splits["train"], tiles.splits["val"], tiles.splits["test"]
+    if head:
+        dim, classes = model.head[1].in_features, model.head[1].out_features
+        model.head = torch.nn.Sequential(BatchNorm(dim, affine=False) if head != "linear" else torch.nn.Identity(), torch.nn.Linear(dim, classes))
+        if head == "odds":
+            model.head[1].bias.data = torch.logit(train["label"].mean(0))
     wanted = {key: value for key, value in weights.items() if key in model.state_dict() and not key.startswith("head")}
     missing = model.load_state_dict(wanted, strict=False).missing_keys
     if weights and any(not key.startswith("head") for key in missing):
         raise RuntimeError(f"{name}: its pretraining lacks {missing}")
     optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
-    train, val, aside = tiles.splits["train"], tiles.splits["val"], tiles.splits["test"]
     (constant_loss, constant_f1), best, kept = metrics.constant_scores(train["label"], val["label"]), None, []
     curve = []
-    for step, rows in enumerate(steps_of(torch.arange(len(train["label"])), BATCH, EPOCH * LATEST, 0), 1):
+    batch_size = 4 if name == "dofa" else BATCH                               # of 197 tokens each, whatever their pixels
+    for step, rows in enumerate(steps_of(torch.arange(len(train["label"])), batch_size, EPOCH * LATEST, 0), 1):
         batch = rows_of(train, rows)
         loss = sum(F.binary_cross_entropy_with_logits(logits, batch["label"]) for logits in model.train().all_logits(batch))
         loss.backward()
@@ -190,8 +200,10 @@ def rehearse(job):
         is_trained = loss < constant_loss or f1 > constant_f1
         if best is None or [is_trained, is_trained and f1, -loss] > best:
             best = [is_trained, is_trained and f1, -loss]
-            kept.append([step // EPOCH, metrics.mean_average_precision(predict(model, aside, 64), aside["label"])])
-    line = {"model": name, "modality": modality, "rate": rate, "start": start, "kept": kept, "val": curve, "seconds": round(time.time() - began),
+            logits = predict(model, aside, 64)
+            kept.append([step // EPOCH, round(metrics.mean_average_precision(logits, aside["label"]), 3),
+                         round(metrics.f1_scores(metrics.count(logits, aside["label"]))["f1_weighted"], 3)])
+    line = {"model": called, "modality": modality, "rate": rate, "start": start, "kept": kept, "val": curve, "seconds": round(time.time() - began),
             "constant": metrics.mean_average_precision(torch.zeros_like(aside["label"]), aside["label"]), "commit": commit()}
     with open(OUT / "rehearsal.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -211,20 +223,20 @@ def read_lines():
 
 
 def kept_by(line, epoch):
-    """Precision of the epoch kept by then."""
-    return [value for at, value in line["kept"] if at <= epoch][-1]
+    """Precision and weighted F1 of the epoch kept by then."""
+    return [scores for at, *scores in line["kept"] if at <= epoch][-1]
 
 
 def table():
     """A line for each training, markdown: those of the defaults, then what else was tried."""
-    lines = ["| method | sees | rate | from | mAP after 50 epochs | after 200 | ratio | stands for |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| method | sees | rate | from | mAP / weighted F1 after 50 epochs | after 200 | ratio of mAP | stands for |", "|" + "---|" * 8]
     found, measured = trainings(), read_lines()
     for training in dict.fromkeys([*found, *TRIED]):
         if training in measured:
-            early, late = (kept_by(measured[training], epoch) for epoch in (EARLIEST, LATEST))
+            (early, f1), (late, late_f1) = (kept_by(measured[training], epoch) for epoch in (EARLIEST, LATEST))
             stands_for = ", ".join(f"{regime['dataset']} {regime['label_percent']} %" for regime in found.get(training, ())) or "tried only"
-            lines.append(f"| {training[0]} | {training[1]} | {training[2]:g} | {training[3]} | {early:.1f} | {late:.1f} | "
-                         f"{early / late:.3f} | {stands_for} |")
+            lines.append(f"| {training[0]} | {training[1]} | {training[2]:g} | {training[3]} | {early:.1f} / {f1:.1f} | "
+                         f"{late:.1f} / {late_f1:.1f} | {early / late:.3f} | {stands_for} |")
     return "\n".join(lines) + "\n"
 
 
@@ -234,7 +246,7 @@ def write_table():
     for training, found in trainings().items():
         if training not in lines:
             continue
-        early, late = (kept_by(lines[training], epoch) for epoch in (EARLIEST, LATEST))
+        early, late = (kept_by(lines[training], epoch)[0] for epoch in (EARLIEST, LATEST))
         for regime in found:
             rows.append({name: regime[name] for name in COLUMNS if name in regime} | {
                 "modality": training[1], "rate": f"{training[2]:g}", "map": f"{early:.1f}", "map_four_times": f"{late:.1f}",

@@ -12,7 +12,7 @@ TABLES = ("table2", "table3", "table4", "table5")
 SCORED = ("ok", "random-weights")    # statuses of rows with a score; the second is the demo's where published weights are not there
 KEYS = ("table", "dataset", "model", "pretraining", "ablation", "modality", "label_percent")    # as in cells.csv
 COLUMNS = KEYS + ("seed", "f1_weighted", "f1_macro", "f1_micro", "map", "n_test", "params", "pretrain_hours",
-                  "finetune_hours", "scale", "status", "commit", "dirty", "command", "split_hash", "checkpoint_hash",
+                  "finetune_hours", "rate", "rate_from", "scale", "status", "commit", "dirty", "command", "split_hash", "checkpoint_hash",
                   "torch", "device", "date")
 
 

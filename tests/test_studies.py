@@ -1,0 +1,79 @@
+"""The studies: what PAPER.md shows is what their rows say, every short training of the tables was rehearsed, and they run and go on."""
+import csv
+
+import pytest
+import torch
+
+from studies import data, finetuning, rehearsal
+
+
+def test_paper_shows_what_the_rows_say():
+    paper = finetuning.PAPER.read_text(encoding="utf-8")
+    for name, text in (("studies.finetuning", finetuning.tables()), ("studies.rehearsal", rehearsal.table())):
+        assert f"<!-- {name} -->\n{text}<!-- end of {name} -->\n" in paper, f"python -m {name} --report"
+
+
+def test_every_short_training_was_rehearsed():
+    """Each regime of under 2,000 steps passes, or is named with its reason; rates are the defaults of today."""
+    with open(finetuning.OUT / "rehearsal.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    known = {(row["dataset"], row["model"], int(row["label_percent"]), row["start"]) for row in rows}
+    short = [regime for regime in rehearsal.regimes() if regime["steps"] < rehearsal.SHORT]
+    assert {(regime["dataset"], regime["model"], regime["label_percent"], regime["start"]) for regime in short} == known
+    assert {int(regime["label_percent"]) for regime in short if regime["dataset"] != "pastis-hd"} == {10}
+    for row in rows:
+        assert float(row["ratio"]) >= 0.95 or row["reason"], row
+        assert float(row["ratio"]) == pytest.approx(float(row["map"]) / float(row["map_four_times"]), abs=0.003)
+    assert {key[:3] for key in rehearsal.trainings()} == {(row["model"], row["modality"], float(row["rate"])) for row in rows}
+
+
+@pytest.mark.parametrize("dataset, percent, tiles, an_epoch, earliest", [
+    ("pastis-hd", 20, 291, 20, 1000), ("pastis-hd", 100, 1455, 20, 1000), ("treesatai-ts", 10, 3852, 22, 1100),
+    ("treesatai-ts", 100, 38520, 101, 5050)])
+def test_regimes_by_hand(dataset, percent, tiles, an_epoch, earliest):
+    """384 tiles a step: 1, 4, 11 and 101 steps a pass; an epoch has at least 20."""
+    (regime,) = [regime for regime in rehearsal.regimes() if (regime["dataset"], regime["model"], regime["label_percent"], regime["start"])
+                 == (dataset, "omnisat", percent, "self")]
+    assert (regime["tiles"], regime["steps_an_epoch"], regime["steps"]) == (tiles, an_epoch, earliest)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The studies with few tiles and steps, writing below tmp_path."""
+    tiles = data.forest(tmp_path, train=30, test=8)
+    monkeypatch.setattr(data, "forest", lambda folder: tiles)
+    for module in (finetuning, rehearsal):
+        monkeypatch.setattr(module, "forest", lambda folder: tiles)
+        monkeypatch.setattr(module, "OUT", tmp_path / "out")
+        monkeypatch.setattr(module, "EPOCH", 2)
+    monkeypatch.setattr(finetuning, "PRETRAIN_STEPS", 2)
+    monkeypatch.setattr(finetuning, "STEPS", 4)
+    monkeypatch.setattr(finetuning, "_tiles", {})
+    monkeypatch.setattr(rehearsal, "LATEST", 2)
+    monkeypatch.setattr(rehearsal, "ASIDE", 10)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def test_a_study_pretrains_fine_tunes_and_writes_rows(small):
+    run = next(run for run in finetuning.plan() if (run.data, run.part, run.start) == ("forest", "image", "pretrained"))
+    finetuning.prepare((finetuning.pretraining_of(run), small, None))
+    finetuning.prepare((finetuning.pretraining_of(run), small, None))         # done: not again
+    finetuning.perform((run, small, None))
+    frozen, rows = (finetuning.read(small / "out" / name) for name in ("features.csv", "finetuning.csv"))
+    assert {row["features"] for row in frozen} == {"tokens vhr", "tokens s2", "tokens s1", "tokens all", "f*"} and len(frozen) == 20
+    (row,) = rows
+    assert tuple(row[name] for name in run._fields) == tuple(map(str, run)) and int(row["kept"]) in (2, 4)
+    finetuning.watch_dates((("none", 0), small))
+    assert {row["sensor"] for row in finetuning.read(small / "out" / "dates.csv")} == {"s2", "s1"}
+    finetuning.write_stages(small)
+    assert "pretrained, as_now" in finetuning.tables()
+
+
+@pytest.mark.parametrize("training", [("omnisat", "s2", 2e-4, "self"), ("omnisat, odds", "s2", 2e-4, "none"), ("pse", "s1", 1e-3, "none"), ("croma", "s2", 2e-5, "self")])
+def test_a_rehearsal_writes_its_line(training, small, monkeypatch):
+    monkeypatch.setattr(rehearsal, "steps_of", lambda rows, batch, steps, seed: finetuning.steps_of(rows, batch, min(steps, 4), seed))
+    rehearsal.rehearse((training, small))
+    line = rehearsal.read_lines()[training]
+    assert line["kept"][0][0] == 1 and len(line["val"]) == 2 and rehearsal.kept_by(line, 2) == line["kept"][-1][1:]
