@@ -312,7 +312,7 @@ SCORES = ("f1_weighted", "f1_macro", "map", "kept", "steps", "seconds", "commit"
 
 
 def plan():
-    """All runs, in the order in which they are run."""
+    """All runs."""
     runs = []
 
     def add(part, data, modalities, starts, variants=("as_now",), heads=(HEAD,), rates=(1e-3,), percents=(10, 100), seeds=SEEDS):
