@@ -5,7 +5,7 @@
 
 A regime is a dataset, a method, a share of the labels and what the method starts from: from these follow its steps an epoch, and the
 steps at which its training stops at the earliest (50 epochs) and at the latest (200). Those of under 2,000 steps at the earliest are
-rehearsed, and pass if the epoch kept by then has 95 % of the mean average precision of the epoch kept after four times as many steps.
+rehearsed, and pass if the epoch kept by then has 95 % of the mean average precision of the epoch kept after four times as many steps. One that does not, but still improves then, is not stopped there: the table says when, and with what.
 
 What is rehearsed is the number of steps, not the tiles: 696 simulated tiles, 16 a step, an epoch of 20 steps, rule and scheduler of
 finetune.py, one seed. OmniSat has its full size and sees S2 alone, 4 patches, 8 dates, from 800 steps of pretraining on S2 and S1.
@@ -41,7 +41,8 @@ import finetune
 
 # training tiles: TreeSatAI's list without the 15 % of its validation, folds 1 to 3, 32 domains of FLAIR
 TILES = {"treesatai": 38_520, "treesatai-ts": 38_520, "pastis-hd": 1_455, "flair": 47_587}
-STEP, EPOCH, EARLIEST, LATEST, SHORT = 384, 20, 50, 200, 2000    # tiles; finetune.py's defaults; what is rehearsed
+STEP, EPOCH, EARLIEST, LATEST, PATIENCE = 384, 20, 50, 200, 10    # tiles, and finetune.py's defaults
+SHORT, PASSES = 2000, 0.95    # steps of what is rehearsed, at the earliest stop; the share of precision that must be there by then
 ASIDE, BATCH = 300, 16
 WIDTHS = {"pse": 1, "mlp": 1, "pse_ltae": 1, "resnet50": 0.125, "satmae": 0.125, "scalemae": 0.125, "dofa": 0.125}    # others: 0.25
 
@@ -227,16 +228,34 @@ def kept_by(line, epoch):
     return [scores for at, *scores in line["kept"] if at <= epoch][-1]
 
 
+def stop_of(line):
+    """The epoch after which finetune.py would stop: 10 without a better one, at the earliest after EARLIEST."""
+    epochs = [at for at, *_ in line["kept"]]
+    return next((epoch for epoch in range(EARLIEST, LATEST) if epoch - max(at for at in epochs if at <= epoch) >= PATIENCE), LATEST)
+
+
+def reason_of(line):
+    """Why a training that does not pass is left as it is, from its own numbers; "" for one that passes."""
+    early, late, stop = kept_by(line, EARLIEST)[0], kept_by(line, LATEST)[0], stop_of(line)
+    if early >= PASSES * late:
+        return ""
+    at_stop = kept_by(line, stop)[0]
+    return (f"it still improves after {EARLIEST} epochs, so it is not stopped there but after {stop}, with {at_stop:.1f}: "
+            f"{at_stop / late:.3f} of what {LATEST} reach")
+
+
 def table():
     """A line for each training, markdown: those of the defaults, then what else was tried."""
-    lines = ["| method | sees | rate | from | mAP / weighted F1 after 50 epochs | after 200 | ratio of mAP | stands for |", "|" + "---|" * 8]
+    lines = ["| method | sees | rate | from | mAP / weighted F1 after 50 epochs | after 200 | ratio of mAP | stops after, with | stands for |",
+             "|" + "---|" * 9]
     found, measured = trainings(), read_lines()
     for training in dict.fromkeys([*found, *TRIED]):
         if training in measured:
             (early, f1), (late, late_f1) = (kept_by(measured[training], epoch) for epoch in (EARLIEST, LATEST))
             stands_for = ", ".join(f"{regime['dataset']} {regime['label_percent']} %" for regime in found.get(training, ())) or "tried only"
             lines.append(f"| {training[0]} | {training[1]} | {training[2]:g} | {training[3]} | {early:.1f} / {f1:.1f} | "
-                         f"{late:.1f} / {late_f1:.1f} | {early / late:.3f} | {stands_for} |")
+                         f"{late:.1f} / {late_f1:.1f} | {early / late:.3f} | {stop_of(measured[training])}, "
+                         f"{kept_by(measured[training], stop_of(measured[training]))[0]:.1f} | {stands_for} |")
     return "\n".join(lines) + "\n"
 
 
@@ -250,14 +269,11 @@ def write_table():
         for regime in found:
             rows.append({name: regime[name] for name in COLUMNS if name in regime} | {
                 "modality": training[1], "rate": f"{training[2]:g}", "map": f"{early:.1f}", "map_four_times": f"{late:.1f}",
-                "ratio": f"{early / late:.3f}", "passes": early >= 0.95 * late, "reason": REASONS.get(training, "")})
+                "ratio": f"{early / late:.3f}", "passes": early >= PASSES * late, "reason": reason_of(lines[training])})
     with written_whole(OUT / "rehearsal.csv") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-REASONS = {}
 
 
 def main(argv=None):

@@ -85,7 +85,7 @@ def test_finetuning_starts_from_the_checkpoint(demo, pretrained):
 
 def test_row_and_counts(finetuned):
     (row,) = read_rows(finetuned.parent / "table2.csv")
-    assert tuple(row) == COLUMNS
+    assert tuple(row) == COLUMNS and (row["rate"], row["rate_from"]) == ("0.001", "--lr")
     assert [row[name] for name in KEYS] == ["table2", "treesatai-ts", "omnisat", "self", "none", "all", "100"]
     assert row["scale"] == "demo" and row["status"] == "ok" and row["n_test"] == "10" and float(row["pretrain_hours"]) > 0
     (line,) = (finetuned.parent / "table2.counts.jsonl").read_text().splitlines()
@@ -113,6 +113,7 @@ def test_single_date_one_modality_from_scratch_with_few_labels(demo, tmp_path):
     (row,) = read_rows(tmp_path / "table2.csv")
     assert [row[name] for name in KEYS] == ["table2", "treesatai", "omnisat", "none", "none", "s2", "50"]
     assert float(row["pretrain_hours"]) == 0 and row["command"].startswith("python finetune.py --dataset treesatai ")
+    assert (row["rate"], row["rate_from"]) == ("0.0002", "official code")
 
 
 def test_fine_tuning_on_two_processes_writes_one_row(demo, tmp_path):
