@@ -8,8 +8,8 @@
 All weights are trained; lightgbm and mosaiks are fitted in one pass. The epoch with the best validation F1 (macro; of equal ones the
 one of lower loss) is kept in finetuned.pt and, with --csv, scored on the test split at the end. Epochs that are no better than a
 constant prediction, neither in loss (each class's frequency) nor in F1 (every class everywhere), come last, and only their loss
-counts: their F1 is that of untrained probabilities. Few tiles are passed over several times an epoch (--epoch-steps). Stopped or
-killed, the same command goes on.
+counts: such an F1 can be had without looking at the tile. Few tiles are passed over several times an epoch (--epoch-steps). Stopped
+or killed, the same command goes on.
 """
 import sys
 from dataclasses import asdict
@@ -305,7 +305,7 @@ def main(argv=None):
               f"{world} process(es) on {source['device']}", file=sys.stderr)
 
     # ---- loop
-    constant_loss, constant_f1 = metrics.constant_scores(train.labels, val.labels)
+    constant = metrics.constant_scores(train.labels, val.labels)
     with training:
         while not training.finished:
             with training.begin_epoch(train_pools, "fit" if method.is_fitted else "fine-tune") as progress:
@@ -318,11 +318,10 @@ def main(argv=None):
             if not method.is_fitted:
                 losses["lr"] = optimizer.param_groups[0]["lr"]
                 scheduler.step(scores["loss"])
-            is_trained = scores["loss"] < constant_loss or scores["f1_macro"] > constant_f1
             training.end_epoch(losses | {"val_loss": scores["loss"], "val_f1_macro": scores["f1_macro"], "val_f1_weighted":
                                          scores["f1_weighted"], "val_map": scores["map"]} | (
                                              {"val_threshold": scores["threshold"]} if method.tunes_threshold else {}),
-                               score=[is_trained, is_trained and scores["f1_macro"], -scores["loss"]])
+                               score=metrics.epoch_score(scores["loss"], scores["f1_macro"], constant))
     distributed.gather(None)                                                  # rank 0 has written finetuned.pt
     if rank == 0 and not method.is_fitted:
         print(training.ended(), file=sys.stderr)

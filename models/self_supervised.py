@@ -161,7 +161,7 @@ class RadarOptical(Pretrained):
 
 class AnyBands(Pretrained):
     """DOFA (Xiong et al., 2024). One network for all modalities, which is told their wavelengths; late fusion of its vectors."""
-    # not in the paper: rate, head, fusion. The rate is that of OmniSat's own fine-tuning, section 3.4
+    # not in the paper: rate, head, fusion. The rate is the paper's for OmniSat, section 3.4
     rates = {dataset: dict.fromkeys(("vhr", "s2", *(() if dataset == "flair" else ("s1",)), "all"), 2e-5)
              for dataset in ("treesatai", "treesatai-ts", "pastis-hd", "flair")}
     rates_from, published, init, weights, pretraining = "section 3.4", ("vhr", "s2", "s1", "all"), "external", "dofa", "external"

@@ -4,8 +4,9 @@
     python -m studies.finetuning --work DIR --only head,rate              # some of the parts
     python -m studies.finetuning --report                                 # PAPER.md's tables, of the rows that are there
 
-Stated before it was run. Each part asks one question, changes one thing, and pairs runs by seed, which decides weights, the labelled
-tiles and their order. Epochs (20 steps) are chosen on validation tiles as finetune.py does, test tiles are scored once, at the end.
+Each part asks one question, changes one thing, and pairs runs by seed, which decides weights, the labelled tiles and their order. Epochs
+(20 steps) are chosen on validation tiles as finetune.py does; the study's own test tiles are scored once, at the end of a run, and no
+table's test tile is among them. The plan was stated before it was run, and cut to the time at hand while it ran (git log).
 A change is taken if the mean paired difference of the weighted F1 over data, labels and starts is above 0 with its 95 % interval (t
 over seeds), and its mean average precision does not fall. Models have D = 64 and a combiner of depth 2; 16 tiles a step of forest, 32
 of crops (studies/data.py). Small models on simulated tiles and on pixels: no number here says anything about the paper's.
@@ -35,12 +36,13 @@ from torch import nn
 
 from losses.reconstruction import top_dates
 from models.image import ImageEncoder, images, rows as pixels
+from models.norms import BatchNorm
 from models.omnisat import OmniSat
 from studies.data import crops, forest, rows_of
 from utils.errors import UserError
 from utils.files import written_whole
 from utils.log import provenance
-from utils.metrics import constant_scores, count, f1_scores, mean_average_precision
+from utils.metrics import constant_scores, count, epoch_score, f1_scores, mean_average_precision
 
 ROOT = Path(__file__).parent.parent
 OUT, PAPER = ROOT / "results" / "study", ROOT / "PAPER.md"
@@ -54,7 +56,7 @@ SEEDS = range(5)
 
 def head(name, classes, labels):
     """The head (B, D) -> (B, K): [odds_][layer|batch]. odds: the bias begins at the log-odds of the training labels."""
-    norms = {"linear": [], "layer": [nn.LayerNorm(DIM, elementwise_affine=False)], "batch": [nn.BatchNorm1d(DIM, affine=False)]}
+    norms = {"linear": [], "layer": [nn.LayerNorm(DIM, elementwise_affine=False)], "batch": [BatchNorm(DIM, affine=False)]}
     linear = nn.Linear(DIM, classes)
     if name.startswith("odds_"):
         linear.bias.data = torch.logit(labels.mean(0).clamp(1e-3, 1 - 1e-3))
@@ -206,7 +208,7 @@ def finetune(tiles, model, rows, batch, rate, steps, seed):
     optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
     train, val = tiles.splits["train"], tiles.splits["val"]
-    (constant_loss, constant_f1), best = constant_scores(train["label"][rows], val["label"]), None
+    constant, best = constant_scores(train["label"][rows], val["label"]), None
     for step, some in enumerate(steps_of(rows, batch, steps, seed), 1):
         part = rows_of(train, some)
         loss = F.binary_cross_entropy_with_logits(model.train()(part), part["label"])
@@ -217,9 +219,7 @@ def finetune(tiles, model, rows, batch, rate, steps, seed):
             logits = predict(model, val)
             loss = F.binary_cross_entropy_with_logits(logits, val["label"]).item()
             scheduler.step(loss)
-            f1 = f1_scores(count(logits.numpy(), val["label"].numpy()))["f1_macro"]
-            is_trained = loss < constant_loss or f1 > constant_f1
-            score = [is_trained, is_trained and f1, -loss]
+            score = epoch_score(loss, f1_scores(count(logits.numpy(), val["label"].numpy()))["f1_macro"], constant)
             if best is None or score > best[0]:
                 best = score, step, copy.deepcopy(model.state_dict())
     model.load_state_dict(best[2])
@@ -306,9 +306,9 @@ class Run(NamedTuple):
 
 HEADS = ("linear", "odds_linear", "layer", "batch", "odds_batch")
 HEAD, IMAGE = "batch", "image_linear"    # what the first question decided; of IMAGES the best by frozen features, one seed
+SCORES = ("f1_weighted", "map")
 DATES = [(ablation, seed) for ablation in ("none", "no_contrastive") for seed in range(2)]    # 6. which dates equation 5 looks at
 SCREEN = [("forest", f"image_{name}", seed) for name in IMAGES for seed in (0,)]
-SCORES = ("f1_weighted", "f1_macro", "map", "kept", "steps", "seconds", "commit")
 
 
 def plan():
@@ -363,7 +363,8 @@ _tiles = {}
 
 @functools.cache
 def commit():
-    return provenance("", [], torch.device("cpu"))["commit"][:7]
+    source = provenance("", [], torch.device("cpu"))
+    return source["commit"][:7] + ("+" if source["dirty"] else "")
 
 
 def tiles_of(data, work, canada):
@@ -433,29 +434,30 @@ def interval(values):
 
 
 def compare(rows, what, against, setting):
-    """A markdown table: each value of a column against one of them, over all settings that have both, paired by seed.
+    """A markdown table: each value of a column, and what it is above one of them, paired by seed.
 
-    rows: dicts. what: the column that is varied. setting: the columns that make a pair together with the seed.
+    rows: dicts. what: the column that is varied. setting: the columns that make a pair together with the seed. Differences are means over
+    the settings and seeds that all values have, a column for each of data.
     """
     known = {(row[what], *(row[name] for name in setting), row["seed"]): row for row in rows}
-    settings = sorted({key[1:-1] for key in known})
-    seeds = sorted({key[-1] for key in known})
-    lines = [f"| {what} | {' | '.join(' '.join(values) for values in settings)} | F1 minus that of {against}, all | mAP likewise | n |",
-             "|" + "---|" * (len(settings) + 4)]
-    for value in dict.fromkeys(row[what] for row in rows):
-        cells, differences = [], {}
-        for values in settings:
-            have = [seed for seed in seeds if (value, *values, seed) in known]
-            cells.append(" / ".join(f"{np.mean([float(known[(value, *values, seed)][score]) for seed in have]):.1f}"
-                                    for score in ("f1_weighted", "map")) if have else "")
-        for score in ("f1_weighted", "map"):
-            pairs = {seed: [float(known[(value, *values, seed)][score]) - float(known[(against, *values, seed)][score])
-                            for values in settings if {(value, *values, seed), (against, *values, seed)} <= set(known)] for seed in seeds}
-            full = max(map(len, pairs.values()))
-            mean, half = interval([np.mean(pair) for pair in pairs.values() if full and len(pair) == full] or [math.nan])
-            differences[score] = f"{mean:+.1f} ±{half:.1f}"
-        count_of = sum(bool(pair) for pair in pairs.values())
-        lines.append(f"| {value} | {' | '.join(cells)} | {differences['f1_weighted']} | {differences['map']} | {count_of} |")
+    values = list(dict.fromkeys(row[what] for row in rows))
+    settings, seeds = sorted({key[1:-1] for key in known}), sorted({key[-1] for key in known})
+    common = [each for each in settings if all(any((value, *each, seed) in known for seed in seeds) for value in values)]
+    paired = [seed for seed in seeds if all((value, *each, seed) in known for value in values for each in common)]
+    data = list(dict.fromkeys(each[0] for each in common)) if setting[0] == "data" else [None]
+    heads = [f"minus {against}, F1 and mAP{f', {name}' if name else ''}" for name in data]
+    lines = [f"| {what} | {' | '.join(' '.join(each) for each in settings)} | {' | '.join(heads)} | n |", "|" + "---|" * (len(settings) + len(heads) + 2)]
+    for value in values:
+        cells = [" / ".join(f"{np.mean(found):.1f}" for found in ([float(known[(value, *each, seed)][score]) for seed in seeds
+                                                                    if (value, *each, seed) in known] for score in SCORES) if found)
+                 for each in settings]
+        differences = []
+        for name in data:
+            chosen = [each for each in common if name in (None, each[0])]
+            pairs = [[np.mean([float(known[(value, *each, seed)][score]) - float(known[(against, *each, seed)][score]) for each in chosen])
+                      for seed in paired] for score in SCORES] if chosen and paired else []
+            differences.append(", ".join("{:+.1f} ±{:.1f}".format(*interval(pair)) for pair in pairs))
+        lines.append(f"| {value} | {' | '.join(cells)} | {' | '.join(differences)} | {len(paired)} |")
     return "\n".join(lines)
 
 
@@ -466,7 +468,7 @@ def tables():
     where = ("data", "modality", "percent", "start")
 
     def add(title, part, what, against, setting=where):
-        if part:
+        if len({row[what] for row in part}) > 1:
             out.append(f"**{title}**\n\n{compare(part, what, against, setting)}\n")
     for modality in ("s2", "all"):
         add(f"1. The head, {modality}", [row for row in of.get("head", ()) if row["modality"] == modality], "head", "linear")

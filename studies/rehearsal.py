@@ -1,7 +1,8 @@
 """Every short training of the tables, rehearsed: does it converge before it may stop?
 
-    python -m studies.rehearsal --work DIR --weights presto_default_model.pt    # hours on 2 cores; goes on where it stopped
-    python -m studies.rehearsal --list                                          # only the list of regimes
+    python -m studies.rehearsal --work DIR        # hours on 2 cores; goes on where it stopped
+    python -m studies.rehearsal --list            # only the list of regimes
+    python -m studies.rehearsal --report          # PAPER.md's table, of what is there
 
 A regime is a dataset, a method, a share of the labels and what the method starts from: from these follow its steps an epoch, and the
 steps at which its training stops at the earliest (50 epochs) and at the latest (200). Those of under 2,000 steps at the earliest are
@@ -16,7 +17,6 @@ are of 300 simulated tiles that nothing was chosen on: they say nothing of any r
 Writes results/study/rehearsal.jsonl, a line a training, and results/study/rehearsal.csv, a line a regime.
 """
 import argparse
-import copy
 import csv
 import json
 import math
@@ -36,7 +36,6 @@ from studies.data import Tiles, forest, rows_of
 from studies.finetuning import OUT, commit, predict, publish, steps_of
 from utils import metrics
 from utils.files import written_whole
-from utils.results import read_rows
 import finetune
 
 # training tiles: TreeSatAI's list without the 15 % of its validation, folds 1 to 3, 32 domains of FLAIR
@@ -161,7 +160,8 @@ def pretrained(name, modality, work):
 def rehearse(job):
     """One training of LATEST epochs; its line is added.
 
-    kept: the epochs that were the best so far, with their precision and weighted F1. val: loss and macro F1 of each epoch on the validation tiles.
+    kept: the epochs that were the best so far, with their precision and weighted F1 of the tiles set aside. epochs: of each one loss and
+    macro F1 of the validation tiles, the rate, which the scheduler cuts, and those two.
     """
     (called, modality, rate, start), work = job
     name, _, head = called.partition(", ")
@@ -182,8 +182,7 @@ def rehearse(job):
         raise RuntimeError(f"{name}: its pretraining lacks {missing}")
     optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
-    (constant_loss, constant_f1), best, kept = metrics.constant_scores(train["label"], val["label"]), None, []
-    curve = []
+    constant, best, kept, curve = metrics.constant_scores(train["label"], val["label"]), None, [], []
     batch_size = 4 if name == "dofa" else BATCH                               # of 197 tokens each, whatever their pixels
     for step, rows in enumerate(steps_of(torch.arange(len(train["label"])), batch_size, EPOCH * LATEST, 0), 1):
         batch = rows_of(train, rows)
@@ -197,15 +196,16 @@ def rehearse(job):
         loss = F.binary_cross_entropy_with_logits(logits, val["label"]).item()
         scheduler.step(loss)
         f1 = metrics.f1_scores(metrics.count(logits, val["label"]))["f1_macro"]
-        curve.append([round(loss, 4), round(f1, 2)])
-        is_trained = loss < constant_loss or f1 > constant_f1
-        if best is None or [is_trained, is_trained and f1, -loss] > best:
-            best = [is_trained, is_trained and f1, -loss]
-            logits = predict(model, aside, 64)
-            kept.append([step // EPOCH, round(metrics.mean_average_precision(logits, aside["label"]), 3),
-                         round(metrics.f1_scores(metrics.count(logits, aside["label"]))["f1_weighted"], 3)])
-    line = {"model": called, "modality": modality, "rate": rate, "start": start, "kept": kept, "val": curve, "seconds": round(time.time() - began),
-            "constant": metrics.mean_average_precision(torch.zeros_like(aside["label"]), aside["label"]), "commit": commit()}
+        logits = predict(model, aside, 64)
+        scores = [round(metrics.mean_average_precision(logits, aside["label"]), 3),
+                  round(metrics.f1_scores(metrics.count(logits, aside["label"]))["f1_weighted"], 3)]
+        curve.append([round(loss, 4), round(f1, 2), optimizer.param_groups[0]["lr"], *scores])
+        if best is None or metrics.epoch_score(loss, f1, constant) > best:
+            best = metrics.epoch_score(loss, f1, constant)
+            kept.append([step // EPOCH, *scores])
+    line = {"model": called, "modality": modality, "rate": rate, "start": start, "kept": kept, "epochs": curve,
+            "seconds": round(time.time() - began), "constant": metrics.mean_average_precision(torch.zeros_like(aside["label"]), aside["label"]), "commit": commit()}
+    OUT.mkdir(parents=True, exist_ok=True)
     with open(OUT / "rehearsal.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -235,11 +235,11 @@ def stop_of(line):
 
 
 def reason_of(line):
-    """Why a training that does not pass is left as it is, from its own numbers; "" for one that passes."""
+    """Why a training that does not pass need not, from its own numbers; "" for one that passes, or fails altogether."""
     early, late, stop = kept_by(line, EARLIEST)[0], kept_by(line, LATEST)[0], stop_of(line)
-    if early >= PASSES * late:
-        return ""
     at_stop = kept_by(line, stop)[0]
+    if early >= PASSES * late or at_stop < PASSES * late:
+        return ""
     return (f"it still improves after {EARLIEST} epochs, so it is not stopped there but after {stop}, with {at_stop:.1f}: "
             f"{at_stop / late:.3f} of what {LATEST} reach")
 

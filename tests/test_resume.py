@@ -302,8 +302,8 @@ def test_a_checkpoint_of_a_model_that_has_changed_is_refused_in_one_line(data, t
     saved["weights"] = {name.replace("head.1", "head"): value for name, value in saved["weights"].items() if not name.startswith("head.0")}
     saved["source"]["commit"] = "b60390c"
     checkpoint.save(tmp_path / "finetuned.pt", saved)
-    with pytest.raises(UserError, match=r"finetuned.pt: its weights are not those of today's omnisat \(head.0.num_batches_tracked is "
-                                        r"missing, expected \(\)\); commit b60390c, which wrote it, reads it"):
+    with pytest.raises(UserError, match="finetuned.pt: its weights are not those of today's omnisat; commit b60390c, which wrote it, "
+                                        "reads it .*Missing key.*head.0.running_mean"):
         evaluate.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--workers", "0"])
 
 

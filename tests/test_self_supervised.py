@@ -173,8 +173,13 @@ def test_two_processes_pretrain_as_one(demo, pretrained, tmp_path):
     done = torchrun(2, "pretrain.py", *pretraining(demo, tmp_path, "croma", "treesatai", "all"))
     assert done.returncode == 0, done.stderr
     one, two = (checkpoint.load(path, "pretrained") for path in (pretrained["croma", "all"], tmp_path / "pretrained.pt"))
+    for before, after in zip(one["history"], two["history"], strict=True):
+        for name in {*before} - {"hours"}:
+            assert after[name] == pytest.approx(before[name], rel=1e-6), name
     for name, value in one["weights"].items():
-        torch.testing.assert_close(two["weights"][name], value, rtol=0, atol=1e-4)
+        # the first gradients of queries and keys are roundings, of which Adam makes steps of its own rate, whatever their size
+        is_rounding = name.endswith(("query.weight", "key_value.weight"))
+        torch.testing.assert_close(two["weights"][name], value, rtol=0, atol=12 * 1e-3 if is_rounding else 1e-5)
 
 
 @pytest.mark.parametrize("options, culprit", [

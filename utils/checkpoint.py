@@ -70,12 +70,11 @@ def rebuild(path, checkpoint):
     """
     config = checkpoint["config"]
     model = build_model(config["model"], [Sensor(**sensor) for sensor in config["sensors"]], **config["options"])
-    wanted, found = ({name: tuple(value.shape) for name, value in weights.items()} for weights in (model.state_dict(), checkpoint["weights"]))
-    if wanted != found:
-        name = min(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-        raise UserError(f"{path}: its weights are not those of today's {config['model']} ({name} is {found.get(name, 'missing')}, expected "
-                        f"{wanted.get(name, 'none')}); commit {checkpoint['source']['commit']}, which wrote it, reads it")
-    model.load_state_dict(checkpoint["weights"])
+    try:
+        model.load_state_dict(checkpoint["weights"])
+    except RuntimeError as error:                                             # other names or shapes
+        raise UserError(f"{path}: its weights are not those of today's {config['model']}; commit {checkpoint['source']['commit']}, which "
+                        f"wrote it, reads it ({' '.join(str(error).split())})") from error
     return model
 
 

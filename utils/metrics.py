@@ -35,6 +35,16 @@ def constant_scores(train, labels):
     return float(loss), f1_scores(count(np.ones_like(labels), labels))["f1_macro"]
 
 
+def epoch_score(loss, f1_macro, constant):
+    """What an epoch is compared with others by, a list, higher is better. constant: of constant_scores.
+
+    Macro F1, of equal ones the lower loss. An epoch that is no better than a constant prediction, neither in loss nor in F1, comes after
+    all others, and only its loss counts: its F1 is that of predictions that do not depend on the tile.
+    """
+    is_trained = loss < constant[0] or f1_macro > constant[1]
+    return [is_trained, is_trained and f1_macro, -loss]
+
+
 def best_threshold(logits, labels):
     """Of the probabilities 0.1, 0.2, ..., 0.9 that with the highest weighted F1, of equal ones the nearest to 0.5, as a logit."""
     thresholds = sorted((np.log(p / (10 - p)) for p in range(1, 10)), key=abs)

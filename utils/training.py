@@ -3,7 +3,7 @@
 A run that was stopped or killed, and is started again by the same command, ends with the weights and the log that it would have
 had, bit by bit on a CPU. For that, nothing carries over from one pool of tiles to the next but what the checkpoint holds: weights,
 optimiser, scheduler, the best epoch, the position and the sums of the losses. The order of the tiles follows from the seed
-and the epoch, every other random number from seed, epoch and pool, so there is no random state to keep; nor is there a loss
+and the pass over them, every other random number from seed, epoch and pool, so there is no random state to keep; nor is there a loss
 scaler, which bfloat16 does not need.
 """
 import json
@@ -49,7 +49,8 @@ def open_folder(target, kind, args, rank, **found):
         raise UserError(f"{target}: the processes do not see the same checkpoint; it must be on a file system that they share",
                         is_told=rank > 0)
     if saved is not None:
-        before = saved["settings"]
+        # what runs of before this option did; fine-tuning, whose head and choice of the epoch are others since, cannot go on
+        before = ({"epoch_steps": 1} if kind == "pretrained" and "epoch_steps" in settings else {}) | saved["settings"]
         others = [f"--{name.replace('_', '-')} {before.get(name)}, not {settings.get(name)}" for name in sorted({*before, *settings})
                   if before.get(name) != settings.get(name)]
         if others:
