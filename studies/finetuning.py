@@ -322,13 +322,12 @@ def plan():
     add("head", both, ("s2",), starts, heads=("linear", "batch", "odds_batch"), percents=(100,))
     add("rate", both, ("s2",), starts, heads=("linear", "batch"), rates=(1e-4, 3e-3), percents=(10,))    # 2. at which rate
     add("rate", both, ("s2",), starts, heads=("odds_batch",), rates=(1e-4,), percents=(10,))
-    add("head", ("crops",), ("all",), starts, heads=("linear", "batch"))
-    add("head", ("forest",), ("all",), starts, heads=("linear", "batch"), percents=(10,))
+    add("head", both, ("all",), starts, heads=("linear", "batch"))
     add("image", ("forest",), ("vhr",), ("pretrained",), variants=("as_now", IMAGE))    # 3. the image's token
     add("image", ("forest",), ("vhr",), ("scratch",))
     add("image", ("forest",), ("all",), ("pretrained",), variants=("as_now", IMAGE), percents=(10,))
-    add("ltae", both, ("s2",), starts, variants=("ltae_start",), seeds=range(3))    # 4. where L-TAE starts from, against 1
-    add("filter", ("forest",), ("s2",), ("pretrained",), variants=("tile_dates",), seeds=range(3))    # 5. dates of a tile, too
+    add("ltae", both, ("s2",), starts, variants=("as_now", "ltae_start"), seeds=range(3))    # 4. where L-TAE starts from
+    add("filter", ("forest",), ("s2",), ("pretrained",), variants=("as_now", "tile_dates"), seeds=range(3))    # 5. dates of a tile
     return list(dict.fromkeys(runs))
 
 
@@ -475,13 +474,9 @@ def tables():
     for name in ("linear", "batch", "odds_batch"):
         part = [row for row in of.get("rate", []) + of.get("head", []) if (row["head"], row["modality"], row["percent"]) == (name, "s2", "10")]
         add(f"2. The rate, head {name}", sorted(part, key=lambda row: float(row["rate"])), "rate", "0.001")
-    usual = [row for row in of.get("head", ()) if (row["head"], row["modality"]) == (HEAD, "s2")]
     for number, (name, title) in enumerate((("image", "The image's token"), ("ltae", "Where L-TAE starts from"),
                                             ("filter", "Dates chosen for a tile, not for each patch")), 3):
-        part = of.get(name, [])
-        seen = {(row["data"], row["start"]) for row in part}
-        before = [row for row in usual if (row["data"], row["start"]) in seen] if name != "image" else []
-        add(f"{number}. {title}, fine-tuned", before + part, "variant", "as_now")
+        add(f"{number}. {title}, fine-tuned", of.get(name, []), "variant", "as_now")
     frozen = [row | {"what": f"{row['start']}, {row['variant']}"} for row in read(OUT / "features.csv")]
     for data in ("forest", "crops"):
         add(f"Frozen features, {data}: logistic regression", [row for row in frozen if row["data"] == data], "what", "pretrained, as_now",
