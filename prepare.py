@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 from datasets import READERS, band_statistics, open_dataset, splits
 from datasets.sensors import SENSORS
-from datasets.tiles import clean
+from datasets.tiles import clean, missing
 from run_tables import FOLDERS
 from utils import options, weights
 from utils.errors import UserError, run
 from utils.files import written_whole
 from utils.unpack import unpack
 
-VERSION = 1                    # of the checks: results of another version are not taken over
+VERSION = 2                    # of the checks: results of another version are not taken over
 SPLITS, SEEDS, PERCENT = ("train", "val", "test"), (0, 1, 2), {"pastis-hd": 20}    # of the labels; 10 elsewhere
 ENOUGH = 0.99                  # of the release's tiles; with fewer, zips are missing
 CLOUDY = 80                    # %, mean over the pixels
@@ -102,7 +102,7 @@ def check_data(dataset, i, sensor, data, days):
         yield "empty series", "no dates"
         return
     # with their numbers for days, none is there twice: what is left are the dates with data
-    whole, kept = (data, None) if days is None else clean(data, np.arange(len(days)), nodata=sensor.nodata)
+    whole, kept = (data, None) if days is None else clean(data, np.arange(len(days)), nodata=sensor.nodata, lowest=sensor.lowest)
     if not len(whole):
         yield "nothing left", f"{len(days)} dates, none with data"
     elif whole.min() == whole.max():
@@ -113,7 +113,7 @@ def check_data(dataset, i, sensor, data, days):
         yield "date without data", f"{len(days) - len(kept)} of {len(days)} dates"
     is_float = data.dtype.kind == "f"
     wrong = {"NaN": np.isnan(data) if is_float else None, "infinite": np.isinf(data) if is_float else None,
-             "nodata": None if sensor.nodata is None else data == sensor.nodata}
+             "nodata": missing(data, sensor.nodata, sensor.lowest) & np.isfinite(data)}
     for kind, is_wrong in wrong.items():
         if is_wrong is not None and (pixels := is_wrong[kept].any(1)).any():
             yield kind, f"{pixels.sum()} pixels on {pixels.any((1, 2)).sum()} of {len(days)} dates"

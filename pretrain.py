@@ -27,6 +27,9 @@ from utils.results import pretraining_folder
 from utils.training import Training, open_folder, pool_seed
 
 
+VAL_ORDER = "mixed"    # of the tiles in validation's pools; losses of before, in the list's order, do not compare with these
+
+
 def train_epoch(training, loader, pools, pool_step, progress):
     """What is left of an epoch. Nothing here waits for the device. pool_step: utils.pool_step.PoolStep."""
     model, generator, batches = training.model.train(), torch.Generator(), iter(loader)
@@ -44,7 +47,7 @@ def train_epoch(training, loader, pools, pool_step, progress):
 
 @torch.no_grad()
 def validate(training, loader, pools, autocast):
-    """{"val_loss"} and the loss's terms, means over the tiles of all processes; the same masks in every epoch.
+    """{"val_loss"} and the loss's terms, means over the tiles of all processes; the same pools and masks in every epoch.
 
     Nothing is compiled for it: these are few tiles, and other networks to the compiler.
     """
@@ -135,7 +138,7 @@ def main(argv=None):
     train, val = distributed.first_alone(lambda: (dataset("train"), dataset("val")))
     statistics = distributed.first_alone(lambda: training_statistics(train, args.workers))
     train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world, args.epoch_steps)
-    val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world)
+    val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world, is_mixed=True)
     train_loader, val_loader = (make_loader(data, pools, args.workers)
                                 for data, pools in ((train, train_pools), (val, val_pools)))
 
@@ -153,7 +156,7 @@ def main(argv=None):
     # ---- resume
     source = provenance("pretrain.py", argv if argv is not None else sys.argv[1:], device)
     facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
-             "is_demo": train.is_demo, "source": source,
+             "val_order": VAL_ORDER, "is_demo": train.is_demo, "source": source,
              "is_paper": options.is_paper(args, arguments, modalities) and is_whole}
     training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss", *model.terms))
     if rank == 0:

@@ -60,7 +60,8 @@ def training_statistics(dataset, workers=0, fresh=False):
     """
     path = statistics_path(dataset)
     known = {} if fresh else read_statistics(path)
-    about = {sensor.key: {"bands": list(sensor.bands), "nodata": sensor.nodata} for sensor in dataset.sensors}
+    about = {sensor.key: {"bands": list(sensor.bands), "nodata": sensor.nodata} | ({} if sensor.lowest is None else
+             {"lowest": sensor.lowest}) for sensor in dataset.sensors}
     if all(key in known and known[key]["sensor"] == about[key] for key in dataset.modalities):
         return {key: known[key] for key in dataset.modalities}
     loader = torch.utils.data.DataLoader(_Sums(dataset), batch_size=None, num_workers=workers)

@@ -20,13 +20,14 @@ class Pools(Sampler):
     """The pools of one process; a batch sampler.
 
     size: tiles in the dataset. pool, batch: tiles a pool, and a step over all processes. seed: shuffles, a new order
-    each pass (set .epoch, which counts from 1); None keeps the order. rank, world: this process and their number. least: steps of
-    an epoch, at least. Set .start to leave out the first steps of an epoch. tiles: of an epoch, all passes.
+    each pass (set .epoch, which counts from 1); None keeps the order, or with is_mixed one that is always the same: lists are sorted by
+    species or place, and what is computed over a pool should not see only one. rank, world: this process and their number. least: steps
+    of an epoch, at least. Set .start to leave out the first steps of an epoch. tiles: of an epoch, all passes.
     """
 
-    def __init__(self, size, pool, batch, seed=None, rank=0, world=1, least=1):
+    def __init__(self, size, pool, batch, seed=None, rank=0, world=1, least=1, is_mixed=False):
         self.size, self.pool, self.batch = size, min(pool, batch), batch
-        self.seed, self.epoch, self.start, self.rank, self.world = seed, 1, 0, rank, world
+        self.seed, self.epoch, self.start, self.rank, self.world, self.is_mixed = seed, 1, 0, rank, world, is_mixed
         self.a_step = -(-batch // self.pool)                                  # pools; the last step of a pass may have fewer
         self.a_pass = -(-size // batch)                                       # steps
         self.passes = -(-least // self.a_pass)
@@ -50,8 +51,9 @@ class Pools(Sampler):
 
     def order(self, step):
         """The tiles in the order of the pass that a step of this epoch is in."""
-        return (np.arange(self.size) if self.seed is None else
-                np.random.default_rng((self.seed, self.pass_of(step))).permutation(self.size))
+        if self.seed is None and not self.is_mixed:
+            return np.arange(self.size)
+        return np.random.default_rng(0 if self.seed is None else (self.seed, self.pass_of(step))).permutation(self.size)
 
     def steps(self):
         """Yields for each step the tiles in it over all processes, and this process's pools: (number, indices)."""

@@ -21,6 +21,7 @@ class Sensor:
     files: where a tile's file lies below the dataset's folder, such as "thermal/{tile}.npz"; None where the dataset's
         reader knows. Images: .tif or .npy (C, H, W). Series: .npz with data (T, C, H, W) and dates (T,) as YYYYMMDD.
     nodata: the value of pixels that were not seen, besides NaN.
+    lowest: what is below cannot be of this sensor: pixels that were not seen, mixed with others when the image was resampled.
     in_all: whether "all" modalities means this one too.
     extra_bands: what the file has behind these bands and OmniSat leaves out; some of the compared methods take it.
     """
@@ -33,6 +34,7 @@ class Sensor:
     origin: Optional[str] = None
     files: Optional[str] = field(default=None, compare=False)    # these say how to read, not what is learned:
     nodata: Optional[float] = field(default=None, compare=False)    # a checkpoint fits whatever they are
+    lowest: Optional[float] = field(default=None, compare=False)
     in_all: bool = field(default=True, compare=False)
     extra_bands: Tuple[str, ...] = field(default=(), compare=False)
 
@@ -70,11 +72,13 @@ SENSORS = {
                extra_bands=("B01", "B09")),
         Sensor("s1", "series", ("VV", "VH"), 10, 1, 366, extra_bands=("VV/VH",)),
     ),
-    # 32 x 32 patches of 40 m (section 3.4); days since September 2018, up to the end of 2019
+    # 32 x 32 patches of 40 m (section 3.4); days since September 2018, up to the end of 2019. Reflectance x 10,000: -0.1 is the least
+    # that is ever stored for one; the 20 m bands were enlarged bilinearly, nodata with the rest, see PAPER.md
     "pastis-hd": _table(
         Sensor("vhr", "image", ("R", "G", "B"), 1, 40,
                files="DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019/SPOT6_RVB_1M00_2019_{tile}.tif"),
-        Sensor("s2", "series", S2, 10, 4, 486, "2018-09-01", files="DATA_S2/S2_{tile}.npy", nodata=-10000),
+        Sensor("s2", "series", S2, 10, 4, 486, "2018-09-01", files="DATA_S2/S2_{tile}.npy", nodata=-10000,
+               lowest=-1000),
         Sensor("s1", "series", ("VV", "VH", "VV-VH"), 10, 4, 486, "2018-09-01", files="DATA_S1A/S1A_{tile}.npy"),
         Sensor("s1-des", "series", ("VV", "VH", "VV-VH"), 10, 4, 486, "2018-09-01", files="DATA_S1D/S1D_{tile}.npy",
                in_all=False),

@@ -89,29 +89,30 @@ def day_numbers(dates, sensor, source):
     return numbers
 
 
-def missing(data, nodata=None):
-    """Which numbers are NaN, infinite or nodata: bool of the same shape, or one False for all."""
+def missing(data, nodata=None, lowest=None):
+    """Which numbers are NaN, infinite, nodata or lower than any can be: bool of the same shape, or one False for all."""
+    is_missing = np.False_ if lowest is None else data < lowest
     if data.dtype.kind != "f":
-        return np.False_ if nodata is None else data == nodata
+        return is_missing if nodata is None else is_missing | (data == nodata)
     if data.dtype == np.float16:                                                  # np.isfinite takes 15 times longer on these
-        is_missing = (data.view(np.uint16) & 0x7C00) == 0x7C00
+        is_missing = is_missing | ((data.view(np.uint16) & 0x7C00) == 0x7C00)
     else:
-        is_missing = ~np.isfinite(data)
+        is_missing = is_missing | ~np.isfinite(data)
     with np.errstate(over="ignore"):                                              # a nodata value that half precision cannot hold
         return is_missing if nodata is None else is_missing | (data == nodata)
 
 
-def clean(data, days, is_cloudy=False, nodata=None):
+def clean(data, days, is_cloudy=False, nodata=None, lowest=None):
     """What makes a series usable: data (T, C, H, W) and days (T,) in, the same with fewer dates out, in time order.
 
-    A date goes, and its day with it, if a band lacks over half of its pixels (NaN, infinite, nodata), or all bands are 0,
+    A date goes, and its day with it, if a band lacks over half of its pixels (see missing), or all bands are 0,
     the products' nodata; so do cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first that
     is left stays: they are slices of one pass. Other missing pixels become the mean of their band on that date.
     """
     is_bad = np.zeros(len(data), bool) | is_cloudy
     for t in np.flatnonzero(data[:, 0, 0, 0] == 0):                               # one pixel clears most dates
         is_bad[t] |= not data[t].any()
-    is_missing = missing(data, nodata)
+    is_missing = missing(data, nodata, lowest)
     if is_missing.any():
         is_bad |= (is_missing.mean((2, 3)) > MISSING_SHARE).any(1)
         values = np.where(is_missing, np.float32(0), data)
@@ -344,7 +345,7 @@ class Tiles(torch.utils.data.Dataset):
 
     def cleaned(self, key, data, days, is_cloudy=False):
         """What is usable of a raw series, in time order: data (T, C, H, W), days (T,)."""
-        data, days = clean(data, days, is_cloudy, self.sensor[key].nodata)
+        data, days = clean(data, days, is_cloudy, self.sensor[key].nodata, self.sensor[key].lowest)
         return self.finish(key, data), days
 
     def read(self, i):

@@ -147,7 +147,7 @@ def plain_series(data, i, sensor):
     return series, plain_days(texts, sensor.origin), None, sensor.nodata
 
 
-def plain_clean(series, days, is_cloudy, nodata):
+def plain_clean(series, days, is_cloudy, nodata, lowest=None):
     """What datasets.tiles.clean documents, date by date. Returns {day: image (C, H, W) float64} and the number of repairs."""
     is_cloudy = [False] * len(days) if is_cloudy is None else is_cloudy
     demand(len(series) == len(days) == len(is_cloudy), f"{len(series)} images, {len(days)} dates, {len(is_cloudy)} cloud masks")
@@ -157,7 +157,7 @@ def plain_clean(series, days, is_cloudy, nodata):
     for image, day, is_out in zip(series.astype(np.float64), days, is_cloudy):
         if series.dtype.kind == "f" and series.dtype.itemsize == 8:
             image = image.astype(np.float32)
-        lost = ~np.isfinite(image) | (False if nodata is None else image == nodata)
+        lost = ~np.isfinite(image) | (False if nodata is None else image == nodata) | (False if lowest is None else image < lowest)
         if (lost.mean((1, 2)) > 0.5).any() or (image == 0).all() or is_out or day in images:
             repairs += 1
             continue

@@ -139,6 +139,24 @@ def test_pools_are_the_same_for_any_number_of_processes():
     assert one == pools(0, 1) and one != pools(0, 1, epoch=2)
 
 
+def test_validation_is_mixed_and_always_the_same():
+    """Of a list sorted by species, no pool has only one; the same pools on any number of processes, in each epoch and run."""
+    species = [i // 25 for i in range(100)]
+
+    def pools(rank=0, world=1, epoch=1, **options):
+        sampler = Pools(100, 20, 20 * world, None, rank, world, **options)
+        sampler.epoch = epoch
+        return [pool for _, step in sampler.steps() for pool in step], list(sampler)
+    mixed, sent = pools(is_mixed=True)
+    assert sorted(sum((indices for _, indices in mixed), [])) == list(range(100)) and sent == [indices for _, indices in mixed]
+    assert all(len({species[i] for i in indices}) == 4 for _, indices in mixed)
+    assert pools(is_mixed=True, epoch=3)[0] == mixed and [number for number, _ in mixed] == list(range(5))
+    for world in (2, 3):
+        together = [pool for rank in range(world) for pool in pools(rank, world, is_mixed=True)[0]]
+        assert sorted(together) == sorted(mixed)
+    assert [indices for _, indices in pools()[0]] == [list(range(at, at + 20)) for at in range(0, 100, 20)]    # a test
+
+
 def test_an_epoch_of_few_steps_passes_over_the_tiles_again():
     """20 tiles, 9 a step: 3 steps a pass, so 3 passes for 7 steps. Each has an order and dates of its own, and goes on from any step."""
     pools = Pools(20, 3, 9, seed=1, least=7)

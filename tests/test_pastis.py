@@ -11,7 +11,7 @@ from datasets import default_modalities, open_dataset
 from datasets.loading import collate
 from datasets.pastis import CLASSES
 from datasets.sensors import SENSORS
-from datasets.tiles import choose_dates, fetch
+from datasets.tiles import choose_dates, fetch, missing
 from models.omnisat import patchify
 from utils.errors import UserError
 
@@ -273,6 +273,24 @@ def test_nodata_of_sentinel_2(release):
     kept = data[2, 7].flatten()[32:]
     assert (item["s2"][1, 7].flatten()[:32] == round(kept.mean())).all() and item["s2"].dtype == torch.int16
     assert np.array_equal(item["s2"][2], data[3])
+
+
+@pytest.mark.parametrize("value, is_missing", [(-7324, True), (-4758, True), (-1001, True), (-1000, False), (-105, False)])
+def test_mixtures_with_nodata_are_missing(release, value, is_missing):
+    """No reflectance is below -0.1. The lowest value in public is a mixture too: 9/16 nodata, 7/16 of a reflectance of 0.2."""
+    data = s2_values()
+    data[0, 3], data[1, 7] = 500, 700
+    data[0, 3, 1, 2] = value
+    data[1, 7].flat[:33] = value                               # more than half of a band
+    save(s2_path(release), data)
+    item = pastis(release)[0]
+    assert item["s2"][0, 3, 1, 2] == (500 if is_missing else value)
+    assert (item["s2"][0, 3].flatten()[torch.arange(64) != 10] == 500).all()
+    days = list(S2_DATES.values())
+    assert item["s2_dates"].tolist() == [days[0], *days[1 + is_missing:]]
+    for share, reflectance in ((9, 1982), (12, 704), (9, 10500)):    # of a gap's own pixels in a band enlarged twice, sixteenths
+        mixed = round((share * -10000 + (16 - share) * reflectance) / 16)
+        assert missing(np.array([mixed, reflectance]), -10000, SENSORS["pastis-hd"]["s2"].lowest).tolist() == [True, False]
 
 
 def test_missing_values_and_half_precision_of_sentinel_1(release):

@@ -171,6 +171,27 @@ def test_other_data_are_refused(data, tmp_path, monkeypatch):
         pretraining(other, tmp_path / "run", "--save-minutes", "0")
 
 
+@pytest.mark.parametrize("script, refusal", [(pretraining, "the order of its validation tiles changed"), (finetuning, None)])
+def test_runs_of_before_validation_was_mixed(data, tmp_path, monkeypatch, script, refusal):
+    """Losses in another order do not compare; a fine-tuning goes on, though its sensors had a word less then."""
+    stop_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        script(data, tmp_path, "--save-minutes", "0")
+    monkeypatch.undo()
+    (path,) = tmp_path.glob("*.pt")
+    before = checkpoint.load(path, path.stem)
+    before.pop("val_order", None)
+    for sensor in before["config"]["sensors"]:
+        del sensor["lowest"]
+    checkpoint.save(path, before)
+    if refusal:
+        with pytest.raises(UserError, match=refusal):
+            script(data, tmp_path, "--save-minutes", "0")
+    else:
+        script(data, tmp_path, "--save-minutes", "0")
+        assert checkpoint.load(path, path.stem)["finished"]
+
+
 def stop_after(monkeypatch, steps):
     """Ctrl-C after so many steps."""
     original = Training.end_step

@@ -215,7 +215,7 @@ def test_a_dataset_of_ones_own_is_never_of_scale_paper(monkeypatch):
 
 
 def test_statistics_follow_the_sensor(demo, tmp_path, monkeypatch):
-    """Statistics of other bands or another nodata value are not taken from the file, but computed again."""
+    """Statistics of other bands, another nodata or lowest value are not taken from the file, but computed again."""
     monkeypatch.setattr("datasets.band_statistics.FOLDER", tmp_path)
     first = training_statistics(open_dataset("treesatai-ts", demo, "train", ("s1",)))
     monkeypatch.setitem(SENSORS["treesatai-ts"], "s1", dataclasses.replace(SENSORS["treesatai-ts"]["s1"], nodata=-12345))
@@ -223,3 +223,5 @@ def test_statistics_follow_the_sensor(demo, tmp_path, monkeypatch):
     path.write_text(path.read_text().replace("mean", "old mean"))
     second = training_statistics(open_dataset("treesatai-ts", demo, "train", ("s1",)))
     assert first["s1"]["mean"] == second["s1"]["mean"] and "old mean" not in path.read_text()
+    monkeypatch.setitem(SENSORS["treesatai-ts"], "s1", dataclasses.replace(SENSORS["treesatai-ts"]["s1"], lowest=0.01))
+    assert training_statistics(open_dataset("treesatai-ts", demo, "train", ("s1",)))["s1"]["mean"][1] > first["s1"]["mean"][1] + 0.1

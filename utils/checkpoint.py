@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, their hash checked, loaded without running anything in them."""
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -36,6 +37,8 @@ def load(path, kind):
     if checkpoint.get("sha256") != content_hash(checkpoint):
         raise UserError(f"{path}: its content does not have the hash that was written with it: damaged, or changed since; delete it "
                         f"and run {SCRIPTS[kind]} again")
+    if "config" in checkpoint:                                                # what sensors had no word for then is as it was by default
+        checkpoint["config"]["sensors"] = [asdict(Sensor(**sensor)) for sensor in checkpoint["config"]["sensors"]]
     return checkpoint
 
 

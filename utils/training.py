@@ -25,7 +25,8 @@ from utils.log import Log
 # options that may change from one start to the next: they change no weight, or (tiles_at_once, record) only by rounding
 FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes", "record")
 # what else has to be as it was, and what to say if it is not
-SAME = {"config": "its sensors or its sizes", "split_hash": "its training tiles", "val_hash": "its validation tiles"}
+SAME = {"config": "its sensors or its sizes", "split_hash": "its training tiles", "val_hash": "its validation tiles",
+        "val_order": "the order of its validation tiles"}
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)    # of Slurm, torchrun and kill
 _locks = []    # of the folders that this process trains in, kept until it ends
 
