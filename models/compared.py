@@ -112,6 +112,25 @@ class Compared(nn.Module):
         """Logits (B, K). batch: as models/omnisat.py has it."""
         return self.all_logits(batch)[0]
 
+    def features(self, batch, level="tile"):
+        """What the head sees, (B, D): of a late fusion the networks' vectors side by side, else the input of the last linear layer.
+
+        Errors: ValueError for another level than tile, and for a network that does not end in a linear layer.
+        """
+        if level != "tile":
+            raise ValueError(f"unknown level {level!r}: a compared method has tile")
+        seen, last = [], [self.head] if isinstance(self.head, FusionHead) else [m for m in self.modules() if isinstance(m, nn.Linear)]
+        hooks = [module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output))) for module in last]
+        try:
+            logits = self.all_logits(batch)[0]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for x, output in reversed(seen):
+            if output.shape == logits.shape and torch.equal(output, logits):
+                return x
+        raise ValueError(f"{type(self).__name__}: its logits are not those of a linear layer")
+
     def compile_networks(self):
         """Compile each network where it stands; names of weights do not change."""
         for network in self.networks.values():

@@ -33,6 +33,12 @@ class Fitted(Compared):
     def all_logits(self, batch):
         return [self.method(self.images(batch))]
 
+    def features(self, batch, level="tile"):
+        """What is fitted on, (B, F). Errors: ValueError for another level."""
+        if level != "tile":
+            raise ValueError(f"unknown level {level!r}: a compared method has tile")
+        return self.method.features(self.images(batch))
+
 
 class Trees(Fitted):
     """LightGBM (Ke et al., 2017). Of all modalities the image enters by the features of a ResNet-50 as ImageNet left it."""

@@ -190,12 +190,26 @@ class OmniSat(nn.Module):
         tokens = torch.where(is_masked[..., None], self.mask_token, tokens)
         return self.combiner(tokens, torch.cartesian_prod(*(torch.arange(n, device=tokens.device) for n in grid)))
 
+    def features(self, batch, level="tile"):
+        """Features by name: "tokens" (B, M, P, D), the encoders'; "patch" (B, P, D), f*; "tile" (B, D), the mean of f* over the patches.
+
+        Tokens of a sensor that a tile lacks are masked in f*; their own values mean nothing. Errors: ValueError for another name.
+        """
+        if level not in ("tokens", "patch", "tile"):
+            raise ValueError(f"unknown level {level!r}: there are tokens, patch, tile")
+        tokens, present, _ = self.encode(batch)
+        if level == "tokens":
+            return tokens
+        is_masked, grid = ~present[:, :, None].expand(tokens.shape[:3]), self.grid(batch)
+
+        def of_part(tiles):
+            f = self.combine(tokens[tiles], is_masked[tiles], grid)
+            return f if level == "patch" else f.mean(1)
+        return torch.cat(self.in_parts(of_part, self.parts(batch)))
+
     def forward(self, batch):
         """Logits (B, K): mean of f* over the patches, batch norm without weights, one linear layer."""
-        tokens, present, _ = self.encode(batch)
-        is_masked, grid = ~present[:, :, None].expand(tokens.shape[:3]), self.grid(batch)
-        f = self.in_parts(lambda tiles: self.combine(tokens[tiles], is_masked[tiles], grid).mean(1), self.parts(batch))
-        return self.head(torch.cat(f))
+        return self.head(self.features(batch))
 
     def all_logits(self, batch):
         """What fine-tuning trains, a list of logits (B, K)."""

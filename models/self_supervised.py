@@ -37,6 +37,12 @@ class Pretrained(Compared):
     def all_logits(self, batch):
         return [self.head(torch.cat([self.heads[name](x) for name, x in self.embed(batch).items()], 1))]
 
+    def features(self, batch, level="tile"):
+        """The vectors of embed side by side, (B, D). Errors: ValueError for another level than tile."""
+        if level != "tile":
+            raise ValueError(f"unknown level {level!r}: a compared method has tile")
+        return torch.cat(list(self.embed(batch).values()), 1)
+
     def inputs(self, key, batch):
         """One image (B, C, S, S), standardised, of the side that the network takes; of seasons 4 C bands."""
         x, *series = super().inputs(key, batch)

@@ -14,15 +14,20 @@ KEYS = ("table", "dataset", "model", "pretraining", "ablation", "modality", "lab
 COLUMNS = KEYS + ("seed", "f1_weighted", "f1_macro", "f1_micro", "map", "n_test", "params", "pretrain_hours",
                   "finetune_hours", "rate", "rate_from", "scale", "status", "commit", "dirty", "command", "split_hash", "checkpoint_hash",
                   "torch", "device", "date")
+# of frozen evaluation, probe.py; _low and _high: the middle 95 % of a bootstrap over the test tiles
+PROBE_KEYS = ("dataset", "model", "pretraining", "ablation", "modality", "features", "classifier", "label_percent")
+PROBE_COLUMNS = PROBE_KEYS + ("seed", "f1_weighted", "f1_weighted_low", "f1_weighted_high", "f1_macro", "f1_macro_low", "f1_macro_high",
+                              "f1_micro", "map", "n_test", "setting", "dimensions", "scale", "commit", "dirty", "command", "split_hash",
+                              "checkpoint_hash", "torch", "device", "date")
 
 
-def read_rows(path):
+def read_rows(path, keys=KEYS):
     """List of dicts of text, empty if there is no file. Errors: UserError if it is another kind of table."""
     if not Path(path).exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        if not set(KEYS) <= set(rows.fieldnames or ()):
+        if not set(keys) <= set(rows.fieldnames or ()):
             raise UserError(f"{path}: not a table of results, its columns are {rows.fieldnames}; name another file")
         return list(rows)
 
@@ -44,12 +49,12 @@ def finetuning_folder(runs, dataset, model, pretraining, ablation, modality, per
     return Path(runs, dataset, f"{model}-{name}-{modality}-{percent}percent-seed{seed}")
 
 
-def identity(row):
+def identity(row, keys=KEYS):
     """What makes a row the row of a cell, seed and scale: the key columns and these two, as text."""
-    return tuple(str(row[name]) for name in KEYS + ("seed", "scale"))
+    return tuple(str(row[name]) for name in keys + ("seed", "scale"))
 
 
-def write_row(path, row, counts=None):
+def write_row(path, row, counts=None, keys=KEYS, columns=COLUMNS):
     """Add a row, in place of an earlier one of the same cell and seed; files are replaced whole, one writer at a time.
 
     counts: {"classes", "tp", "fp", "fn", "tn"}, kept in <table>.counts.jsonl, so that a metric can be recomputed; None for a row
@@ -60,13 +65,13 @@ def write_row(path, row, counts=None):
     beside = path.with_suffix(".counts.jsonl")
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = [r for r in read_rows(path) if identity(r) != identity(row)] + [row]
+        rows = [r for r in read_rows(path, keys) if identity(r, keys) != identity(row, keys)] + [row]
         lines = [json.loads(line) for line in beside.read_text().splitlines()] if beside.exists() else []
-        lines = [line for line in lines if identity(line) != identity(row)]
-        lines += [dict(zip(KEYS + ("seed", "scale"), identity(row))) | counts] if counts else []
+        lines = [line for line in lines if identity(line, keys) != identity(row, keys)]
+        lines += [dict(zip(keys + ("seed", "scale"), identity(row, keys))) | counts] if counts else []
         with written_whole(beside) as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         with written_whole(path) as file:                                     # last: a row without counts would not be noticed
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
