@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from datasets import open_dataset
@@ -89,16 +90,35 @@ def smaller(item):
 
 def crops(file):
     """Tiles of crops, one patch each. file: canada_cube.npz. Errors: UserError if it is not there."""
-    if not Path(file).exists():
-        raise UserError(f"{file}: no such file; it holds the Canadian pixels, which are not part of this repository")
-    cube = np.load(file)
-    rows = np.flatnonzero(np.isin(cube["croptype"], CROPS))
+    cube, rows = read_cube(file)
     cells, cell = np.unique(cube["h3_l3"][rows], return_inverse=True)
     labels, split, seed = cube["croptype"][rows][:, None] == CROPS, np.zeros(len(rows)), 0
     while min(labels[split == part].sum(0).min() for part in range(3)) < LEAST:                   # the first shuffle in which all classes
         part = np.random.default_rng(seed).permutation(len(cells))[cell] / len(cells)             # are in each split
         split, seed = np.digitize(part, (0.65, 0.8)), seed + 1
-    batch = {"label": torch.from_numpy(labels).float()}
+    return crop_tiles(cube, rows, split, file)
+
+
+def crops_fold(file, fold):
+    """Tiles of crops in five folds of the H3 cells, each with about as many pixels of each crop: one for test, the next for validation."""
+    cube, rows = read_cube(file)
+    crop, number = cube["croptype"][rows], np.zeros(len(rows), int)
+    for k, (_, test) in enumerate(StratifiedGroupKFold(5).split(rows, crop, cube["h3_l3"][rows])):
+        number[test] = (k - fold) % 5
+    return crop_tiles(cube, rows, np.array([2, 1, 0, 0, 0])[number], file)
+
+
+def read_cube(file):
+    """The Canadian pixels, and which rows of them have a crop with enough pixels. Errors: UserError if the file is not there."""
+    if not Path(file).exists():
+        raise UserError(f"{file}: no such file; it holds the Canadian pixels, which are not part of this repository")
+    cube = np.load(file)
+    return cube, np.flatnonzero(np.isin(cube["croptype"], CROPS))
+
+
+def crop_tiles(cube, rows, split, file):
+    """Tiles of the cube's rows. split (N,): 0 for training, 1 for validation, 2 for test."""
+    batch = {"label": torch.from_numpy(cube["croptype"][rows][:, None] == CROPS).float()}
     for sensor, x in ((S2, cube["s2"][rows].astype(np.float32)), (S1, cube["s1_db"][rows])):
         missing = ~np.isfinite(x).all(2) | (x == 65535).any(2)                                    # a date that lacks a band goes
         batch |= {sensor.key: torch.from_numpy(np.where(missing[..., None], 0, x))[..., None, None],
