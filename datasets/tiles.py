@@ -146,7 +146,7 @@ class Tiles(torch.utils.data.Dataset):
     out (pretraining). max_dates: of a series. max_cloud (%): leave out optical dates whose mean probability of cloud or
     snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. all_bands: the sensors' extra bands too.
     findings: a list to add what is wrong with single tiles to, as (tile, modality, text), instead of stopping at the first
-    (prepare.py).
+    (prepare.py). s1: "repaired" puts scrambled Sentinel-1 of TreeSatAI-TS in order, see datasets/sentinel1.py.
     dataset[i] takes evenly spread dates of a long series, dataset[i, n] random ones, the same for the same seed and n (the pass).
 
     A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
@@ -163,14 +163,14 @@ class Tiles(torch.utils.data.Dataset):
     skipped = ()                # folders and zips below the root that are not part of the dataset
 
     def __init__(self, root, split, modalities, name, label_percent=100, seed=0, labelled=True, max_dates=50,
-                 max_cloud=None, parts=1, all_bands=False, findings=None):
+                 max_cloud=None, parts=1, all_bands=False, findings=None, s1="released"):
         if not os.path.isdir(root):
             raise UserError(f"{root}: no such folder; --data-root is the folder of the raw files, see README")
         self.root, self.name, self.modalities, self.seed = str(root), name, tuple(modalities), seed
         self.sensor = {key: SENSORS[name][key].with_all_bands() if all_bands else SENSORS[name][key] for key in modalities}
         self.sensors, self.all_bands = list(self.sensor.values()), all_bands
         self.labelled, self.max_dates, self.max_cloud, self.parts = labelled, max_dates, max_cloud, parts
-        self.findings = findings
+        self.findings, self.s1 = findings, s1
         marker = self.find()
         self.is_demo = marker is not None
         self.release = f"{self.folder or name}-demo" if self.is_demo else self.folder or name
@@ -179,6 +179,9 @@ class Tiles(torch.utils.data.Dataset):
 
         if max_cloud is not None and not (self.has_cloud_masks and "s2" in modalities):
             raise UserError(f"--max-cloud: {name} has no cloud masks{' without s2' if self.has_cloud_masks else ''}; leave the option out")
+        if s1 != "released" and not any(self.can_repair(key) for key in modalities):
+            raise UserError(f"--s1 {s1}: it is about s1 and s1-des of treesatai-ts, and here are {', '.join(modalities)} of {name}; leave "
+                            "the option out")
 
         names, labels = self.listed(split)
         self.list_hash = fingerprint(names)
@@ -196,7 +199,11 @@ class Tiles(torch.utils.data.Dataset):
         self.paths = {sensor.key: self.paths_of(sensor) for sensor in self.sensors}
         self.index = None                                                         # of all files: not sent to the readers
         self.split_hash = fingerprint(names)
-        self.data_hash = fingerprint([*names, str(max_cloud), self.origin])
+        self.data_hash = fingerprint([*names, str(max_cloud), self.origin, *([] if s1 == "released" else [f"s1 {s1}"])])
+
+    def can_repair(self, key):
+        """Whether the reader knows how to repair a sensor's files, for s1="repaired"."""
+        return False
 
     def cut(self, names):
         """Names and labels of the parts of the tiles."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from datasets import sentinel1
 from datasets.files import read_json, read_text, read_tif, walk, why
 from datasets.splits import drawn_val
 from datasets.tiles import Tiles
@@ -317,7 +318,13 @@ class TreeSatAI(Tiles):
         tile = {"vhr": (read_vhr(self.paths["vhr"][i]), None)} if len(series) < len(sensors) else {}
         if self.name == "treesatai":
             return tile | {sensor.key: read_single(self.paths[sensor.key][i], sensor.key, sensor.bands) for sensor in series}
-        return tile | (read_h5(self.paths[series[0].key][i], [sensor.key for sensor in series]) if series else {})
+        tile |= read_h5(self.paths[series[0].key][i], [sensor.key for sensor in series]) if series else {}
+        for key in filter(self.can_repair, tile) if self.s1 == "repaired" else ():
+            tile[key] = sentinel1.repaired(tile[key][0], key), tile[key][1]
+        return tile
+
+    def can_repair(self, key):
+        return self.name == "treesatai-ts" and key in sentinel1.PLACES
 
     def cloud(self, i):
         return read_cloud(self.paths["s2"][i])
