@@ -27,6 +27,7 @@ from tqdm import tqdm
 from datasets import demo_flair, demo_pastis
 from datasets.forest import (BORDER, PIXEL, UNLABELLED, aerial, backscatter, digital_numbers, ground_map, labels, observe_s2, plan,
                              reflectance, s1_series, s2_series, speckle, spoil_s1, stand_map, stand_traits, stream)
+from datasets.sentinel1 import scrambled
 from utils.errors import UserError, run
 from utils.files import lock
 
@@ -66,8 +67,8 @@ def write_tif(path, image, pixel, rows_per_strip=None, rgb=False):
 
 
 def write_tile(job):
-    """Write every file of tile i. job: (root, seed, i); returns (tif name, label entries)."""
-    root, seed, i = job
+    """Write every file of tile i. job: (root, seed, i, as_2017); returns (tif name, label entries)."""
+    root, seed, i, as_2017 = job
     tile = plan(seed, i)
     stem = tile.name[:-len('.tif')]
     species, stands = ground_map(seed, i)
@@ -94,6 +95,9 @@ def write_tile(job):
         orbits = [] if direction == 'asc' and rng.random() < .02 else orbits[:rng.integers(1, 3)]
         s1[direction] = s1_series(rng, traits, shares, tile.year, orbits, rain, share)
         spoil_s1(rng, *s1[direction])
+        if as_2017 and tile.year == 2017:
+            data, names = s1[direction]
+            s1[direction] = scrambled(data, 's1' if direction == 'asc' else 's1-des'), names
     write_h5(root / 'sentinel-ts' / f'{stem}_{tile.year}.h5', s1, s2, rng)
     write_single_dates(root, tile.name, stream(seed, i, 4), traits, around, texture)
     return tile.name, labels(tile, stands)
@@ -158,10 +162,11 @@ def generate(root, wanted, counts, write, jobs, finish, workers=None, unit='tile
         return root
 
 
-def write_treesatai(root, train=320, test=160, seed=0, workers=None):
+def write_treesatai(root, train=320, test=160, seed=0, workers=None, as_2017=False):
     """Write demo TreeSatAI-TS and TreeSatAI under `root`, laid out like the unpacked release; returns `root` as a Path.
 
     train, test: tiles in split/{train,test}_filenames.lst. seed: decides every byte. workers: processes (default: all cores).
+    as_2017: Sentinel-1 of the 2017 files scrambled, as in the release (docs/sentinel1-2017.md); by default all are in order.
     Does nothing when the same data is there already. UserError: `root` holds other files, or data of other arguments.
     """
     root = Path(root)
@@ -174,8 +179,9 @@ def write_treesatai(root, train=320, test=160, seed=0, workers=None):
             lines = ''.join(f'{name}\r\n' for name in sorted(name for name, _ in part))
             (root / 'split' / f'{split}_filenames.lst').write_bytes(lines.encode())
     wanted = dict(demo=True, dataset='treesatai', train=train, test=test, seed=seed, version=VERSION)
+    wanted |= dict(as_2017=True) if as_2017 else {}
     counts = {f'{folder}/*': train + test for folder in FOLDERS}
-    return generate(root, wanted, counts, write_tile, [(root, seed, i) for i in range(train + test)], finish, workers)
+    return generate(root, wanted, counts, write_tile, [(root, seed, i, as_2017) for i in range(train + test)], finish, workers)
 
 
 def write_pastis(root, train=100, test=40, seed=0, workers=None, side=32):
@@ -229,8 +235,12 @@ def main(argv=None):
     parser.add_argument('--test', type=int, help='treesatai: tiles in the test list (default 160); pastis-hd: patches in fold 5; '
                         'flair: patches in test domains (default 40); few tiles make noisy scores')
     parser.add_argument('--seed', type=int, default=0, help='decides every byte; the number of processes does not')
+    parser.add_argument('--as-2017', action='store_true', help='of treesatai: Sentinel-1 of the 2017 files scrambled, as in the release')
     args = parser.parse_args(argv)
+    if args.as_2017 and args.dataset != 'treesatai':
+        raise UserError(f'--as-2017: it is about files of treesatai, not of {args.dataset}; leave it out')
     counts = {name: getattr(args, name) for name in ('train', 'test') if getattr(args, name) is not None}
+    counts |= {'as_2017': True} if args.as_2017 else {}
     root = writers[args.dataset](args.root, seed=args.seed, **counts)
     made = json.loads((root / 'DEMO.json').read_text())
     print(f'{root}: {made["train"]} train and {made["test"]} test tiles of SIMULATED '

@@ -85,9 +85,9 @@ def order(data, key):
     contrast, pairs, squares = MEASURES[key]
     dates = np.log(dates)                                                        # faster than log10
     difference = np.sort(dates @ contrast, 0)[(len(dates) - 1) // 2] * (10 / np.log(10))
+    dates -= dates[0, 0]                                                         # the products of large numbers would be rounded
     products = (dates.T @ dates).ravel()
-    square = squares @ products
-    neighbours = pairs @ products / np.maximum(square, 1e-6 * len(dates))        # pixels all alike: 0
+    neighbours = pairs @ products / np.maximum(squares @ products, 1e-3 * len(dates))    # within 0.1 dB: pixels all alike
     score = (difference[0] - difference[1]) / SCALES[0] + (neighbours[0] - neighbours[1]) / SCALES[1]
     verdict = "in order" if score >= 2 else "scrambled" if score <= -2 else "unclear"
     return Order(verdict, tuple(difference.tolist()), tuple(neighbours.tolist()), len(dates))
