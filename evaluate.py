@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from datasets import open_dataset
 from datasets.loading import Pools, make_loader
+from datasets.tiles import MAX_DATES
 from utils import checkpoint, distributed, metrics, options
 from utils.errors import UserError, run
 from utils.results import write_row
@@ -67,12 +68,15 @@ def score_test(path, data_root, pool, workers, place, csv=None):
         raise UserError(f"{path}: its training was stopped in epoch {len(saved['history']) + 1}; finetune.py goes on with it")
     model = checkpoint.rebuild(path, saved).to(device)
     test = open_dataset(saved["dataset"], data_root, "test", list(model.sensors), max_cloud=saved["max_cloud"],
-                        parts=saved["parts"], all_bands=model.all_bands)
+                        parts=saved["parts"], all_bands=model.all_bands, max_dates=saved.get("max_dates", MAX_DATES))
     pool = pool or model.pools.get(saved["dataset"], 128)
     pools = Pools(len(test), pool, pool * world, None, rank, world)
     with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
         scores = score(model, test, make_loader(test, pools, workers), pools, device, progress.update)
     if rank == 0 and csv:
+        scale = "demo" if test.is_demo else saved["scale"]
+        if scale == "paper" and not options.has_release(saved["dataset"], {"test": test}, rank):
+            scale = "custom"
         row = {"table": Path(csv).stem, "dataset": saved["dataset"], "model": saved["config"]["model"],
                "pretraining": saved["pretraining"], "ablation": saved["config"]["options"].get("ablation", "none"),
                "modality": saved["modality"],
@@ -81,7 +85,7 @@ def score_test(path, data_root, pool, workers, place, csv=None):
                "n_test": scores["n"], "params": sum(p.numel() for p in model.parameters()) or "",
                "pretrain_hours": f"{saved['pretrain_hours']:.4f}", "finetune_hours": f"{saved['hours']:.4f}",
                "rate": saved.get("rate", ""), "rate_from": saved.get("rate_from", ""),    # not in checkpoints of before
-               "scale": "demo" if test.is_demo else saved["scale"], "status": saved["status"],
+               "scale": scale, "status": saved["status"],
                "split_hash": saved["split_hash"][:12], "checkpoint_hash": checkpoint.file_hash(path)[:12], **saved["source"]}
         write_row(csv, row, {"classes": list(test.classes)} | scores["counts"])
     return scores | {"epoch": saved["epoch"]}

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
+from datasets.tiles import MAX_DATES
 from evaluate import score, score_test
-from models import MODELS, build_model
+from models import MODELS, build_model, max_dates
 from utils import checkpoint, distributed, metrics, options, weights
 from utils.errors import UserError, run
 from utils.log import provenance
@@ -84,8 +85,9 @@ def hashes(pretrained):
 
 
 def is_papers(pretrained, args):
-    """Whether checkpoints have the paper's recipe, and this run's seed."""
-    return all(saved["is_paper"] and saved["seed"] == args.seed for _, saved in pretrained)
+    """Whether checkpoints have the paper's recipe, and this run's seed; medians of some dates, as before, are not it."""
+    return all(saved["is_paper"] and saved["seed"] == args.seed
+               and saved.get("max_dates", MAX_DATES) == max_dates(args.model, args.dataset) for _, saved in pretrained)
 
 
 def omnisat_rate(dataset, is_pretrained):
@@ -253,9 +255,11 @@ def main(argv=None):
         return test(target, args, place)
 
     # ---- data
+    dates = max_dates(args.model, args.dataset)
+
     def dataset(split, **choice):
         return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, max_cloud=args.max_cloud,
-                            parts=args.parts, all_bands=method.all_bands, **choice)
+                            parts=args.parts, all_bands=method.all_bands, max_dates=dates, **choice)
     train, val = distributed.first_alone(lambda: (dataset("train", label_percent=args.label_percent), dataset("val")))
     for path, pretrained in start.pretrained:
         if pretrained["val_hash"] != val.list_hash:
@@ -286,13 +290,15 @@ def main(argv=None):
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
     is_demo = train.is_demo or any(pretrained["is_demo"] for _, pretrained in start.pretrained)
-    scale = "demo" if is_demo else "paper" if start.is_paper and options.is_paper(args, arguments, modalities) else "custom"
+    is_paper = not is_demo and start.is_paper and options.is_paper(args, arguments, modalities) and options.has_release(
+        args.dataset, {"train": train, "val": val}, rank)
+    scale = "demo" if is_demo else "paper" if is_paper else "custom"
 
     # ---- resume
     source = provenance("finetune.py", argv if argv is not None else sys.argv[1:], device)
     facts = {"config": config, "dataset": args.dataset, "pretraining": start.pretraining, "label_percent": args.label_percent,
-             "seed": args.seed, "max_cloud": args.max_cloud, "parts": args.parts, "split_hash": train.split_hash,
-             "val_hash": val.list_hash, "pretrain_hours": sum(pretrained["hours"] for _, pretrained in start.pretrained),
+             "seed": args.seed, "max_cloud": args.max_cloud, "parts": args.parts, "max_dates": dates,
+             "split_hash": train.split_hash, "val_hash": val.list_hash, "pretrain_hours": sum(pretrained["hours"] for _, pretrained in start.pretrained),
              "modality": modality, "source": source, "scale": scale, "status": status,
              "rate": "" if rate is None else f"{rate:g}", "rate_from": "" if rate is None else rate_from}
     if method.is_fitted:

@@ -36,10 +36,7 @@ from utils.unpack import unpack
 
 VERSION = 2                    # of the checks: results of another version are not taken over
 SPLITS, SEEDS, PERCENT = ("train", "val", "test"), (0, 1, 2), {"pastis-hd": 20}    # of the labels; 10 elsewhere
-ENOUGH = 0.99                  # of the release's tiles; with fewer, zips are missing
 CLOUDY = 80                    # %, mean over the pixels
-RELEASED = {"treesatai-ts": {"train + val": 45337, "test": 5044}, "treesatai": {"train + val": 45337, "test": 5044},
-            "pastis-hd": {"train": 1455, "val": 482, "test": 496}, "flair": {"train + val": 61712, "test": 16050}}
 TABLES = {"treesatai-ts": "table2", "treesatai": "table2", "pastis-hd": "table3", "flair": "table4"}
 SEVERITIES = {
     "error": ("missing", "double", "broken", "too few tiles", "not listed", "not written"),
@@ -102,7 +99,7 @@ def check_data(dataset, i, sensor, data, days):
         yield "empty series", "no dates"
         return
     # with their numbers for days, none is there twice: what is left are the dates with data
-    whole, kept = (data, None) if days is None else clean(data, np.arange(len(days)), nodata=sensor.nodata, lowest=sensor.lowest)
+    whole, kept = (data, None) if days is None else clean(data, np.arange(len(days)), False, sensor.nodata, sensor.lowest)
     if not len(whole):
         yield "nothing left", f"{len(days)} dates, none with data"
     elif whole.min() == whole.max():
@@ -225,10 +222,13 @@ def open_splits(name, root, keys):
     sizes = {split: len(dataset) for split, dataset in datasets.items()}
     sizes["train + val"] = sizes.get("train", 0) + sizes.get("val", 0)
     is_demo = any(dataset.is_demo for dataset in datasets.values())
-    for part, number in ({} if is_demo else RELEASED.get(name, {})).items():
+    for part, number in ({} if is_demo else splits.RELEASED.get(name, {})).items():
         if (found := sizes.get(part, 0)) != number:
-            kind = "too few tiles" if found < ENOUGH * number else "number of tiles"
+            kind = "too few tiles" if found < splits.ENOUGH * number else "number of tiles"
             findings.append(finding(name, kind, f"{found:,} tiles in {part}, {number:,} in the release", part))
+    for split, dataset in ({} if is_demo else datasets).items():
+        if dataset.lost:
+            findings.append(finding(name, "too few tiles", f"no tile of {', '.join(dataset.lost)}", split))
     return datasets, list(dict.fromkeys(findings))                                # val is drawn from train: both tell the same
 
 
@@ -278,7 +278,7 @@ def print_report(args, unpacked, datasets, records, new, findings, files):
     print(f"\n{args.dataset} in {args.root}" + (" (demo data)" if data.is_demo else ""))
     for line in unpacked[:3] + [f"... and {len(unpacked) - 3} more"] * (len(unpacked) > 3):
         print(f"  unpacked  {line}")
-    released = ", ".join(f"{part} {number:,}" for part, number in RELEASED.get(args.dataset, {}).items())
+    released = ", ".join(f"{part} {number:,}" for part, number in splits.RELEASED.get(args.dataset, {}).items())
     print("  tiles     " + ", ".join(f"{split} {len(datasets[split]) if split in datasets else 0:,}" for split in SPLITS)
           + (f" (the release: {released})" if released and not data.is_demo else ""))
     total, empty = sum(map(len, records.values())), sum(row["signature"] is None for rows in records.values() for row in rows)

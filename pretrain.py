@@ -17,7 +17,7 @@ import torch
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
-from models import MODELS, build_model
+from models import MODELS, build_model, max_dates
 from models.omnisat import ABLATIONS
 from utils import distributed, options
 from utils.errors import UserError, run
@@ -27,7 +27,7 @@ from utils.results import pretraining_folder
 from utils.training import Training, open_folder, pool_seed
 
 
-VAL_ORDER = "mixed"    # of the tiles in validation's pools; losses of before, in the list's order, do not compare with these
+VAL_ORDER = "mixed"    # of the tiles in validation's pools: losses in the list's order, of before, do not compare
 
 
 def train_epoch(training, loader, pools, pool_step, progress):
@@ -47,7 +47,7 @@ def train_epoch(training, loader, pools, pool_step, progress):
 
 @torch.no_grad()
 def validate(training, loader, pools, autocast):
-    """{"val_loss"} and the loss's terms, means over the tiles of all processes; the same pools and masks in every epoch.
+    """{"val_loss"} and the loss's terms, means over the tiles of all processes; the same pools and masks each time.
 
     Nothing is compiled for it: these are few tiles, and other networks to the compiler.
     """
@@ -132,9 +132,11 @@ def main(argv=None):
         return distributed.finish()
 
     # ---- data
+    dates = max_dates(args.model, args.dataset)
+
     def dataset(split):
         return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, labelled=False,
-                            max_cloud=args.max_cloud, parts=args.parts, all_bands=method.all_bands)
+                            max_cloud=args.max_cloud, parts=args.parts, all_bands=method.all_bands, max_dates=dates)
     train, val = distributed.first_alone(lambda: (dataset("train"), dataset("val")))
     statistics = distributed.first_alone(lambda: training_statistics(train, args.workers))
     train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world, args.epoch_steps)
@@ -156,8 +158,9 @@ def main(argv=None):
     # ---- resume
     source = provenance("pretrain.py", argv if argv is not None else sys.argv[1:], device)
     facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
-             "val_order": VAL_ORDER, "is_demo": train.is_demo, "source": source,
-             "is_paper": options.is_paper(args, arguments, modalities) and is_whole}
+             "val_order": VAL_ORDER, "max_dates": dates, "is_demo": train.is_demo, "source": source,
+             "is_paper": options.is_paper(args, arguments, modalities) and is_whole and options.has_release(
+                 args.dataset, {"train": train, "val": val}, rank)}
     training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss", *model.terms))
     if rank == 0:
         size = sum(p.numel() for p in model.parameters())

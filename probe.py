@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from datasets import open_dataset
 from datasets.loading import Pools, make_loader
+from datasets.tiles import MAX_DATES
 from models import MODELS, build_model
 from models.handmade import handmade
 from utils import checkpoint, distributed, metrics, options
@@ -228,7 +229,8 @@ def main(argv=None):
 
         def dataset(split, **choice):
             return open_dataset(args.dataset, args.data_root, split, keys, seed=saved["seed"], max_cloud=saved["settings"]["max_cloud"],
-                                parts=saved["settings"]["parts"], all_bands=method.all_bands, **choice)
+                                parts=saved["settings"]["parts"], all_bands=method.all_bands,
+                                max_dates=saved.get("max_dates", MAX_DATES), **choice)
         train, val, test = splits = distributed.first_alone(lambda: [dataset(split) for split in ("train", "val", "test")])
         subsets = {percent: train if percent == 100 else
                    distributed.first_alone(lambda: dataset("train", label_percent=percent)) for percent in args.label_percent}

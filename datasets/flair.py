@@ -98,6 +98,8 @@ class Flair(Tiles):
             if domains.get(area.split("-")[0]) == split:
                 names.append(f"{area}-IMG_{number}")
         names.sort(key=lambda name: name[-6:])
+        there = {name.split("-")[0] for name in names}
+        self.lost = [domain for domain, of_split in domains.items() if of_split == split and domain not in there]
         if self.findings is not None and split == "train":                       # nobody else lists what should be there
             for name in sorted(self._centroids()):
                 if name[-6:] not in self.index["img"]:

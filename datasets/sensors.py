@@ -21,7 +21,7 @@ class Sensor:
     files: where a tile's file lies below the dataset's folder, such as "thermal/{tile}.npz"; None where the dataset's
         reader knows. Images: .tif or .npy (C, H, W). Series: .npz with data (T, C, H, W) and dates (T,) as YYYYMMDD.
     nodata: the value of pixels that were not seen, besides NaN.
-    lowest: what is below cannot be of this sensor: pixels that were not seen, mixed with others when the image was resampled.
+    lowest: what is below cannot be of this sensor: pixels that were not seen, mixed with others by resampling.
     in_all: whether "all" modalities means this one too.
     extra_bands: what the file has behind these bands and OmniSat leaves out; some of the compared methods take it.
     """
@@ -72,8 +72,8 @@ SENSORS = {
                extra_bands=("B01", "B09")),
         Sensor("s1", "series", ("VV", "VH"), 10, 1, 366, extra_bands=("VV/VH",)),
     ),
-    # 32 x 32 patches of 40 m (section 3.4); days since September 2018, up to the end of 2019. Reflectance x 10,000: -0.1 is the least
-    # that is ever stored for one; the 20 m bands were enlarged bilinearly, nodata with the rest, see PAPER.md
+    # 32 x 32 patches of 40 m (section 3.4); days since September 2018, up to the end of 2019. Reflectance x 10,000, of
+    # which -0.1 is the least; the 20 m bands were enlarged bilinearly, nodata with the rest, see PAPER.md
     "pastis-hd": _table(
         Sensor("vhr", "image", ("R", "G", "B"), 1, 40,
                files="DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019/SPOT6_RVB_1M00_2019_{tile}.tif"),

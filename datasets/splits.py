@@ -20,11 +20,28 @@ from utils.files import written_whole
 FOLDER = Path(__file__).parent / "splits"
 ADVICE = "restore it with git, or, if git does not have it, delete it: it is made again"
 VAL_SHARE, SPLIT_SEED = 0.15, 0
+RELEASED = {"treesatai-ts": {"train + val": 45337, "test": 5044}, "treesatai": {"train + val": 45337, "test": 5044},
+            "pastis-hd": {"train": 1455, "val": 482, "test": 496}, "flair": {"train + val": 61712, "test": 16050}}
+ENOUGH = 0.99    # of the release's tiles; with fewer, zips are missing
 
 
 def fingerprint(names):
     """sha256 of the names, one a line, in the given order (64 hex digits)."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def differs_from_release(name, datasets):
+    """In what the tiles of some splits are not the release's: texts, none if they are.
+
+    name: the dataset's. datasets: {split: datasets.tiles.Tiles}; a number of several splits counts if all are among them.
+    """
+    texts = []
+    for part, number in RELEASED.get(name, {}).items():
+        if set(splits := part.split(" + ")) <= set(datasets):
+            found = sum(datasets[split].list_size for split in splits)
+            if not ENOUGH * number <= found <= number / ENOUGH:
+                texts.append(f"{found:,} tiles in {part}, {number:,} in the release")
+    return texts + [f"no tile of {', '.join(data.lost)} in {split}" for split, data in datasets.items() if data.lost]
 
 
 def stratified_subset(labels, share, seed):

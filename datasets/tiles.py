@@ -16,6 +16,7 @@ from datasets.sensors import SENSORS
 from datasets.splits import fingerprint, saved_labels, saved_subset
 from utils.errors import UserError
 
+MAX_DATES = 50                 # of a series
 MISSING_SHARE = 0.5            # a date goes if a band lacks more of its pixels
 
 
@@ -90,7 +91,7 @@ def day_numbers(dates, sensor, source):
 
 
 def missing(data, nodata=None, lowest=None):
-    """Which numbers are NaN, infinite, nodata or lower than any can be: bool of the same shape, or one False for all."""
+    """Which numbers are NaN, infinite, nodata or below the lowest: bool of the same shape, or one False for all."""
     is_missing = np.False_ if lowest is None else data < lowest
     if data.dtype.kind != "f":
         return is_missing if nodata is None else is_missing | (data == nodata)
@@ -128,8 +129,8 @@ def clean(data, days, is_cloudy=False, nodata=None, lowest=None):
 
 
 def choose_dates(dates, most, rng=None):
-    """Which dates of a longer series are used: `most` at random in time order, or evenly spread ones without an rng."""
-    if dates <= most:
+    """Which dates of a longer series are used, all if most is None: at random in time order, or evenly spread without an rng."""
+    if most is None or dates <= most:
         return slice(None)
     if rng is None:
         return np.linspace(0, dates - 1, most).round().astype(int)
@@ -143,8 +144,8 @@ class Tiles(torch.utils.data.Dataset):
 
     root: the raw files. split: train, val or test. modalities: keys of datasets.sensors. name: the dataset's.
     label_percent: of the training tiles, a stratified subset that follows the seed. labelled: False leaves labels
-    out (pretraining). max_dates: of a series. max_cloud (%): leave out optical dates whose mean probability of cloud or
-    snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. all_bands: the sensors' extra bands too.
+    out (pretraining). max_dates: of a series; None keeps all. max_cloud (%): leave out optical
+    dates whose mean probability of cloud or snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. all_bands: the sensors' extra bands too.
     findings: a list to add what is wrong with single tiles to, as (tile, modality, text), instead of stopping at the first
     (prepare.py). s1: "repaired" puts scrambled Sentinel-1 of TreeSatAI-TS in order, see datasets/sentinel1.py.
     dataset[i] takes evenly spread dates of a long series, dataset[i, n] random ones, the same for the same seed and n (the pass).
@@ -160,9 +161,10 @@ class Tiles(torch.utils.data.Dataset):
     drops_unlabelled = False    # whether a tile without any label is left out of training and test
     has_cloud_masks = False     # whether cloud(i) can tell
     has_label_files = False     # whether labels are collected from a mask a tile, see datasets.splits.saved_labels
+    lost = ()                   # what a split of the release has and is not here, by names such as a region's
     skipped = ()                # folders and zips below the root that are not part of the dataset
 
-    def __init__(self, root, split, modalities, name, label_percent=100, seed=0, labelled=True, max_dates=50,
+    def __init__(self, root, split, modalities, name, label_percent=100, seed=0, labelled=True, max_dates=MAX_DATES,
                  max_cloud=None, parts=1, all_bands=False, findings=None, s1="released"):
         if not os.path.isdir(root):
             raise UserError(f"{root}: no such folder; --data-root is the folder of the raw files, see README")
@@ -184,7 +186,7 @@ class Tiles(torch.utils.data.Dataset):
                             "the option out")
 
         names, labels = self.listed(split)
-        self.list_hash = fingerprint(names)
+        self.list_hash, self.list_size = fingerprint(names), len(names)
         if split == "train" and label_percent < 100 and names:
             row = {tile: i for i, tile in enumerate(names)}
             names = saved_subset(self.release, f"{label_percent}percent", names, labels, label_percent / 100, seed, self.origin)
@@ -367,7 +369,8 @@ class Tiles(torch.utils.data.Dataset):
         are read and the choice is made anew among what is: a series has fewer than max_dates only if there are no more.
         """
         is_cloudy = self.is_cloudy(i, key, days)
-        if isinstance(data, np.memmap) and len(distinct := np.unique(days[~is_cloudy])) > self.max_dates:
+        distinct = np.unique(days[~is_cloudy])
+        if self.max_dates is not None and isinstance(data, np.memmap) and len(distinct) > self.max_dates:
             state = rng and rng.bit_generator.state
             wanted = distinct[choose_dates(len(distinct), self.max_dates, rng)]
             dates = np.flatnonzero(np.isin(days, wanted) & ~is_cloudy)            # all acquisitions: the first may be of no use

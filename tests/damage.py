@@ -96,7 +96,8 @@ ARRAYS = {
     "a band more": lambda a, rng: np.concatenate([a, a[:, :1]], 1), "a band less": lambda a, rng: a[:, 1:],
     "NaN": lambda a, rng: spoilt(a, np.nan, rng), "infinity": lambda a, rng: spoilt(a, np.inf, rng),
     "-infinity": lambda a, rng: spoilt(a, -np.inf, rng), "1e38": lambda a, rng: spoilt(a, 1e38, rng),
-    "-5": lambda a, rng: spoilt(a, -5, rng), "mixed with nodata": lambda a, rng: spoilt(a, -rng.integers(1000, 9999), rng).astype(a.dtype),
+    "-5": lambda a, rng: spoilt(a, -5, rng),
+    "mixed with nodata": lambda a, rng: spoilt(a, -rng.integers(1000, 9999), rng).astype(a.dtype),
     "1e300": lambda a, rng: spoilt(a.astype(np.float64), 1e300, rng),
     "zeros": lambda a, rng: spoilt(a, 0, rng).astype(a.dtype), "only zeros": lambda a, rng: np.zeros_like(a),
 }

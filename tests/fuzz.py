@@ -83,7 +83,8 @@ def examine(name, root, split, tile, max_cloud):
                 continue
             try:
                 with np.errstate(all="ignore"):
-                    images, changes = plain_clean(*plain_series(data, i, sensor), -1000 if (name, key) == ("pastis-hd", "s2") else None)
+                    lowest = -1000 if (name, key) == ("pastis-hd", "s2") else None
+                    images, changes = plain_clean(*plain_series(data, i, sensor), lowest)
             except OSError:
                 repairs = None
                 continue

@@ -157,7 +157,8 @@ def plain_clean(series, days, is_cloudy, nodata, lowest=None):
     for image, day, is_out in zip(series.astype(np.float64), days, is_cloudy):
         if series.dtype.kind == "f" and series.dtype.itemsize == 8:
             image = image.astype(np.float32)
-        lost = ~np.isfinite(image) | (False if nodata is None else image == nodata) | (False if lowest is None else image < lowest)
+        lost = ~np.isfinite(image) | (False if nodata is None else image == nodata)
+        lost |= False if lowest is None else image < lowest
         if (lost.mean((1, 2)) > 0.5).any() or (image == 0).all() or is_out or day in images:
             repairs += 1
             continue

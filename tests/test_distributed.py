@@ -140,7 +140,7 @@ def test_pools_are_the_same_for_any_number_of_processes():
 
 
 def test_validation_is_mixed_and_always_the_same():
-    """Of a list sorted by species, no pool has only one; the same pools on any number of processes, in each epoch and run."""
+    """Of a list sorted by species, no pool has only one; the same pools on any number of processes and in each epoch."""
     species = [i // 25 for i in range(100)]
 
     def pools(rank=0, world=1, epoch=1, **options):
@@ -148,7 +148,7 @@ def test_validation_is_mixed_and_always_the_same():
         sampler.epoch = epoch
         return [pool for _, step in sampler.steps() for pool in step], list(sampler)
     mixed, sent = pools(is_mixed=True)
-    assert sorted(sum((indices for _, indices in mixed), [])) == list(range(100)) and sent == [indices for _, indices in mixed]
+    assert sent == [indices for _, indices in mixed] and sorted(sum(sent, [])) == list(range(100))
     assert all(len({species[i] for i in indices}) == 4 for _, indices in mixed)
     assert pools(is_mixed=True, epoch=3)[0] == mixed and [number for number, _ in mixed] == list(range(5))
     for world in (2, 3):

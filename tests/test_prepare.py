@@ -201,7 +201,7 @@ def test_defects_of_pastis(copy):
     plant("labels", "no label", "TARGET_{}.npy", array(0, 19))
     plant("vhr", "missing", "SPOT6_*_{}.tif", Path.unlink)
     plant("s2", "nodata", "S2_{}.npy", array((2, slice(None), 4, 4), -10000))
-    plant("s2", "nodata", "S2_{}.npy", array((2, 5, 4, 4), -7324))                # mixed with it when the band was enlarged
+    plant("s2", "nodata", "S2_{}.npy", array((2, 5, 4, 4), -7324))    # mixed with it by resampling
     plant("s2", "broken", "S2_{}.npy", lambda path: np.save(path, np.load(path)[:-1]))
     plant("s1", "infinite", "S1A_{}.npy", array((0, 1, 0, 0), -np.inf))
     check_planted("pastis-hd", root, before, planted)

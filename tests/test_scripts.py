@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pretrain
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.sensors import SENSORS
+from datasets.splits import RELEASED
 from models import build_model
 from utils import checkpoint
 from utils.errors import UserError
@@ -207,6 +209,29 @@ def test_only_the_papers_recipe_is_of_scale_paper(script, options, modalities, e
     assert is_paper(args, arguments, modalities) is expected
 
 
+def test_only_the_releases_tiles_are_of_scale_paper(demo, tmp_path, monkeypatch, capsys):
+    """Both for training and test; with the demo's numbers as those of the release, it is."""
+    for module in ("splits", "band_statistics"):
+        monkeypatch.setattr(f"datasets.{module}.FOLDER", tmp_path / module)
+    root = shutil.copytree(demo, tmp_path / "release", ignore=shutil.ignore_patterns("DEMO.json", "aerial"))
+    monkeypatch.setattr("utils.options.is_paper", lambda *args: True)
+    start = finetune.start_omnisat
+    monkeypatch.setattr("finetune.start_omnisat", lambda args: start(args)._replace(is_paper=True))
+
+    def scale(name):
+        finetune.main(["--dataset", "treesatai-ts", "--data-root", str(root), "--modalities", "s1", "--init", "none", *SMALL,
+                       *MODEL, "--epochs", "1", "--output", str(tmp_path / name), "--csv", str(tmp_path / f"{name}.csv")])
+        return read_rows(tmp_path / f"{name}.csv")[0]["scale"]
+    assert scale("lacking") == "custom"
+    assert "scale custom: 24 tiles in train + val, 45,337 in the release" in capsys.readouterr().err
+    monkeypatch.setitem(RELEASED, "treesatai-ts", {"train + val": 24, "test": 10})
+    assert scale("whole") == "paper" and "scale custom" not in capsys.readouterr().err
+    monkeypatch.setitem(RELEASED, "treesatai-ts", {"train + val": 24, "test": 11})
+    assert scale("test") == "custom" and "scale custom: 10 tiles in test, 11 in the release" in capsys.readouterr().err
+    monkeypatch.setitem(RELEASED, "treesatai-ts", {"train + val": 20, "test": 10})
+    assert scale("more") == "custom"
+
+
 def test_a_dataset_of_ones_own_is_never_of_scale_paper(monkeypatch):
     monkeypatch.setitem(SENSORS, "mine", {})
     arguments = pretrain.command_line()
@@ -224,4 +249,5 @@ def test_statistics_follow_the_sensor(demo, tmp_path, monkeypatch):
     second = training_statistics(open_dataset("treesatai-ts", demo, "train", ("s1",)))
     assert first["s1"]["mean"] == second["s1"]["mean"] and "old mean" not in path.read_text()
     monkeypatch.setitem(SENSORS["treesatai-ts"], "s1", dataclasses.replace(SENSORS["treesatai-ts"]["s1"], lowest=0.01))
-    assert training_statistics(open_dataset("treesatai-ts", demo, "train", ("s1",)))["s1"]["mean"][1] > first["s1"]["mean"][1] + 0.1
+    third = training_statistics(open_dataset("treesatai-ts", demo, "train", ("s1",)))
+    assert third["s1"]["mean"][1] > first["s1"]["mean"][1] + 0.1

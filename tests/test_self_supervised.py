@@ -2,17 +2,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import finetune
 import pretrain
 from datasets import open_dataset
-from datasets.loading import Pools, make_loader
+from datasets.loading import Pools, collate, make_loader
 from datasets.sensors import SENSORS
 from evaluate import score, score_test
-from models import MODELS, build_model
-from models.inputs import median, season_medians
+from models import MODELS, build_model, max_dates
+from models.inputs import median, resize, season_medians
 from tests.test_compared import build as build_cell, make_batch
 from tests.test_scripts import SMALL, torchrun
 from utils import checkpoint, weights
@@ -64,6 +65,43 @@ def test_a_series_becomes_an_image(name, dataset, form):
     found, = model.inputs("s2", batch)
     assert wanted.shape[1] == (4 * bands if form == "seasons" else bands)
     torch.testing.assert_close(found, wanted.expand(-1, -1, model.sides["s2"], model.sides["s2"]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, dataset, expected", [
+    *((name, dataset, None) for name in ("dofa", "scalemae") for dataset in ("treesatai-ts", "pastis-hd", "flair")),
+    ("croma", "pastis-hd", None), ("dofa", "treesatai", 50), ("omnisat", "pastis-hd", 50), ("utae", "pastis-hd", 50), ("utt", "flair", 50), ("pse_ltae", "treesatai-ts", 50)])
+def test_medians_are_of_all_dates(name, dataset, expected):
+    assert max_dates(name, dataset) == expected
+
+
+def test_medians_of_a_long_series(demo, tmp_path, monkeypatch):
+    """In training, validation and test numpy's of all dates, not of 50; checkpoints of before are scored as they were trained."""
+    whole = open_dataset("treesatai-ts", demo, "train", ("s2",)).read(0)["s2"]
+    tiles = open_dataset("treesatai-ts", demo, "train", ("s2",), max_dates=max_dates("dofa", "treesatai-ts"))
+    model = build("dofa", "treesatai-ts", ["s2"], num_classes=15)
+    model.standardize.set({"s2": {"mean": [0.] * 10, "std": [1.] * 10}})
+    assert len(whole[1]) > 60 and np.array_equal(tiles[0]["s2_dates"], whole[1])
+    for item in (tiles[0], tiles[0, 1], tiles[0, 2]):
+        found, = model.inputs("s2", collate([item]))
+        torch.testing.assert_close(found, resize(torch.tensor(np.median(whole[0], 0))[None], 224))
+
+    asked, opened = [], open_dataset
+
+    def open_and_note(*args, **options):
+        asked.append((args[2], options["max_dates"]))
+        return opened(*args, **options)
+    for module in ("pretrain", "finetune", "evaluate"):
+        monkeypatch.setattr(f"{module}.open_dataset", open_and_note)
+    pretrain.main(pretraining(demo, tmp_path, "scalemae", "treesatai-ts", "s2")[:-2] + ["--epochs", "1"])
+    finetune.main(["--dataset", "treesatai-ts", "--data-root", str(demo), "--model", "scalemae", "--modalities", "s2", *SMALL,
+                   "--epochs", "1", "--init", str(tmp_path / "pretrained.pt"), "--output", str(tmp_path),
+                   "--csv", str(tmp_path / "t.csv")])
+    assert {most for _, most in asked} == {None} and {split for split, _ in asked} == {"train", "val", "test"}
+    saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
+    del saved["max_dates"], asked[:]
+    checkpoint.save(tmp_path / "finetuned.pt", saved)
+    score_test(tmp_path / "finetuned.pt", demo, 4, 0, (0, 1, torch.device("cpu")))
+    assert asked == [("test", 50)]
 
 
 def test_full_sizes():

@@ -37,7 +37,7 @@ def load(path, kind):
     if checkpoint.get("sha256") != content_hash(checkpoint):
         raise UserError(f"{path}: its content does not have the hash that was written with it: damaged, or changed since; delete it "
                         f"and run {SCRIPTS[kind]} again")
-    if "config" in checkpoint:                                                # what sensors had no word for then is as it was by default
+    if "config" in checkpoint:                                                # words that sensors did not have then
         checkpoint["config"]["sensors"] = [asdict(Sensor(**sensor)) for sensor in checkpoint["config"]["sensors"]]
     return checkpoint
 

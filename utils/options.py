@@ -2,12 +2,14 @@
 import argparse
 import os
 import shutil
+import sys
 
 import torch
 from torch.utils._triton import has_triton
 
 from datasets import default_modalities
 from datasets.sensors import SENSORS
+from datasets.splits import differs_from_release
 from utils.errors import UserError
 
 
@@ -170,6 +172,17 @@ def refuse(args, arguments, names, where):
     for name in names:
         if getattr(args, name) != arguments.get_default(name):
             raise UserError(f"--{name.replace('_', '-')} does nothing in {where}; leave it out")
+
+
+def has_release(name, datasets, rank):
+    """Whether splits have the release's tiles; if not, rank 0 says so. Of generated data nobody asks.
+
+    name: the dataset's. datasets: {split: datasets.tiles.Tiles}.
+    """
+    texts = [] if any(data.is_demo for data in datasets.values()) else differs_from_release(name, datasets)
+    if texts and rank == 0:
+        print(f"warning: not the release's tiles, so rows have scale custom: {'; '.join(texts)}", file=sys.stderr)
+    return not texts
 
 
 PAPER = {"treesatai-ts": ("vhr", "s2", "s1"), "treesatai": ("vhr", "s2", "s1"), "pastis-hd": ("vhr", "s2", "s1"),

@@ -26,7 +26,8 @@ from utils.log import Log
 FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes", "record")
 # what else has to be as it was, and what to say if it is not
 SAME = {"config": "its sensors or its sizes", "split_hash": "its training tiles", "val_hash": "its validation tiles",
-        "val_order": "the order of its validation tiles"}
+        "val_order": "the order of its validation tiles", "max_dates": "the number of dates it takes of a series"}
+BEFORE = {"max_dates": 50}    # in runs of before this was written down
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)    # of Slurm, torchrun and kill
 _locks = []    # of the folders that this process trains in, kept until it ends
 
@@ -92,7 +93,7 @@ class Training:
     def resume(self, saved):
         """Go on from a checkpoint. Errors: UserError if it is another run's."""
         for name, what in SAME.items():
-            if saved.get(name) != self.facts.get(name):
+            if saved.get(name, BEFORE.get(name)) != self.facts.get(name, BEFORE.get(name)):
                 raise UserError(f"{self.target} was begun with other data: {what} changed; restore it, choose another --output, or "
                                 "delete it to start anew", is_told=self.rank > 0)
         state = saved["training"]
