@@ -85,7 +85,7 @@ def hashes(pretrained):
 
 
 def is_papers(pretrained, args):
-    """Whether checkpoints have the paper's recipe, and this run's seed; medians of some dates, as before, are not it."""
+    """Whether checkpoints have the paper's recipe and this run's seed; medians of some dates, as before, are not it."""
     return all(saved["is_paper"] and saved["seed"] == args.seed
                and saved.get("max_dates", MAX_DATES) == max_dates(args.model, args.dataset) for _, saved in pretrained)
 
@@ -298,7 +298,8 @@ def main(argv=None):
     source = provenance("finetune.py", argv if argv is not None else sys.argv[1:], device)
     facts = {"config": config, "dataset": args.dataset, "pretraining": start.pretraining, "label_percent": args.label_percent,
              "seed": args.seed, "max_cloud": args.max_cloud, "parts": args.parts, "max_dates": dates,
-             "split_hash": train.split_hash, "val_hash": val.list_hash, "pretrain_hours": sum(pretrained["hours"] for _, pretrained in start.pretrained),
+             "split_hash": train.split_hash, "val_hash": val.list_hash,
+             "pretrain_hours": sum(pretrained["hours"] for _, pretrained in start.pretrained),
              "modality": modality, "source": source, "scale": scale, "status": status,
              "rate": "" if rate is None else f"{rate:g}", "rate_from": "" if rate is None else rate_from}
     if method.is_fitted:

@@ -99,7 +99,8 @@ def check_data(dataset, i, sensor, data, days):
         yield "empty series", "no dates"
         return
     # with their numbers for days, none is there twice: what is left are the dates with data
-    whole, kept = (data, None) if days is None else clean(data, np.arange(len(days)), False, sensor.nodata, sensor.lowest)
+    whole, kept = (data, None) if days is None else clean(
+        data, np.arange(len(days)), nodata=sensor.nodata, lowest=sensor.lowest)
     if not len(whole):
         yield "nothing left", f"{len(days)} dates, none with data"
     elif whole.min() == whole.max():

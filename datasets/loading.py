@@ -20,9 +20,10 @@ class Pools(Sampler):
     """The pools of one process; a batch sampler.
 
     size: tiles in the dataset. pool, batch: tiles a pool, and a step over all processes. seed: shuffles, a new order
-    each pass (set .epoch, which counts from 1); None keeps the order. is_mixed: in place of it one that is always the same, as lists
-    are sorted by species or place, and a pool should not have only one. rank, world: this process and their number.
-    least: steps of an epoch, at least. Set .start to leave out the first steps of an epoch. tiles: of an epoch, all passes.
+    each pass (set .epoch, which counts from 1); None keeps the order. is_mixed: in place of it one that is always the
+    same, as lists are sorted by species or place, and a pool should not have only one. rank, world: this process and
+    their number. least: steps of an epoch, at least. Set .start to leave out the first steps of an epoch. tiles: of an
+    epoch, all passes.
     """
 
     def __init__(self, size, pool, batch, seed=None, rank=0, world=1, least=1, is_mixed=False):

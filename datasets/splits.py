@@ -33,7 +33,7 @@ def fingerprint(names):
 def differs_from_release(name, datasets):
     """In what the tiles of some splits are not the release's: texts, none if they are.
 
-    name: the dataset's. datasets: {split: datasets.tiles.Tiles}; a number of several splits counts if all are among them.
+    name: the dataset's. datasets: {split: datasets.tiles.Tiles}; a number of two splits is looked at if both are there.
     """
     texts = []
     for part, number in RELEASED.get(name, {}).items():

@@ -129,7 +129,7 @@ def clean(data, days, is_cloudy=False, nodata=None, lowest=None):
 
 
 def choose_dates(dates, most, rng=None):
-    """Which dates of a longer series are used, all if most is None: at random in time order, or evenly spread without an rng."""
+    """Which dates of a longer series are used, None: all. At random in time order, or evenly spread without an rng."""
     if most is None or dates <= most:
         return slice(None)
     if rng is None:
@@ -145,7 +145,8 @@ class Tiles(torch.utils.data.Dataset):
     root: the raw files. split: train, val or test. modalities: keys of datasets.sensors. name: the dataset's.
     label_percent: of the training tiles, a stratified subset that follows the seed. labelled: False leaves labels
     out (pretraining). max_dates: of a series; None keeps all. max_cloud (%): leave out optical
-    dates whose mean probability of cloud or snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. all_bands: the sensors' extra bands too.
+    dates whose mean probability of cloud or snow is higher; None keeps all. parts: cut each tile into parts x parts
+    tiles. all_bands: the sensors' extra bands too.
     findings: a list to add what is wrong with single tiles to, as (tile, modality, text), instead of stopping at the first
     (prepare.py). s1: "repaired" puts scrambled Sentinel-1 of TreeSatAI-TS in order, see datasets/sentinel1.py.
     dataset[i] takes evenly spread dates of a long series, dataset[i, n] random ones, the same for the same seed and n (the pass).

@@ -12,7 +12,7 @@ MODELS = {"omnisat": OmniSat, "pse": PixelSets, "vit": VisionTransformer, "mlp":
 
 
 def max_dates(name, dataset):
-    """Dates of a series that a method is given at most. None, all, for those on medians: that of some dates is another."""
+    """How many dates of a series a method is given at most: None, all, for those on medians."""
     is_median = getattr(MODELS[name], "forms", {}).get(dataset) in ("median", "seasons")
     return None if is_median else MAX_DATES
 

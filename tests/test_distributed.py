@@ -140,7 +140,7 @@ def test_pools_are_the_same_for_any_number_of_processes():
 
 
 def test_validation_is_mixed_and_always_the_same():
-    """Of a list sorted by species, no pool has only one; the same pools on any number of processes and in each epoch."""
+    """Of a list sorted by species, no pool has only one; the same pools on any number of processes, in each epoch."""
     species = [i // 25 for i in range(100)]
 
     def pools(rank=0, world=1, epoch=1, **options):

@@ -171,7 +171,8 @@ def test_other_data_are_refused(data, tmp_path, monkeypatch):
         pretraining(other, tmp_path / "run", "--save-minutes", "0")
 
 
-@pytest.mark.parametrize("script, refusal", [(pretraining, "order of its validation tiles changed"), (finetuning, None)])
+@pytest.mark.parametrize("script, refusal", [
+    (pretraining, "the order of its validation tiles changed"), (finetuning, None)])
 def test_runs_of_before_validation_was_mixed(data, tmp_path, monkeypatch, script, refusal):
     """Losses in another order do not compare; a fine-tuning goes on, though its sensors had a word less then."""
     stop_after(monkeypatch, 2)

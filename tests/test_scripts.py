@@ -219,8 +219,9 @@ def test_only_the_releases_tiles_are_of_scale_paper(demo, tmp_path, monkeypatch,
     monkeypatch.setattr("finetune.start_omnisat", lambda args: start(args)._replace(is_paper=True))
 
     def scale(name):
-        finetune.main(["--dataset", "treesatai-ts", "--data-root", str(root), "--modalities", "s1", "--init", "none", *SMALL,
-                       *MODEL, "--epochs", "1", "--output", str(tmp_path / name), "--csv", str(tmp_path / f"{name}.csv")])
+        finetune.main(["--dataset", "treesatai-ts", "--data-root", str(root), "--modalities", "s1", "--init", "none",
+                       *SMALL, *MODEL, "--epochs", "1", "--output", str(tmp_path / name),
+                       "--csv", str(tmp_path / f"{name}.csv")])
         return read_rows(tmp_path / f"{name}.csv")[0]["scale"]
     assert scale("lacking") == "custom"
     assert "scale custom: 24 tiles in train + val, 45,337 in the release" in capsys.readouterr().err

@@ -75,7 +75,7 @@ def test_medians_are_of_all_dates(name, dataset, expected):
 
 
 def test_medians_of_a_long_series(demo, tmp_path, monkeypatch):
-    """In training, validation and test numpy's of all dates, not of 50; checkpoints of before are scored as they were trained."""
+    """In training, validation and test numpy's of all dates; checkpoints of before are scored as they were trained."""
     whole = open_dataset("treesatai-ts", demo, "train", ("s2",)).read(0)["s2"]
     tiles = open_dataset("treesatai-ts", demo, "train", ("s2",), max_dates=max_dates("dofa", "treesatai-ts"))
     model = build("dofa", "treesatai-ts", ["s2"], num_classes=15)
@@ -93,8 +93,8 @@ def test_medians_of_a_long_series(demo, tmp_path, monkeypatch):
     for module in ("pretrain", "finetune", "evaluate"):
         monkeypatch.setattr(f"{module}.open_dataset", open_and_note)
     pretrain.main(pretraining(demo, tmp_path, "scalemae", "treesatai-ts", "s2")[:-2] + ["--epochs", "1"])
-    finetune.main(["--dataset", "treesatai-ts", "--data-root", str(demo), "--model", "scalemae", "--modalities", "s2", *SMALL,
-                   "--epochs", "1", "--init", str(tmp_path / "pretrained.pt"), "--output", str(tmp_path),
+    finetune.main(["--dataset", "treesatai-ts", "--data-root", str(demo), "--model", "scalemae", "--modalities", "s2",
+                   *SMALL, "--epochs", "1", "--init", str(tmp_path / "pretrained.pt"), "--output", str(tmp_path),
                    "--csv", str(tmp_path / "t.csv")])
     assert {most for _, most in asked} == {None} and {split for split, _ in asked} == {"train", "val", "test"}
     saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
