@@ -208,7 +208,7 @@ def write_flair(root, train=100, test=40, seed=0, workers=None, layout='original
     train: patches in training and validation domains, about one in five in the latter; test: in test domains. layout:
     'original', folders as in the first release, or 'domains', as repackaged. seed, workers and errors: as write_treesatai.
     """
-    if layout not in ('original', 'domains'):
+    if layout not in demo_flair.VERSIONS:
         raise UserError(f'layout {layout!r}: it is original or domains')
     root, plan = Path(root), demo_flair.areas(train, test)
     about = root / 'aux-data' if layout == 'domains' else root
@@ -217,7 +217,7 @@ def write_flair(root, train=100, test=40, seed=0, workers=None, layout='original
         about.mkdir(exist_ok=True)
         for n, name in enumerate(('flair-2_centroids_sp_to_patch.json', 'flair_aerial_metadata.json')):
             (about / name).write_text(json.dumps({key: value for entry in entries for key, value in entry[n].items()}))
-    wanted = dict(demo=True, dataset='flair', train=train, test=test, seed=seed, version=demo_flair.VERSION,
+    wanted = dict(demo=True, dataset='flair', train=train, test=test, seed=seed, version=demo_flair.VERSIONS[layout],
                   side=demo_flair.SIDE, layout=layout)
     counts = {'**/IMG_*.tif': train + test, '**/MSK_*.tif': train + test, '**/SEN2_*': 3 * len(plan)}
     jobs = [(root, seed, z, area, layout) for z, area in enumerate(plan)]

@@ -15,7 +15,7 @@ import tifffile
 from datasets.forest import UNLABELLED, draw_crowns, photo, smooth_noise, stream
 from datasets.landscape import Ground, Shape, draw_traits, ground_map, local, paint, parcels, s2_series, shares
 
-VERSION = 1
+VERSIONS = {"original": 1, "domains": 2}               # of what is generated, by layout
 SIDE, PIXEL = 312, .2                                  # aerial pixels a side, m
 STEP = SIDE * PIXEL                                    # m from patch to patch
 MOST = 4                                               # patches of an area
@@ -183,10 +183,10 @@ def sentinel(seed, z, area, ground, traits):
 
 
 def folders(root, layout, area):
-    """Folders of an area's img, msk and sen files."""
+    """Folders of an area's img, msk and sen files. In layout "domains" they are those of a zip a domain, unpacked."""
     if layout == "domains":
-        top = root / "data" / ("flair#2-test" if area.split == "test" else "train-val") / area.domain / area.zone
-        return tuple(top / kind for kind in ("img", "msk", "sen"))
+        top = root / "data" / ("flair#2-test" if area.split == "test" else "train-val") / area.domain
+        return tuple(top / kind / area.zone for kind in ("aerial", "labels", "sentinel"))
     tops = (("flair_2_aerial_test", "flair_2_labels_test", "flair_2_sen_test") if area.split == "test" else
             ("flair_aerial_train", "flair_labels_train", "flair_sen_train"))
     return tuple(root / top / area.domain / area.zone / kind for top, kind in zip(tops, ("img", "msk", "sen")))

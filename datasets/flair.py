@@ -1,15 +1,18 @@
 """FLAIR #2, read as it is distributed (Garioud et al. 2023).
 
-Files are found by name anywhere under the root: the original zips' folders (flair_aerial_train/..., flair_2_sen_test/...)
-and the folders by domain of the Hugging Face release both will do.
-    .../<domain>/<zone>/img/IMG_<number>.tif                          512 x 512 pixels of 0.2 m: R G B NIR elevation
-    .../<domain>/<zone>/msk/MSK_<number>.tif                          land cover of each pixel, 1..19
+Files are found by name anywhere under the root; their folders say domain and zone. So have it the original zips
+(flair_aerial_train/<domain>/<zone>/img/..., flair_2_sen_test/...) and the zips by domain of Hugging Face, each unpacked
+into a folder of its name (<domain>/aerial/<zone>/...). Where all domains lie in one folder, the metadata say it.
+    IMG_<number>.tif                                                  512 x 512 pixels of 0.2 m: R G B NIR elevation
+    MSK_<number>.tif                                                  land cover of each pixel, 1..19
     SEN2_sp_<domain>-<zone>_data.npy, _masks.npy, _products.txt       Sentinel-2 of a whole zone, shared by its tiles
     flair-2_centroids_sp_to_patch.json                                row and column of each tile's centre in these
+    flair_aerial_metadata.json                                        domain and zone of images whose folders do not say
 """
 import os
 import re
-from pathlib import Path
+from functools import lru_cache
+from pathlib import PurePath
 
 import numpy as np
 
@@ -24,6 +27,8 @@ CLASSES = ("building", "pervious surface", "impervious surface", "bare soil", "w
 HIGHEST = 19
 DOMAINS = FOLDER / "flair-domains.txt"
 CENTROIDS = "flair-2_centroids_sp_to_patch.json"
+DOMAIN, ZONE = re.compile(r"D\d{3}_\d{4}"), re.compile(r"Z\d+_\w+")    # names of folders
+METADATA = "flair_aerial_metadata.json"    # or flair-2_aerial_metadata.json
 SIDE, PATCH = 512, 50          # pixels of an image; of a patch of 10 m
 SKIPPED = ("flair#1-test", "flair_1_aerial_test", "flair_1_labels_test")    # another test set, of older images
 
@@ -44,9 +49,39 @@ def find_files(root):
                 index[found[1].lower()].setdefault(found[2], []).append(path)
             elif found := re.fullmatch(r"SEN2_sp_(D\d{3}_\d{4}-Z\d+_\w+)_data\.npy", name):
                 index["sen"].setdefault(found[1], []).append(path)
+            elif name.endswith("data.npy") and not DOMAIN.search(name) and (area := area_of(folder)):
+                index["sen"].setdefault(area, []).append(path)
             elif name.endswith(".json"):
                 index["json"][name] = path
     return index
+
+
+@lru_cache(4096)
+def area_of(folder):
+    """Domain and zone, as D004_2021-Z1_NN, where folders down to this one are named so, the domain's above; else None."""
+    folders = PurePath(folder).parts
+    zones = [at for at, folder in enumerate(folders) if ZONE.fullmatch(folder)]
+    domains = [at for at, folder in enumerate(folders) if DOMAIN.fullmatch(folder) and zones and at < zones[-1]]
+    return f"{folders[domains[-1]]}-{folders[zones[-1]]}" if domains else None
+
+
+def read_areas(path):
+    """{number: domain and zone} of the metadata of the images. Errors: UserError."""
+    what, areas = "the metadata of FLAIR's images", {}
+    try:
+        for name, entry in read_json(path, what).items():
+            is_area = DOMAIN.fullmatch(entry["domain"]) and ZONE.fullmatch(entry["zone"])
+            if not (is_area and re.fullmatch(r"IMG_\d{6}(\.tif)?", name)):
+                raise ValueError(f"domain and zone of {name[:20]!r}")
+            areas[name[4:10]] = f"{entry['domain']}-{entry['zone']}"
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not {what} ({why(error)}); download it again") from error
+    return areas
+
+
+def beside(path, end):
+    """Another file of the same area as ..._data.npy: masks.npy, products.txt."""
+    return path.removesuffix("data.npy") + end
 
 
 def read_products(path, sensor):
@@ -84,7 +119,7 @@ class Flair(Tiles):
     skipped = SKIPPED
 
     def find(self):
-        self.index = find_files(self.root)
+        self.index, self.areas = find_files(self.root), None
         self.masks, self.centres = self.index["msk"], self.index["json"].get(CENTROIDS, "")
         marker = self.index["json"].get("DEMO.json")
         self.side = demo_side(marker, SIDE)
@@ -107,19 +142,25 @@ class Flair(Tiles):
                     self.findings.append((name, "vhr", "its mask is there, but no file of vhr (img/IMG_<number>.tif)") if has_mask else
                                          (name, "centroids", "its centre is listed, but there is no image and no mask"))
         if not names:
-            raise UserError(f"{self.root}: no image of a {split} domain ({', '.join(d for d, s in domains.items() if s == split)}) "
-                            "found below <domain>/<zone>/img; unpack the zips first")
+            raise UserError(f"{self.root}: no image of a {split} domain ({', '.join(self.lost)}) found, no IMG_<number>.tif "
+                            "below a folder of its zone; unpack the zips first")
         for number, paths in self.index["msk"].items() if self.findings is None else ():
             if number not in self.index["img"] and domains.get((area := self._area(number, paths[0])).split("-")[0]) == split:
                 raise UserError(f"{area}-IMG_{number}: no file of vhr (img/IMG_{number}.tif) for the labels {paths[0]}; download it again")
         return names, self.labels_of(names)
 
     def _area(self, number, path):
-        """Domain and zone of an image, as D004_2021-Z1_NN, from its folders."""
-        found = re.search(r"/(D\d{3}_\d{4})/(Z\d+_\w+)/", Path(path).as_posix())
-        if not found:
-            raise UserError(f"{path}: no folders <domain>/<zone>/, such as D004_2021/Z1_NN/, above it; keep the folders of the release")
-        return f"{found[1]}-{found[2]}"
+        """Domain and zone of an image, as D004_2021-Z1_NN, from its folders, else from the metadata."""
+        if area := area_of(os.path.dirname(path)):
+            return area
+        if self.areas is None:
+            found = [path for name, path in sorted(self.index["json"].items()) if name.endswith("aerial_metadata.json")]
+            self.areas = {number: area for file in found for number, area in read_areas(file).items()}
+        if number not in self.areas:
+            raise UserError(f"{path}: no folders <domain>/<zone>/ such as D004_2021/Z1_NN/ above it, and no {METADATA} "
+                            "that has its domain; unpack the zip of each domain into a folder of its name, as prepare.py "
+                            f"does, or put that file below {self.root}")
+        return self.areas[number]
 
     def present(self, i):
         """The land cover of tile i, (13,) bool: one pixel of the whole mask is enough."""
@@ -135,8 +176,8 @@ class Flair(Tiles):
 
     def sources(self, i):
         series = self.paths.get("s2", [None] * len(self))[i]
-        beside = [series.replace("_data.npy", end) for end in ("_masks.npy", "_products.txt")] if series else []
-        return super().sources(i) + beside + self.masks.get(self.names[i][-6:], []) + [self.centres]
+        others = [beside(series, end) for end in ("masks.npy", "products.txt")] if series else []
+        return super().sources(i) + others + self.masks.get(self.names[i][-6:], []) + [self.centres]
 
     def remarks(self, i, key):
         """Whether the crop had to be moved inside its area."""
@@ -185,7 +226,7 @@ class Flair(Tiles):
 
     def _series(self, i, sensor):
         path = self.paths["s2"][i]
-        products = path.replace("_data.npy", "_products.txt")
+        products = beside(path, "products.txt")
         data, days = read_npy(path), read_products(products, sensor)
         if data.ndim != 4 or data.shape[:2] != (len(days), len(sensor.bands)) or data.dtype.kind not in "iuf":
             raise UserError(f"{path}: shape {data.shape} of type {data.dtype}, expected {len(days)} (as many as in "
@@ -193,7 +234,7 @@ class Flair(Tiles):
         return crop(data, self.centroids[i], self.grid[0], self.names[i], path), days
 
     def cloud_path(self, i):
-        return self.paths["s2"][i].replace("_data.npy", "_masks.npy")
+        return beside(self.paths["s2"][i], "masks.npy")
 
     def cloud(self, i):
         path = self.cloud_path(i)

@@ -178,7 +178,7 @@ def cases(name, root, caches):
     for share in (None, CLOUD if data.has_cloud_masks else None):
         band_statistics.training_statistics(open_split(name, root, "train", share))
     for path in (*sorted(caches.rglob("*.json")), *[flair.DOMAINS] * (name == "flair"), *sorted(root.rglob("*.*"))):
-        is_read = not re.search("SEN2|DEMO.json|flair_aerial_metadata.json", path.name)
+        is_read = not re.search("SEN2|DEMO.json", path.name)
         if is_read and path.suffix in (".txt", ".json", ".lst", ".geojson", ".csv"):
             groups[path] = {path: ("test" if "test" in path.name else "train", None)}
     return [[(path, *rest) for path, rest in group.items()] for group in groups.values() for _ in range(1 if len(group) == 1 else 3)]

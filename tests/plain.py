@@ -15,6 +15,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from datasets import demo_flair
 from datasets.demo import write_flair, write_pastis, write_treesatai
 from datasets.sensors import Sensor
 
@@ -37,6 +38,8 @@ def build(name, root):
         write_pastis(root, train=16, test=2, workers=1, side=16)
     elif name == "flair":
         write_flair(root, train=16, test=2, workers=1)
+        repackage(root, "val", "data/train-val/{domain}")
+        repackage(root, "test", "data/flair#2-test")                             # the metadata say the domain
     elif name == "own":
         write_own(root)
     else:
@@ -50,6 +53,17 @@ def build(name, root):
             labels = root / "labels" / "TreeSatBA_v9_60m_multi_labels.json"
             labels.write_text(json.dumps(json.loads(labels.read_text()) | {f"{STEM}.tif": [["Abies", 0.93], ["Larix", 0.05]]}))
             test.write_text(test.read_text() + f"{STEM}.tif\n")
+
+
+def repackage(root, split, top):
+    """Move FLAIR's files of a split to where Hugging Face has them: top, kind, zone."""
+    for kind, folder in (("img", "aerial"), ("msk", "labels"), ("sen", "sentinel")):
+        for area in demo_flair.areas(16, 2):
+            if area.split == split:
+                old, = root.glob(f"flair*/{area.domain}/{area.zone}/{kind}")
+                new = root / top.format(domain=area.domain) / folder / area.zone
+                new.parent.mkdir(parents=True, exist_ok=True)
+                old.rename(new)
 
 
 def write_own(root):

@@ -263,8 +263,9 @@ def test_flair_domains_layout(tmp_path):
     new = demo.write_flair(tmp_path / "new", 5, 1, seed=3, layout="domains")
     files = [{path.split("/")[-1]: digest for path, digest in digests(root).items() if path != "DEMO.json"} for root in (old, new)]
     assert files[0] == files[1] and len(list((new / "aux-data").iterdir())) == 2
-    assert len(list((new / "data" / "train-val").glob("D*/Z*/img/IMG_*.tif"))) == 5
-    assert len(list((new / "data" / "flair#2-test").glob("D*/Z*/msk/MSK_*.tif"))) == 1
+    assert len(list((new / "data" / "train-val").glob("D*/aerial/Z*/IMG_*.tif"))) == 5
+    assert len(list((new / "data" / "train-val").glob("D*/sentinel/Z*/SEN2_sp_D*-Z*_data.npy"))) == 2
+    assert len(list((new / "data" / "flair#2-test").glob("D*/labels/Z*/MSK_*.tif"))) == 1
     with pytest.raises(UserError, match="layout"):
         demo.write_flair(tmp_path / "x", 1, 1, layout="zip")
 

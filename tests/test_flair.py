@@ -1,7 +1,9 @@
 """The reader of FLAIR #2, trap by trap, on a hand-made miniature: images of 112 pixels, whose centre holds 2 x 2 patches."""
 import json
 import mmap
+import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ import tifffile
 import torch
 
 from datasets import open_dataset
-from datasets.flair import DOMAINS, crop, find_files, read_domains
+from datasets.flair import DOMAINS, Flair, crop, find_files, read_domains
 from datasets.splits import differs_from_release
 from datasets.tiles import fetch
 from utils.errors import UserError
+from utils.unpack import unpack
 
 ALL = ("vhr", "s2")
 # number: domain, zone. Two tiles share an area; D004 is for validation, D022 for test in FLAIR #1 and #2
@@ -22,6 +25,7 @@ NAMES = ["D006_2020-Z1_NN-IMG_000001", "D006_2020-Z1_NN-IMG_000002", "D013_2020-
 DATES = ["20200103", "20200229", "20200301", "20201231"]    # a leap year: days 3, 60, 61, 366
 CENTRES = {1: [6, 2], 2: [3, 5], 7: [7, 3], 3: [4, 4], 77413: [4, 4]}    # row, column
 H, W = 9, 7
+CENTROIDS = "flair-2_centroids_sp_to_patch.json"
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +48,12 @@ def image_values(side=112):
 
 
 def folders(root, layout, domain, zone):
-    """Of img, msk and sen."""
+    """Of img, msk and sen. domains: of the zips by domain; merged: these unpacked into one folder."""
     is_test = domain.startswith("D022")
-    if layout == "domains":
+    if layout != "zips":
         top = root / "data" / ("flair#2-test" if is_test else "train-val")
-        return [top / domain / zone / kind for kind in ("img", "msk", "sen")]
+        top = top / domain if layout == "domains" else top
+        return [top / kind / zone for kind in ("aerial", "labels", "sentinel")]
     tops = (("flair_2_aerial_test", "flair_2_labels_test", "flair_2_sen_test") if is_test else
             ("flair_aerial_train", "flair_labels_train", "flair_sen_train"))
     return [root / top / domain / zone / kind for top, kind in zip(tops, ("img", "msk", "sen"))]
@@ -106,10 +111,17 @@ def flair(root, split="train", modalities=ALL, **options):
 
 # ---- files and splits -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("layout", ["zips", "domains"])
-def test_both_distributions(tmp_path, layout):
+def write_metadata(root, tiles=TILES, name="flair_aerial_metadata.json"):
+    (root / name).write_text(json.dumps({f"IMG_{n:06d}": {"domain": domain, "zone": zone, "date": "2020-05-28"}
+                                         for n, (domain, zone) in tiles.items()}))
+
+
+@pytest.mark.parametrize("layout", ["zips", "domains", "merged"])
+def test_all_distributions(tmp_path, layout):
     """FLAIR #1's test images are left alone, though their domain is in FLAIR #2's test split too."""
     write_flair(tmp_path, layout)
+    if layout == "merged":
+        write_metadata(tmp_path)
     for folder in ("data/flair#1-test", "flair_1_aerial_test"):
         write_image(tmp_path / folder / "D022_2021" / "Z9_AA" / "img" / "IMG_061713.tif", image_values())
     assert flair(tmp_path).names == NAMES
@@ -129,6 +141,46 @@ def test_domains_are_the_official_ones():
     assert {name: len(domains) for name, domains in splits.items()} == {"train": 32, "val": 8, "test": 10}
     assert [domain[:4] for domain in sorted(splits["val"])] == "D004 D014 D029 D031 D058 D066 D067 D077".split()
     assert sorted(splits["train"] + splits["val"]) == sorted(train_and_val) and sorted(splits["test"]) == test
+
+
+def test_zips_by_domain_are_unpacked_and_read(tmp_path):
+    """As Hugging Face has them, the domain in the zip's name alone. D006 and D004 have files of one name and size."""
+    source, root = write_flair(tmp_path / "source", "domains"), tmp_path / "root"
+    for folder in ("train-val", "flair#2-test"):
+        (root / "data" / folder).mkdir(parents=True)
+        for domain in (source / "data" / folder).iterdir():
+            with zipfile.ZipFile(root / "data" / folder / f"{domain.name}.zip", "w") as archive:
+                for path in sorted(domain.rglob("*.*")):    # no name tells the domain
+                    name = path.relative_to(domain).as_posix()
+                    name = re.sub("SEN2_sp_.*_", "SEN2_", name)
+                    archive.writestr(name, path.read_bytes())
+    (root / "aux-data").mkdir()
+    for name in (CENTROIDS, "DEMO.json"):
+        shutil.copy(source / name, root / "aux-data")
+    lines, findings = unpack(root, Flair.skipped)
+    assert not findings and len(lines) == 4 and unpack(root)[0] == ["4 zips were unpacked before"]
+    for split in ("train", "val", "test"):
+        one, other = flair(source, split), flair(root, split)
+        assert other.names == one.names and torch.equal(other.labels, one.labels)
+        for a, b in zip(one, other):
+            assert all(torch.equal(a[key], b[key]) for key in ("vhr", "s2", "s2_dates"))
+    assert flair(root, max_cloud=50)[0]["s2"].shape == (4, 10, 2, 2)    # the masks lie beside
+
+
+@pytest.mark.parametrize("metadata, culprit", [
+    (None, "IMG_077413.tif: no folders <domain>/<zone>/ such as D004_2021/Z1_NN/ above it, and no flair_aerial_metadata.json "
+           "that has its domain; unpack the zip of each domain into a folder of its name, as prepare.py does"),
+    ({n: at for n, at in TILES.items() if n != 2}, "IMG_000002.tif: no folders"),
+    (TILES | {1: (None, "Z1_NN")}, "flair_aerial_metadata.json: not the metadata of FLAIR's images"),
+    (TILES | {1: ("D6_2020", "Z1_NN")}, "not the metadata of FLAIR's images (domain and zone of 'IMG_000001')"),
+    (TILES | {1: ("D006_2020", "")}, "flair_aerial_metadata.json: not the metadata")])
+def test_all_domains_in_one_folder_without_metadata(tmp_path, metadata, culprit):
+    root = write_flair(tmp_path, "merged")
+    if metadata:
+        write_metadata(root, metadata)
+    with pytest.raises(UserError) as error:
+        flair(root)
+    assert culprit in str(error.value)
 
 
 def test_domains_that_are_not_there_are_known(release):
@@ -366,9 +418,6 @@ def second_image(root):
 def no_folders(root):
     shutil.copytree(root / "flair_aerial_train" / "D006_2020" / "Z1_NN", root / "images")
     shutil.rmtree(root / "flair_aerial_train" / "D006_2020")
-
-
-CENTROIDS = "flair-2_centroids_sp_to_patch.json"
 
 
 @pytest.mark.parametrize("damage, culprit", [

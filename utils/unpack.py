@@ -25,14 +25,18 @@ def unpack(root, skipped=()):
     """Unpack every zip below the root into the folder of its name beside it; skipped: names of folders and zips to leave alone.
 
     Returns (lines for a report, [(kind, text, zip)] of what is wrong: "broken zip", "unsafe member" or "damaged member").
-    Members that lie unpacked anywhere below the root, in their size, are left alone. Errors: UserError if the disk is too small.
+    Members that lie unpacked in their size, in their zip's folder or anywhere below the root but in that of another zip,
+    are left alone. Errors: UserError if the disk is too small.
     """
     files = []
     for folder, folders, names in walk(root):
         folders[:] = [name for name in folders if name not in skipped]
         files += [os.path.join(folder, name) for name in names if name.removesuffix(".zip") not in skipped]
     zips = sorted(path for path in files if path.endswith(".zip"))
-    there = {place for path in files if zips and os.path.exists(path) for place in places(path, os.path.getsize(path))}
+    # in the folder of another zip there may be other files of the same name and size: of a release with a zip a region
+    folders = {path.removesuffix(".zip") for path in zips}
+    by_hand = [path for path in files if zips and folders.isdisjoint(map(str, Path(path).parents)) and os.path.exists(path)]
+    there = {place for path in by_hand for place in places(path, os.path.getsize(path))}
     lines, unpacked, findings = [], 0, []
     for path in zips:
         try:
@@ -47,7 +51,7 @@ def unpack(root, skipped=()):
 
 
 def unpack_one(archive, path, there):
-    """Returns (bytes of each file written, [(kind, text)]). there: places of the files below the root, to which is added."""
+    """Returns (bytes of each file written, [(kind, text)]). there: places of the files that were unpacked by hand."""
     folder, members, written, found = path.with_suffix(""), [], [], []
     for member in archive.infolist():
         name, parts = member.filename, PurePosixPath(member.filename).parts
@@ -55,7 +59,9 @@ def unpack_one(archive, path, there):
             continue
         if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or stat.S_ISLNK(member.external_attr >> 16):
             found.append(("unsafe member", f"{name!r}: a link, or a name that leads out of the folder; left out"))
-        elif (parts[-3:] if len(parts) > 2 else parts[-1:], member.file_size) not in there:
+            continue
+        place = parts[-3:] if len(parts) > 2 else parts[-1:], member.file_size
+        if place not in there and not is_whole(folder / name, member):
             members.append(member)
     needed, free = sum(member.file_size for member in members), shutil.disk_usage(path.parent).free
     if needed > free:
@@ -64,7 +70,6 @@ def unpack_one(archive, path, there):
         for member in members:
             try:
                 write_member(archive, member, folder / member.filename)
-                there |= places(folder / member.filename, member.file_size)
                 written.append(member.file_size)
             except Exception as error:    # zipfile raises many kinds for damaged members
                 if isinstance(error, OSError) and error.errno in DISK:
@@ -72,6 +77,11 @@ def unpack_one(archive, path, there):
                 found.append(("damaged member", f"{member.filename!r}: {type(error).__name__} {error}; left out"))
             bar.update(member.file_size)
     return written, found
+
+
+def is_whole(file, member):
+    """Whether a member was unpacked before."""
+    return os.path.isfile(file) and os.path.getsize(file) == member.file_size
 
 
 def write_member(archive, member, file):
