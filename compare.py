@@ -4,6 +4,7 @@
     python compare.py table3 fig5      these only
     python compare.py --demo           results/demo/TABLE.csv, simulated data and small models
 
+Where there are tables on repaired Sentinel-1 too (run_tables.sh --s1 repaired, results/repaired), they have a line beside ours.
 Prints the tables and writes beside them, for what was printed: compare.md (the same tables), compare.csv (a line a cell),
 fig5.csv, and a picture each (table2.png ... fig5.png; these need matplotlib). Differences behind the paper's claims
 (pretrained against scratch, all modalities against the best single one, full against ablated) are paired by seed.
@@ -20,7 +21,7 @@ import numpy as np
 
 from utils.errors import UserError, run
 from utils.metrics import f1_scores
-from utils.results import CELLS, KEYS, SCORED, TABLES, key_of, read_rows
+from utils.results import CELLS, KEYS, SCORED, TABLES, folder_of, key_of, read_rows, s1_of
 
 RESULTS = Path(__file__).parent / "results"
 METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
@@ -30,6 +31,7 @@ FIGURE5 = {"model": "", "printed_name": "method", "pretraining": "pretrained", "
            "params_millions": "M params", "pretrain_hours": "pretrain h", "finetune_hours": "finetune h",
            "f1_weighted": "ours", "f1_std": "std", "n": "n", "paper_f1_best": "paper", "scale": "",
            "device": ""}    # columns of fig5.csv: their names in the terminal, if shown there
+LINES = {"released": "ours", "repaired": "ours, S1 repaired"}    # what our lines are called, by what --s1 was
 DEMO = "DEMO: simulated tiles, small models, not comparable with the paper"
 
 
@@ -49,16 +51,22 @@ def mean_std(values):
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def collect(folder, table, scale):
+def collect(folder, table, scale, s1="released"):
     """(cells, notes): the paper's cells of which we have scores at this scale, and lines on what is left out.
+
+    s1: those on Sentinel-1 as released, or repaired.
 
     cells: {key: {"paper": F1, "name", "metric", "ours": {seed: F1}, "mean", "std", "n", "rows"}}, in the paper's order.
     Errors: UserError naming the file if there is no such cell.
     """
-    path = folder / f"{table}.csv"
+    path = folder_of(folder, s1) / f"{table}.csv"
     if not path.exists() or not (rows := read_rows(path)):
         raise UserError(f"{path}: no rows yet; run_tables.sh {table} writes them")
+    others = [row for row in rows if s1_of(row) != s1]
+    rows = [row for row in rows if s1_of(row) == s1]
     ours = [row for row in rows if row["scale"] == scale]
+    if not rows:
+        raise UserError(f"{path} has only rows of --s1 {s1_of(others[0])}; they belong in {folder_of(folder, s1_of(others[0]))}")
     if not ours:
         raise UserError(f"{path} has only rows of scale {', '.join(sorted({row['scale'] for row in rows}))}; "
                         f"shown are those of scale {scale}")
@@ -71,6 +79,7 @@ def collect(folder, table, scale):
         (without.total(), "without a score: " + ", ".join(f"{n} {status}" for status, n in without.items())),
         (sum(row["status"] == "random-weights" for row in ours), "with random weights in place of published ones"),
         (len(rows) - len(ours), f"not of scale {scale}, not shown"),
+        (len(others), f"not of --s1 {s1}, not shown"),
         (sum(len(scored[key]) for key in scored.keys() - printed.keys()), "of cells that the paper does not print, not shown")
     ) if count]
     cells, column = {}, None
@@ -132,6 +141,18 @@ def differences(cells):
     return dict(sorted(found.items(), key=lambda item: item[0][0]))
 
 
+def repairs(cells, repaired):
+    """What repairing Sentinel-1 changes, as differences gives it, paired by seed; the paper has no such number."""
+    found = collections.defaultdict(dict)
+    for key, cell in repaired.items():
+        released = cells.get(key, {"ours": {}})["ours"]
+        if ours := [value - released[seed] for seed, value in cell["ours"].items() if seed in released]:
+            _, dataset, _, pretraining, ablation, modality, percent = key
+            start = "" if ablation != "none" else ", from scratch" if pretraining == "none" else f", pretrained: {pretraining}"
+            found["S1 repaired - as released", f"{dataset}, {cell['name']}{start}, {modality}"][percent] = None, ours
+    return dict(found)
+
+
 def figure5(cells, scale):
     """Rows of fig5.csv, best first: each method of table 2, pretrained or not, in its best cell with 100 % of the labels."""
     best, rows, printed = {}, [], paper_cells("table2")
@@ -163,18 +184,28 @@ def span(numbers):
     return "-".join(map(str, sorted({min(numbers), max(numbers)})))
 
 
-def table_lines(cells):
-    """Header and lines of one table: for each method a line of the paper's cells and one of ours."""
-    percents = sorted({key[6] for key in cells}, key=int)
-    columns = [(m, p) for m in MODALITIES for p in percents if any(key[5:] == (m, p) for key in cells)]
+def table_lines(cells, repaired=None):
+    """Header and lines of one table: for each method a line of the paper's cells and one of ours, and of those on repaired Sentinel-1."""
+    every = in_order(cells, repaired or {})
+    percents = sorted({key[6] for key in every}, key=int)
+    columns = [(m, p) for m in MODALITIES for p in percents if any(key[5:] == (m, p) for key in every)]
     lines = []
-    for group in dict.fromkeys(key[:5] for key in cells):
-        found = [cells.get(group + column) for column in columns]
-        there = [cell for cell in found if cell]
-        lines.append([group[1], there[0]["name"], group[3], "paper", *(f"{c['paper']:.1f}" if c else "" for c in found), ""])
-        lines.append(["", "", "", "ours"] + [spread(c["mean"], c["std"]) if c else "" for c in found]
-                     + [span([cell["n"] for cell in there])])
+    for group in dict.fromkeys(key[:5] for key in every):
+        printed = [every.get(group + column) for column in columns]
+        name = next(cell["name"] for cell in printed if cell)
+        lines.append([group[1], name, group[3], "paper", *(f"{c['paper']:.1f}" if c else "" for c in printed), ""])
+        for s1, ours in (("released", cells), ("repaired", repaired or {})):
+            found = [ours.get(group + column) for column in columns]
+            if there := [cell for cell in found if cell]:
+                lines.append(["", "", "", LINES[s1]] + [spread(c["mean"], c["std"]) if c else "" for c in found]
+                             + [span([cell["n"] for cell in there])])
     return ["dataset", "method", "pretrained", ""] + [f"{m} {p}%" for m, p in columns] + ["n"], lines
+
+
+def in_order(cells, repaired):
+    """A cell of either for each of the paper's cells that one has, in the paper's order."""
+    every = repaired | cells
+    return {key: every[key] for key in paper_cells(next(iter(every))[0]) if key in every}
 
 
 def difference_lines(found):
@@ -182,7 +213,7 @@ def difference_lines(found):
     percents = sorted({percent for values in found.values() for percent in values}, key=int)
     lines = []
     for (claim, where), values in found.items():
-        pairs = {p: (f"{paper:+.1f}", spread(*mean_std(ours), "+.1f")) for p, (paper, ours) in values.items()}
+        pairs = {p: ("" if paper is None else f"{paper:+.1f}", spread(*mean_std(ours), "+.1f")) for p, (paper, ours) in values.items()}
         lines.append([claim, where] + [text for p in percents for text in pairs.get(p, ("", ""))]
                      + [span([len(ours) for _, ours in values.values()])])
     return ["difference", "where"] + [f"{who} {p}%" for p in percents for who in ("paper", "ours")] + ["n"], lines
@@ -235,8 +266,8 @@ def draw(folder, tables, entries, remark):
             raise
         print("no pictures: the package matplotlib is not installed (pip install matplotlib)\n")
         return
-    for table, cells in tables.items():
-        pictures.draw_table(folder / f"{table}.png", cells, remark)
+    for table, (cells, repaired) in tables.items():
+        pictures.draw_table(folder / f"{table}.png", cells, remark, repaired)
     if entries:
         pictures.draw_figure5(folder / "fig5.png", entries, remark)
 
@@ -252,39 +283,48 @@ def main(argv=None):
     for name in args.tables:
         if name not in TABLES + ("fig5",):
             raise UserError(f"unknown table '{name}': there are {', '.join(TABLES)}, fig5")
-    there = [table for table in TABLES if (folder / f"{table}.csv").exists()]
+    there = [table for table in TABLES if any((folder_of(folder, s1) / f"{table}.csv").exists() for s1 in LINES)]
     if not args.tables and not there:
         raise UserError(f"no rows yet: {folder} has no table2.csv ... table5.csv; run_tables.sh writes them")
 
     # ---- cells
     blocks, tables, entries, problems = [], {}, [], []    # blocks: (title, (header, lines), notes)
     remark, end = (DEMO, f". {DEMO}") if args.demo else ("", "")
-    for name in args.tables or there + ["fig5"] * ("table2" in there):
-        try:
-            cells, notes = collect(folder, "table2" if name == "fig5" else name, scale)
-        except UserError as error:
-            problems.append(str(error))
+    for name in args.tables or there + ["fig5"] * (folder / "table2.csv").exists():
+        table = "table2" if name == "fig5" else name
+        both = [s1 for s1 in LINES if (folder_of(folder, s1) / f"{table}.csv").exists()] if name != "fig5" else []
+        found = {}                                                            # {s1: (cells, notes)}
+        for s1 in both or ["released"]:
+            try:
+                found[s1] = collect(folder, table, scale, s1)
+            except UserError as error:
+                problems.append(str(error))
+        if not found:
             continue
+        (cells, notes), (repaired, more) = (found.get(s1, ({}, [])) for s1 in LINES)
         if name == "fig5":
             if entries := figure5(cells, scale):
                 blocks.append((f"fig5: best weighted F1 of each method, %{end}", figure5_lines(entries), []))
             else:
                 problems.append(f"{folder / 'table2.csv'} has no score yet with 100 % of the labels, which figure 5 shows")
         else:
-            tables[name], metric = cells, next(iter(cells.values()))["metric"]
-            blocks.append((f"{name}: {metric} on test, %{end}", table_lines(cells), notes))
-            if found := differences(cells):
+            tables[name], metric = (cells, repaired), next(iter((cells or repaired).values()))["metric"]
+            notes = notes + [f"S1 repaired: {note}" for note in more if note not in notes]
+            blocks.append((f"{name}: {metric} on test, %{end}", table_lines(cells, repaired), notes))
+            if cells and (found := differences(cells)):
                 blocks.append((f"{name}: differences, paired by seed{end}", difference_lines(found), []))
+            if repaired and (found := repairs(cells, repaired) | differences(repaired)):
+                blocks.append((f"{name}: differences, S1 repaired, paired by seed{end}", difference_lines(found), []))
 
     # ---- files, pictures, text
     if blocks:
         markdown = ["\n\n".join([f"**{title}**", as_markdown(*lines), *notes]) for title, lines, notes in blocks]
         (folder / "compare.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
         if tables:
-            write_csv(folder / "compare.csv", [*KEYS, "metric", "paper", "ours_mean", "ours_std", "n", "scale"],
+            write_csv(folder / "compare.csv", [*KEYS, "metric", "paper", "ours_mean", "ours_std", "n", "scale", "s1"],
                       [[*key, cell["metric"], cell["paper"], decimals(cell["mean"], 2), decimals(cell["std"], 2),
-                        cell["n"], scale]
-                       for cells in tables.values() for key, cell in cells.items()])
+                        cell["n"], scale, s1]
+                       for both in tables.values() for s1, cells in zip(LINES, both) for key, cell in cells.items()])
         if entries:
             write_csv(folder / "fig5.csv", FIGURE5, [[decimals(v, 4) if isinstance(v, float) else v for v in row.values()]
                                                      for row in entries])

@@ -19,7 +19,7 @@ from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
 from utils import checkpoint, distributed, metrics, options
 from utils.errors import UserError, run
-from utils.results import write_row
+from utils.results import s1_of, write_row
 
 
 @torch.no_grad()
@@ -68,7 +68,8 @@ def score_test(path, data_root, pool, workers, place, csv=None):
         raise UserError(f"{path}: its training was stopped in epoch {len(saved['history']) + 1}; finetune.py goes on with it")
     model = checkpoint.rebuild(path, saved).to(device)
     test = open_dataset(saved["dataset"], data_root, "test", list(model.sensors), max_cloud=saved["max_cloud"],
-                        parts=saved["parts"], all_bands=model.all_bands, max_dates=saved.get("max_dates", MAX_DATES))
+                        parts=saved["parts"], all_bands=model.all_bands, max_dates=saved.get("max_dates", MAX_DATES),
+                        s1=s1_of(saved))
     pool = pool or model.pools.get(saved["dataset"], 128)
     pools = Pools(len(test), pool, pool * world, None, rank, world)
     with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
@@ -84,6 +85,7 @@ def score_test(path, data_root, pool, workers, place, csv=None):
                **{name: f"{scores[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
                "n_test": scores["n"], "params": sum(p.numel() for p in model.parameters()) or "",
                "pretrain_hours": f"{saved['pretrain_hours']:.4f}", "finetune_hours": f"{saved['hours']:.4f}",
+               "s1": s1_of(saved) if saved["dataset"] == "treesatai-ts" else "",
                "rate": saved.get("rate", ""), "rate_from": saved.get("rate_from", ""),    # not in checkpoints of before
                "scale": scale, "status": saved["status"],
                "split_hash": saved["split_hash"][:12], "checkpoint_hash": checkpoint.file_hash(path)[:12], **saved["source"]}

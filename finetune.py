@@ -28,7 +28,7 @@ from models import MODELS, build_model, max_dates
 from utils import checkpoint, distributed, metrics, options, weights
 from utils.errors import UserError, run
 from utils.log import provenance
-from utils.results import finetuning_folder, read_rows
+from utils.results import finetuning_folder, folder_of, read_rows
 from utils.training import Training, open_folder
 
 WORDS = "none", "imagenet", "external"    # that --init takes in place of files
@@ -242,9 +242,10 @@ def main(argv=None):
     # ---- setup
     rank, world, device = place = distributed.setup()
     start = start_omnisat(args) if args.model == "omnisat" else start_compared(args, arguments, modality)
+    options.check_s1(args, modalities, start.pretrained)
     rate, rate_from = start.rate if args.lr is None else (args.lr, "--lr")
-    output = Path(args.output or finetuning_folder("runs", args.dataset, args.model, start.pretraining, start.ablation, modality,
-                                                   args.label_percent, args.seed))
+    output = Path(args.output or finetuning_folder(folder_of("runs", args.s1), args.dataset, args.model, start.pretraining,
+                                                   start.ablation, modality, args.label_percent, args.seed))
     target = output / "finetuned.pt"
     compiles = options.chosen_compile(args, device, is_worth_it=False)
     saved, settings = open_folder(target, "finetuned", args, rank, **start.options, modalities=",".join(modalities), lr=rate,
@@ -259,7 +260,7 @@ def main(argv=None):
 
     def dataset(split, **choice):
         return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, max_cloud=args.max_cloud,
-                            parts=args.parts, all_bands=method.all_bands, max_dates=dates, **choice)
+                            parts=args.parts, all_bands=method.all_bands, max_dates=dates, s1=args.s1, **choice)
     train, val = distributed.first_alone(lambda: (dataset("train", label_percent=args.label_percent), dataset("val")))
     for path, pretrained in start.pretrained:
         if pretrained["val_hash"] != val.list_hash:
@@ -297,7 +298,7 @@ def main(argv=None):
     # ---- resume
     source = provenance("finetune.py", argv if argv is not None else sys.argv[1:], device)
     facts = {"config": config, "dataset": args.dataset, "pretraining": start.pretraining, "label_percent": args.label_percent,
-             "seed": args.seed, "max_cloud": args.max_cloud, "parts": args.parts, "max_dates": dates,
+             "seed": args.seed, "max_cloud": args.max_cloud, "parts": args.parts, "max_dates": dates, "s1": args.s1,
              "split_hash": train.split_hash, "val_hash": val.list_hash,
              "pretrain_hours": sum(pretrained["hours"] for _, pretrained in start.pretrained),
              "modality": modality, "source": source, "scale": scale, "status": status,

@@ -34,13 +34,15 @@ def sign(marker="o", size=6, color="0.3", **options):
 
 # ---- a table --------------------------------------------------------------------------------------------------------
 
-def draw_table(path, cells, remark):
-    """Rows are methods (ablations in table 5), panels are modalities. cells: as compare.collect gives them."""
-    table, metric = next(iter(cells))[0], next(iter(cells.values()))["metric"]
-    modalities = [m for m in MODALITIES if any(key[5] == m for key in cells)]
-    looks = {p: (ORANGE, "s", 0.17) if p == "100" else (BLUE, "o", -0.17) for p in sorted({key[6] for key in cells}, key=int)}
+def draw_table(path, cells, remark, repaired=None):
+    """Rows are methods (ablations in table 5), panels are modalities. cells, repaired: as compare.collect gives them."""
+    repaired = repaired or {}
+    every = cells | {key: cell for key, cell in repaired.items() if key not in cells}
+    table, metric = next(iter(every))[0], next(iter(every.values()))["metric"]
+    modalities = [m for m in MODALITIES if any(key[5] == m for key in every)]
+    looks = {p: (ORANGE, "s", 0.17) if p == "100" else (BLUE, "o", -0.17) for p in sorted({key[6] for key in every}, key=int)}
     heights, labels = {}, []    # heights: by dataset, method, ...; labels from above: a dataset, then its methods
-    for key, cell in cells.items():
+    for key, cell in every.items():
         if (key[1],) not in heights:
             heights[key[1],] = len(labels)
             labels.append(DATASETS[key[1]])
@@ -48,17 +50,20 @@ def draw_table(path, cells, remark):
             heights[key[:5]] = len(labels)
             labels.append(cell["name"] + ("" if table == "table5" else f", {PRETRAINING[key[3]]}"))
 
-    seeds = ", ".join(sorted({str(cell["n"]) for cell in cells.values()}))
+    seeds = ", ".join(sorted({str(cell["n"]) for cell in (*cells.values(), *repaired.values())}))
     title = f"Table {table[-1]}: {metric} on the test set, our runs (seeds: n = {seeds}) beside the paper's values"
     figure = new_figure(max(8.5, 3 + 2.5 * len(modalities)), 1.9 + 0.33 * len(labels), title, remark)
     panels = figure.subplots(1, len(modalities), sharex=True, sharey=True, squeeze=False)[0]
     for panel, modality in zip(panels, modalities):
-        for key, cell in cells.items():
+        for key, cell in every.items():
             if key[5] == modality:
                 color, marker, shift = looks[key[6]]
                 y = heights[key[:5]] + shift * (len(looks) > 1)
                 look = {"color": color, "marker": marker}
-                panel.errorbar(cell["mean"], y, xerr=cell["std"], markersize=4.5, capsize=2.5, linewidth=1.2, **look)
+                if key in cells:
+                    panel.errorbar(cell["mean"], y, xerr=cell["std"], markersize=4.5, capsize=2.5, linewidth=1.2, **look)
+                if key in repaired:
+                    panel.plot(repaired[key]["mean"], y, markersize=7, **look | {"marker": "x"})
                 panel.plot(cell["paper"], y, markersize=9, fillstyle="none", **look)
         panel.set_title(MODALITIES[modality], fontsize=10)
         panel.set_xlabel(f"{metric} (%)")
@@ -74,6 +79,7 @@ def draw_table(path, cells, remark):
     signs = [sign(marker, color=color, label=f"{p} % of the training labels") for p, (color, marker, _) in looks.items()]
     signs.append(sign(size=4.5, label="filled: ours, mean over seeds"))
     signs.append(sign(size=9, fillstyle="none", label="hollow: the paper's value"))
+    signs += [sign("x", size=7, label="cross: ours, Sentinel-1 repaired")] if repaired else []
     if seeds != "1":
         signs.append(Line2D([], [], color="0.3", marker="|", label="bar: ± standard deviation over seeds"))
     figure.legend(handles=signs, loc="outside lower center", ncols=len(signs) if len(modalities) > 3 else 2, fontsize=9)

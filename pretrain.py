@@ -23,7 +23,7 @@ from utils import distributed, options
 from utils.errors import UserError, run
 from utils.log import provenance
 from utils.pool_step import PoolStep
-from utils.results import pretraining_folder
+from utils.results import folder_of, pretraining_folder
 from utils.training import Training, open_folder, pool_seed
 
 
@@ -116,10 +116,12 @@ def main(argv=None):
     modality, method = options.modality_name(modalities, args.dataset), MODELS[args.model]
     sizes, rate, is_whole = choices(args, arguments, modality)
     modalities = method.sees.get(modality, modalities)
+    options.check_s1(args, modalities)
 
     # ---- setup
     rank, world, device = place = distributed.setup()
-    output = Path(args.output or pretraining_folder("runs", args.dataset, args.model, modality, args.ablation, args.seed))
+    output = Path(args.output or pretraining_folder(folder_of("runs", args.s1), args.dataset, args.model, modality, args.ablation,
+                                                    args.seed))
     target = output / "pretrained.pt"
     compiles = options.chosen_compile(args, device, is_worth_it=args.model == "omnisat")
     if args.record and (device.type != "cuda" or args.model != "omnisat" or not compiles):
@@ -136,7 +138,7 @@ def main(argv=None):
 
     def dataset(split):
         return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, labelled=False,
-                            max_cloud=args.max_cloud, parts=args.parts, all_bands=method.all_bands, max_dates=dates)
+                            max_cloud=args.max_cloud, parts=args.parts, all_bands=method.all_bands, max_dates=dates, s1=args.s1)
     train, val = distributed.first_alone(lambda: (dataset("train"), dataset("val")))
     statistics = distributed.first_alone(lambda: training_statistics(train, args.workers))
     train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world, args.epoch_steps)
@@ -158,7 +160,7 @@ def main(argv=None):
     # ---- resume
     source = provenance("pretrain.py", argv if argv is not None else sys.argv[1:], device)
     facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
-             "val_order": VAL_ORDER, "max_dates": dates, "is_demo": train.is_demo, "source": source,
+             "val_order": VAL_ORDER, "max_dates": dates, "s1": args.s1, "is_demo": train.is_demo, "source": source,
              "is_paper": options.is_paper(args, arguments, modalities) and is_whole and options.has_release(
                  args.dataset, {"train": train, "val": val}, rank)}
     training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss", *model.terms))

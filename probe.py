@@ -32,7 +32,7 @@ from utils import checkpoint, distributed, metrics, options
 from utils.errors import UserError, run
 from utils.files import written_whole
 from utils.log import provenance
-from utils.results import PROBE_COLUMNS, PROBE_KEYS, write_row
+from utils.results import PROBE_COLUMNS, PROBE_KEYS, s1_of, write_row
 
 FEATURES = {"tile": "the mean of f* over the patches, D numbers; of a compared method what its last linear layer sees",
             "tokens": "OmniSat's tokens, their mean over the patches, the sensors' side by side, M x D numbers",
@@ -230,7 +230,7 @@ def main(argv=None):
         def dataset(split, **choice):
             return open_dataset(args.dataset, args.data_root, split, keys, seed=saved["seed"], max_cloud=saved["settings"]["max_cloud"],
                                 parts=saved["settings"]["parts"], all_bands=method.all_bands,
-                                max_dates=saved.get("max_dates", MAX_DATES), **choice)
+                                max_dates=saved.get("max_dates", MAX_DATES), s1=s1_of(saved), **choice)
         train, val, test = splits = distributed.first_alone(lambda: [dataset(split) for split in ("train", "val", "test")])
         subsets = {percent: train if percent == 100 else
                    distributed.first_alone(lambda: dataset("train", label_percent=percent)) for percent in args.label_percent}
@@ -277,6 +277,7 @@ def report(args, saved, source, test, scores, labels, row):
     if args.csv:
         ends = {f"{name}_{end}": f"{value:.4f}" for name, pair in bootstrap(scores, labels).items() for end, value in zip(("low", "high"), pair)}
         write_row(args.csv, {"dataset": saved["dataset"], "seed": saved["seed"], **row, **ends, "n_test": len(labels),
+                             "s1": s1_of(saved) if saved["dataset"] == "treesatai-ts" else "",
                              **{name: f"{found[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
                              "scale": "demo" if test.is_demo else saved.get("scale") or ("paper" if saved["is_paper"] else "custom"),
                              **source}, {"classes": list(test.classes)} | counts, PROBE_KEYS, PROBE_COLUMNS)

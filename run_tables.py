@@ -4,9 +4,10 @@
     bash run_tables.sh table2                        the paper's configuration on the release, in data/ or --data DIR
     bash run_tables.sh table3 --dry-run              only print the commands, each of them can be run alone
     bash run_tables.sh all --demo                    every table on simulated data
+    bash run_tables.sh table2 --s1 repaired          the cells that see Sentinel-1 of TreeSatAI-TS, its scrambled files put in order
 
-Rows go to results/TABLE.csv (demo: results/demo/), checkpoints and logs to runs/. What is there already is not run again, what was
-stopped goes on. The exit code is 0 if all rows are there, 1 if some failed, 75 if it was stopped by a signal.
+Rows go to results/TABLE.csv (demo: results/demo/; repaired: results/repaired/), checkpoints and logs to runs/. What is there already
+is not run again, what was stopped goes on. The exit code is 0 if all rows are there, 1 if some failed, 75 if it was stopped by a signal.
 """
 import argparse
 import functools
@@ -22,8 +23,8 @@ from typing import NamedTuple
 
 from utils.errors import BUSY, STOPPED, UserError, run
 from utils.files import end_with_parent
-from utils.results import (CELLS, COLUMNS, KEYS, SCORED, TABLES, finetuning_folder, identity, key_of, pretraining_folder, read_rows,
-                           write_row)
+from utils.results import (CELLS, COLUMNS, KEYS, SCORED, TABLES, finetuning_folder, folder_of, identity, key_of, pretraining_folder,
+                           read_rows, write_row)
 
 ROOT = Path(__file__).parent
 RETRY = 30    # seconds until a job whose folder is taken is tried again
@@ -77,6 +78,14 @@ def pretrained_on(cell):
     return tuple(modality for modality in seen if modality in known) or tuple(known)
 
 
+def sees_s1(cell):
+    """Whether Sentinel-1 of TreeSatAI-TS is among what a cell, or a pretraining that it starts from, sees."""
+    if cell["dataset"] != "treesatai-ts":
+        return False
+    sees = method_of(cell).sees
+    return any({"all", "s1"} & {*sees.get(modality, (modality,))} for modality in (cell["modality"], *pretrained_on(cell)))
+
+
 def key(cell):
     """The cell's key columns as a CSV line, what --only is matched against."""
     return ",".join(key_of(cell))
@@ -98,11 +107,12 @@ def demo_options(cell, start):
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 class Commands:
-    """The command lines, at the paper's or the demo's scale."""
+    """The command lines, at the paper's or the demo's scale, on Sentinel-1 as released or repaired (s1)."""
 
-    def __init__(self, python, data, demo, nproc):
-        self.demo, self.data = demo, data
-        self.results, self.runs = Path("results/demo" if demo else "results"), Path("runs/demo" if demo else "runs")
+    def __init__(self, python, data, demo, nproc, s1="released"):
+        self.demo, self.data, self.s1 = demo, data, s1
+        self.results = folder_of("results/demo" if demo else "results", s1)
+        self.runs = folder_of("runs/demo" if demo else "runs", s1)
         self.python = [python]
         self.start = self.python + (["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
                                     if nproc > 1 else [])
@@ -113,7 +123,7 @@ class Commands:
 
     def generate(self, dataset):
         return self.python + ["-m", "datasets.demo", "--dataset", FOLDERS[dataset], "--root", self.root(dataset),
-                              *DEMO_DATA[FOLDERS[dataset]]]
+                              *DEMO_DATA[FOLDERS[dataset]], *(["--as-2017"] if self.s1 == "repaired" else [])]
 
     def pretrained(self, cell, seed):
         """{modality: checkpoint} that a cell's fine-tuning starts from, none if from scratch; folders are pretrain.py's defaults."""
@@ -129,7 +139,8 @@ class Commands:
         return str(self.results / f"{cell['table']}.csv")
 
     def _common(self, cell, seed):
-        return ["--dataset", cell["dataset"], "--data-root", self.root(cell["dataset"]), "--seed", str(seed)]
+        return ["--dataset", cell["dataset"], "--data-root", self.root(cell["dataset"]), "--seed", str(seed),
+                *([] if self.s1 == "released" else ["--s1", self.s1])]
 
     def pretrain(self, cell, modality, seed):
         what = (["--ablation", cell["ablation"]] if cell["ablation"] != "none" else
@@ -174,7 +185,7 @@ def jobs(cells, seeds, commands, is_dry=False):
         return name
     for seed in seeds:
         for cell in cells:
-            if key_of(cell) + (seed, scale) in done:
+            if key_of(cell) + (seed, scale, commands.s1) in done:
                 continue
             dataset, name, target, needs = cell["dataset"], f"{key(cell)}, seed {seed}", commands.finetuned(cell, seed), ()
             if commands.demo:
@@ -194,7 +205,7 @@ def jobs(cells, seeds, commands, is_dry=False):
                 continue
             if not (commands.demo or is_dry) and published_start(cell) and (missing := missing_weights(cell)):
                 blocked[name] = missing
-                without.append((commands.csv(cell), cell | {"seed": seed, "scale": scale, "status": missing}))
+                without.append((commands.csv(cell), cell | {"seed": seed, "scale": scale, "s1": commands.s1, "status": missing}))
                 continue
             before, needs = needs, ()
             for modality, start in starts.items():
@@ -324,6 +335,9 @@ def main(argv=None):
                                                                   "runs/demo (default: the number of cores, at most 8)")
     arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README; relative to the repository (default: data)")
     arguments.add_argument("--demo", action="store_true", help="the table on generated data with small models")
+    arguments.add_argument("--s1", choices=("released", "repaired"), default="released",
+                           help="repaired: scrambled Sentinel-1 of TreeSatAI-TS put in order (docs/sentinel1-2017.md), a table of its own "
+                                "with the cells that see it; the demo then has such files (default: released)")
     arguments.add_argument("--python", default=sys.executable, help=argparse.SUPPRESS)    # as run_tables.sh found it
     args = arguments.parse_args(argv)
     demo = args.demo or args.table == "demo"
@@ -333,6 +347,11 @@ def main(argv=None):
         arguments.error(f"--only: {args.only!r} is no regular expression: {error}")
     if not cells:
         arguments.error(f"--only: no cell matches {args.only!r}; see --list")
+    if args.s1 == "repaired":
+        every, cells = len(cells), [cell for cell in cells if sees_s1(cell)]
+        if not cells:
+            arguments.error(f"--s1 repaired: none of these {every} cells sees Sentinel-1 of treesatai-ts; leave it out")
+        print(f"{len(cells)} of {every} cells see Sentinel-1 of treesatai-ts; the others would be what they are", file=sys.stderr)
     if not re.fullmatch(r"\d+(,\d+)*", args.seeds):
         arguments.error(f"--seeds: {args.seeds!r} is not a list like 0,1,2")
     seeds = list(dict.fromkeys(str(int(seed)) for seed in args.seeds.split(",")))
@@ -349,10 +368,10 @@ def main(argv=None):
         return 0
     if demo and args.data:
         arguments.error("--data: the demo makes its own data in demo/; leave the option out")
-    data = "demo" if demo else args.data or "data"
+    data = str(folder_of("demo", args.s1)) if demo else args.data or "data"
     if not demo and not args.dry_run and not Path(data).is_dir():
         arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data (see README)")
-    commands = Commands(args.python, data, demo, args.nproc)
+    commands = Commands(args.python, data, demo, args.nproc, args.s1)
     planned, failed, without = jobs(cells, seeds, commands, args.dry_run)
     for name, why in failed.items():
         print(f"FAILED {name}: {why}", file=sys.stderr)
@@ -364,7 +383,8 @@ def main(argv=None):
         write_row(path, {name: row.get(name, "") for name in COLUMNS})
     total = len(planned) + len(failed)
     failed |= run_all(planned, at_a_time)
-    compare = [args.python, "compare.py", "--results", str(commands.results), *(["--demo"] if demo else [])]
+    results = commands.results.parent if args.s1 == "repaired" else commands.results
+    compare = [args.python, "compare.py", "--results", str(results), *(["--demo"] if demo else [])]
     compared = subprocess.run(compare, cwd=ROOT).returncode
     if failed:
         print(f"\n{len(failed)} of {total} jobs failed; the same command runs them again:", file=sys.stderr)

@@ -173,7 +173,7 @@ class Tiles(torch.utils.data.Dataset):
         self.sensor = {key: SENSORS[name][key].with_all_bands() if all_bands else SENSORS[name][key] for key in modalities}
         self.sensors, self.all_bands = list(self.sensor.values()), all_bands
         self.labelled, self.max_dates, self.max_cloud, self.parts = labelled, max_dates, max_cloud, parts
-        self.findings, self.s1 = findings, s1
+        self.findings = findings
         marker = self.find()
         self.is_demo = marker is not None
         self.release = f"{self.folder or name}-demo" if self.is_demo else self.folder or name
@@ -182,9 +182,9 @@ class Tiles(torch.utils.data.Dataset):
 
         if max_cloud is not None and not (self.has_cloud_masks and "s2" in modalities):
             raise UserError(f"--max-cloud: {name} has no cloud masks{' without s2' if self.has_cloud_masks else ''}; leave the option out")
-        if s1 != "released" and not any(self.can_repair(key) for key in modalities):
-            raise UserError(f"--s1 {s1}: it is about s1 and s1-des of treesatai-ts, and here are {', '.join(modalities)} of {name}; leave "
-                            "the option out")
+        if s1 != "released" and not any(map(self.can_repair, SENSORS[name])):
+            raise UserError(f"--s1 {s1}: only treesatai-ts has Sentinel-1 that can be repaired, {name} has not; leave the option out")
+        self.s1 = s1 if any(map(self.can_repair, modalities)) else "released"
 
         names, labels = self.listed(split)
         self.list_hash, self.list_size = fingerprint(names), len(names)
@@ -202,7 +202,7 @@ class Tiles(torch.utils.data.Dataset):
         self.paths = {sensor.key: self.paths_of(sensor) for sensor in self.sensors}
         self.index = None                                                         # of all files: not sent to the readers
         self.split_hash = fingerprint(names)
-        self.data_hash = fingerprint([*names, str(max_cloud), self.origin, *([] if s1 == "released" else [f"s1 {s1}"])])
+        self.data_hash = fingerprint([*names, str(max_cloud), self.origin, *([] if self.s1 == "released" else [f"s1 {s1}"])])
 
     def can_repair(self, key):
         """Whether the reader knows how to repair a sensor's files, for s1="repaired"."""

@@ -217,3 +217,35 @@ def test_errors_name_the_culprit(tmp_path, capsys):
     assert "table5: weighted F1" in told.out and told.err.count("table2.csv has only rows") == 1 and "table4.csv" in told.err
     run = subprocess.run([sys.executable, "compare.py", "table7"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.startswith("compare.py: error: unknown table") and run.stderr.count("\n") == 1
+
+
+def test_repaired_sentinel_1_stands_beside_released(tmp_path, capsys):
+    """Rows of each in its own folder; a row in the wrong one is never averaged with the others."""
+    write(tmp_path, FUSION + [({"s1": "repaired", "seed": 9}, (1.1,))])
+    write(tmp_path / "repaired", [({"s1": "repaired"} | changes, values) for changes, values in (
+        ({}, (81, 87)), ({"modality": "s1"}, (11,)), ({"pretraining": "none", "modality": "s1"}, (14, 16)))] + [({"seed": 9}, (2.2,))])
+    compare.main(["--results", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert re.search(r"OmniSat +self +paper +74\.2 +56\.7 +62\.9 +70\.5\n"
+                     r" +ours +82\.0±2\.8 +9\.0±0\.0 +72\.5±3\.5 +68\.0±11\.3 +2\n"
+                     r" +ours, S1 repaired +84\.0±4\.2 +11\.0 +1-2\n", out)
+    assert re.search(r"OmniSat +none +paper +73\.3 +\S+ *\n +ours +68\.7±\S+ +3\n +ours, S1 repaired +15\.0±1\.4 +2\n", out)
+    # seeds 0 and 1: (81 - 80, 87 - 84) = (1, 3); one seed: 11 - 9; from scratch no released cell to subtract
+    assert re.search(r"\[S1 repaired - as released\]\ntreesatai-ts, OmniSat, pretrained: self, all +\+2\.0±1\.4 +2\n"
+                     r"treesatai-ts, OmniSat, pretrained: self, s1 +\+2\.0 +1\n", out)
+    assert re.search(r"differences, S1 repaired.*pretrained - scratch\]\ntreesatai-ts, OmniSat, s1 +\S+ +-3\.0 +1", out, re.S)
+    assert "1 row not of --s1 released, not shown" in out and "S1 repaired: 1 row not of --s1 repaired, not shown" in out
+    rows = {(row["s1"], row["pretraining"], row["modality"]): row["ours_mean"] for row in read(tmp_path / "compare.csv")}
+    assert len(rows) == 8 and rows["repaired", "self", "all"] == "84.00" and rows["released", "self", "all"] == "82.00"
+    assert png_size(tmp_path / "table2.png")[0] > 500
+
+    for table in (tmp_path / "table2.csv", tmp_path / "repaired" / "table2.csv"):    # either without the other
+        kept = table.read_bytes()
+        table.unlink()
+        compare.main(["--results", str(tmp_path)])
+        out, error = capsys.readouterr()
+        assert not error and ("S1 repaired" in out) == (table.parent == tmp_path) and "- as released" not in out
+        table.write_bytes(kept)
+    write(tmp_path / "repaired", FUSION)
+    compare.main(["--results", str(tmp_path)])
+    assert "has only rows of --s1 released; they belong in" in capsys.readouterr().err

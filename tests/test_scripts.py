@@ -13,8 +13,10 @@ import torch
 import evaluate
 import finetune
 import pretrain
+import probe
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
+from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
 from datasets.splits import RELEASED
 from models import build_model
@@ -22,7 +24,7 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.metrics import count, f1_scores, mean_average_precision
 from utils.options import is_paper
-from utils.results import COLUMNS, KEYS, read_rows
+from utils.results import COLUMNS, KEYS, PROBE_KEYS, read_rows, write_row
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--workers", "0", "--batch-size", "8", "--pool", "4", "--epochs", "2", "--epoch-steps", "1"]
@@ -143,6 +145,48 @@ def test_metrics_equal_scikit_learn():
         100 * average_precision_score(labels[:, there], logits[:, there]), abs=1e-9)
 
 
+# ---- Sentinel-1, repaired -----------------------------------------------------------------------------------------------
+
+def test_the_choice_of_sentinel_1_goes_from_checkpoint_to_row(tmp_path):
+    """A model that saw it repaired is fine-tuned on another sensor, scored and probed so; its row does not replace the released one."""
+    planted = write_treesatai(tmp_path / "planted", train=24, test=10, seed=3, as_2017=True)
+    common, table = ["--dataset", "treesatai-ts", "--data-root", str(planted), *SMALL], tmp_path / "table2.csv"
+    losses = {}
+    for s1 in ("released", "repaired"):
+        pretrain.main([*common, *MODEL, "--modalities", "s2,s1", "--s1", s1, "--output", str(tmp_path / s1 / "pretrain")])
+        path = tmp_path / s1 / "pretrain" / "pretrained.pt"
+        losses[s1] = checkpoint.load(path, "pretrained")["history"][-1]["loss"]
+        for keys in ("s2", "s1"):
+            finetune.main([*common, "--modalities", keys, "--init", str(path), "--s1", s1, "--output", str(tmp_path / s1 / keys),
+                           "--csv", str(table)])
+            assert checkpoint.load(tmp_path / s1 / keys / "finetuned.pt", "finetuned")["s1"] == s1
+    assert losses["released"] != losses["repaired"]
+    rows = {(row["modality"], row["s1"]): row for row in read_rows(table)}
+    assert set(rows) == {(keys, s1) for keys in ("s2", "s1") for s1 in ("released", "repaired")} and len(read_rows(table)) == 4
+    with pytest.raises(UserError, match="pretrained with --s1 repaired, not released; say --s1 repaired here too"):
+        finetune.main([*common, "--init", str(path), "--modalities", "s1", "--output", str(tmp_path / "other")])
+    with pytest.raises(UserError, match="was begun with --s1 released, not repaired"):
+        pretrain.main([*common, *MODEL, "--modalities", "s2,s1", "--s1", "repaired", "--output", str(tmp_path / "released" / "pretrain")])
+    evaluate.main(["--checkpoint", str(tmp_path / "repaired" / "s1" / "finetuned.pt"), "--data-root", str(planted), "--workers", "0",
+                   "--csv", str(tmp_path / "again" / "table2.csv")])
+    (again,) = read_rows(tmp_path / "again" / "table2.csv")
+    assert again == rows["s1", "repaired"]
+    probe.main(["--checkpoint", str(path), "--data-root", str(planted), "--modalities", "s1", "--features", "tile", "--weights", "own",
+                "--classifiers", "knn", "--label-percent", "100", "--csv", str(tmp_path / "probe.csv")])
+    (row,) = read_rows(tmp_path / "probe.csv", PROBE_KEYS)
+    assert row["s1"] == "repaired"
+
+
+def test_rows_and_checkpoints_of_before_are_released(tmp_path):
+    row = dict.fromkeys(COLUMNS, "") | {"dataset": "treesatai-ts", "table": "table2", "seed": 0, "scale": "paper", "f1_weighted": 1}
+    with open(tmp_path / "table2.csv", "w") as file:                              # without the column
+        names = [name for name in COLUMNS if name != "s1"]
+        file.write(",".join(names) + "\n" + ",".join(str(row[name]) for name in names) + "\n")
+    write_row(tmp_path / "table2.csv", row | {"s1": "repaired", "f1_weighted": 2})
+    write_row(tmp_path / "table2.csv", row | {"s1": "released", "f1_weighted": 3})
+    assert [(row["s1"], row["f1_weighted"]) for row in read_rows(tmp_path / "table2.csv")] == [("repaired", "2"), ("released", "3")]
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 def test_errors_are_one_line_that_names_the_culprit(demo, pretrained, finetuned, tmp_path):
@@ -171,6 +215,12 @@ def test_errors_are_one_line_that_names_the_culprit(demo, pretrained, finetuned,
             (finetune, [*common, "--init", str(other_val)], "pretrained with another list of validation tiles"),
             (finetune, [*common[:4], "--init", "none", "--output", str(finetuned.parent), *SMALL], "was begun with --depth 1, not 6, --embed-dim 32, not 256, --init sha256 .*, not none, --lr 0.001, not 0.0002"),
             (finetune, [*common, "--init", "none", "--modalities", "vhr", "--max-cloud", "5"], "no cloud masks without s2"),
+            (finetune, [*common, "--init", str(pretrained), "--s1", "repaired"], "pretrained with --s1 released, not repaired; say --s1 rel"),
+            (finetune, [*common, "--init", "none", "--modalities", "vhr,s2", "--s1", "repaired"], "--s1 repaired does nothing for vhr, s2"),
+            (pretrain, [*common, "--modalities", "s2", "--s1", "repaired"], "--s1 repaired does nothing for s2; leave it out"),
+            (finetune, ["--dataset", "treesatai", *common[2:], "--init", "none", "--modalities", "s1", "--s1", "repaired"],
+             "--s1 repaired: only treesatai-ts has Sentinel-1 that can be repaired, treesatai has not; leave the option out"),
+            (pretrain, ["--dataset", "pastis-hd", *common[2:], "--s1", "repaired"], "--s1 repaired: only treesatai-ts"),
             (finetune, [*common, "--init", "none", "--parts", "2"], "labels of treesatai-ts belong to whole tiles"),
             (finetune, ["--dataset", "treesatai", *common[2:], "--init", str(pretrained), "--modalities", "vhr"],
              "pretrained on treesatai-ts, not on treesatai"),

@@ -22,7 +22,7 @@ from run_tables import Job, run_all
 from utils.options import chosen_modalities
 from utils import checkpoint, weights
 from utils.errors import BUSY, STOPPED
-from utils.results import KEYS, finetuning_folder, pretraining_folder, read_rows, write_row
+from utils.results import KEYS, finetuning_folder, folder_of, pretraining_folder, read_rows, write_row
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +45,8 @@ def test_figure_5_is_table_2_with_all_labels(capsys):
 
 @pytest.mark.parametrize("options, number", [
     (["table2"], 107 + 2 + 7), (["demo", "--seeds", "0,1"], (24 + 2) * 2 + 1), (["table3"], 52 + 1 + 3), (["table4", "--demo"], 30 + 1 + 2 + 1),
-    (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 201 + 4 + 5 + 12), (["all", "--demo"], 201 + 4 + 5 + 12 + 3)])
+    (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 201 + 4 + 5 + 12), (["all", "--demo"], 201 + 4 + 5 + 12 + 3),
+    (["table2", "--s1", "repaired"], 24 + 1), (["table5", "--s1", "repaired"], 12 + 6), (["demo", "--s1", "repaired"], 12 + 1 + 1)])
 def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)    # nothing done yet, so every line is printed
     run_tables.main([*options, "--dry-run"])
@@ -59,6 +60,9 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
         script = next(word for word in words if word.endswith(".py"))
         module = {"pretrain.py": pretrain, "finetune.py": finetune, "evaluate.py": evaluate}[script]
         args = module.command_line().parse_args(words[words.index(script) + 1:])
+        assert (args.s1 if module is not evaluate else "repaired" if "repaired/" in args.csv else "released") == (
+            "repaired" if "repaired" in options else "released")
+        assert module is pretrain or ("/repaired/" in args.csv) == ("repaired" in options)
         if module is evaluate:
             assert args.checkpoint in written                                 # of the same run in another table
             continue
@@ -79,12 +83,12 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
             assert args.lr is None
         # the folders that the driver counts on are the scripts' defaults
         if module is pretrain:
-            default = pretraining_folder("runs", args.dataset, name, args.modalities, args.ablation, args.seed)
+            default = pretraining_folder(folder_of("runs", args.s1), args.dataset, name, args.modalities, args.ablation, args.seed)
             written.add(f"{args.output or default}/pretrained.pt")
         else:
             ablation = next((each for each in ABLATIONS if f"-{each}-" in args.init[0]), "none")
             pretraining = ("self" if args.init[0].endswith(".pt") else start.pretraining if name != "omnisat" else "none")
-            default = finetuning_folder("runs", args.dataset, name, pretraining, ablation, args.modalities, args.label_percent,
+            default = finetuning_folder(folder_of("runs", args.s1), args.dataset, name, pretraining, ablation, args.modalities, args.label_percent,
                                         args.seed)
             written.add(f"{args.output or default}/finetuned.pt")
 
@@ -96,12 +100,13 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(run_tables, "DEMO_FINETUNE", {percent: ["--epochs", "1", "--epoch-steps", "1"] for percent in ("10", "100")})
     monkeypatch.setattr(run_tables, "DEMO_PRETRAIN", ["--epochs", "1"])
     data = write_treesatai(tmp_path / "data" / "treesatai", train=24, test=10, seed=3)
-    monkeypatch.setattr(run_tables.Commands, "root", lambda self, dataset: str(data))
+    monkeypatch.setattr(run_tables.Commands, "root",
+                        lambda self, dataset: str(folder_of(tmp_path / "data", self.s1) / data.name))
     folder, original = Path(os.path.relpath(tmp_path, ROOT)), run_tables.Commands.__init__
 
     def changed(self, *arguments):
         original(self, *arguments)
-        self.results, self.runs = folder / "results", folder / "runs"
+        self.results, self.runs = (folder_of(folder / part, self.s1) for part in ("results", "runs"))
     monkeypatch.setattr(run_tables.Commands, "__init__", changed)
     monkeypatch.chdir(ROOT)
     return tmp_path
@@ -152,6 +157,25 @@ def test_a_cell_of_two_tables_is_trained_once(elsewhere, capfd):
         "datasets.demo", "evaluate.py"]
 
 
+def test_repaired_sentinel_1_is_a_table_of_its_own(elsewhere, capfd):
+    """On scrambled files: scores are to the digit those on the same tiles in order, and what sees no Sentinel-1 is not run."""
+    only = ["demo", "--only", "treesatai-ts,omnisat,(none,none,s[12]|self,none,s2),100$"]
+    assert run_tables.main(only) == 0 and run_tables.main([*only, "--s1", "repaired"]) == 0
+    shown = capfd.readouterr().out
+    assert "ours, S1 repaired" in shown and "[S1 repaired - as released]" in shown
+    tables = [{(row["pretraining"], row["modality"]): row for row in read_rows(folder_of(elsewhere / "results", s1) / "table2.csv")}
+              for s1 in ("released", "repaired")]
+    assert [len(table) for table in tables] == [3, 2] and ("none", "s2") not in tables[1]
+    for cell, row in tables[1].items():
+        other = tables[0][cell]
+        assert (row["s1"], other["s1"]) == ("repaired", "released") and "--s1 repaired" in row["command"]
+        assert all(row[name] == other[name] for name in ("f1_weighted", "f1_macro", "map", "n_test", "scale"))
+        assert row["checkpoint_hash"] != other["checkpoint_hash"]
+    run_tables.finished_scale.cache_clear()
+    run_tables.main([*only, "--s1", "repaired", "--dry-run"])
+    assert ".py" not in capfd.readouterr().out                                # nothing is left to do
+
+
 def test_a_run_of_another_recipe_is_not_taken_for_the_papers(elsewhere, capfd):
     only = ["demo", "--only", "treesatai-ts,omnisat,none,none,s2,(10|100)$"]
     target = elsewhere / "runs" / "treesatai-ts" / "omnisat-none-s2-10percent-seed0" / "finetuned.pt"
@@ -163,7 +187,9 @@ def test_a_run_of_another_recipe_is_not_taken_for_the_papers(elsewhere, capfd):
 
 
 @pytest.mark.parametrize("options, error", [(["table2", "--jobs", "2"], "--jobs"), (["demo", "--seeds", "0,x"], "--seeds"),
-                                            (["demo", "--only", "no such cell"], "no cell matches"), (["table9"], "invalid choice")])
+                                            (["demo", "--only", "no such cell"], "no cell matches"), (["table9"], "invalid choice"),
+                                            (["table3", "--s1", "repaired"], "none of these 52 cells sees Sentinel-1"),
+                                            (["table2", "--s1", "mended"], "invalid choice")])
 def test_wrong_options_are_told(options, error, capsys):
     with pytest.raises(SystemExit):
         run_tables.main(options)

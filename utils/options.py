@@ -42,6 +42,9 @@ def add_data_options(options):
     group.add_argument("--max-cloud", type=float, metavar="PERCENT",
                        help="leave out Sentinel-2 dates with a higher mean cloud or snow probability; not in the paper, "
                             "whose model finds them by itself")
+    group.add_argument("--s1", choices=("released", "repaired"), default="released",
+                       help="of treesatai-ts: Sentinel-1 as its files are, on which the printed numbers were made, or with the scrambled "
+                            "ones (2017's, as far as is known) put in order, see docs/sentinel1-2017.md")
     add_loader_options(group)
 
 
@@ -165,6 +168,19 @@ def check_model(args):
         raise UserError(f"--embed-dim must be a multiple of 32, not {args.embed_dim}")
     if args.depth is not None and args.depth < 0:
         raise UserError(f"--depth must not be negative, but it is {args.depth}")
+
+
+def check_s1(args, modalities, pretrained=()):
+    """Errors: UserError for an --s1 that does nothing, or that is not that of the checkpoints, pretrained: [(path, checkpoint)]."""
+    for path, saved in pretrained:
+        found = saved.get("s1", "released")                                   # not in checkpoints of before
+        if found != args.s1:
+            raise UserError(f"{path}: pretrained with --s1 {found}, not {args.s1}; say --s1 {found} here too, or start from another")
+    if args.s1 != "released" and args.dataset != "treesatai-ts":
+        raise UserError(f"--s1 {args.s1}: only treesatai-ts has Sentinel-1 that can be repaired, {args.dataset} has not; leave the "
+                        "option out")
+    if args.s1 != "released" and not pretrained and not {"s1", "s1-des"} & set(modalities):
+        raise UserError(f"--s1 {args.s1} does nothing for {', '.join(modalities)}; leave it out")
 
 
 def refuse(args, arguments, names, where):

@@ -52,7 +52,7 @@ def open_folder(target, kind, args, rank, **found):
                         is_told=rank > 0)
     if saved is not None:
         # what runs of before this option did; fine-tuning, whose head and choice of the epoch are others since, cannot go on
-        before = ({"epoch_steps": 1} if kind == "pretrained" and "epoch_steps" in settings else {}) | saved["settings"]
+        before = {"s1": "released"} | ({"epoch_steps": 1} if kind == "pretrained" and "epoch_steps" in settings else {}) | saved["settings"]
         others = [f"--{name.replace('_', '-')} {before.get(name)}, not {settings.get(name)}" for name in sorted({*before, *settings})
                   if before.get(name) != settings.get(name)]
         if others:
