@@ -174,6 +174,9 @@ class Tiles(torch.utils.data.Dataset):
         self.sensors, self.all_bands = list(self.sensor.values()), all_bands
         self.labelled, self.max_dates, self.max_cloud, self.parts = labelled, max_dates, max_cloud, parts
         self.findings = findings
+        if s1 != "released" and not any(map(self.can_repair, SENSORS[name])):
+            raise UserError(f"--s1 {s1}: only treesatai-ts has Sentinel-1 that can be repaired, {name} has not; leave the option out")
+        self.s1 = s1 if any(map(self.can_repair, modalities)) else "released"
         marker = self.find()
         self.is_demo = marker is not None
         self.release = f"{self.folder or name}-demo" if self.is_demo else self.folder or name
@@ -182,9 +185,6 @@ class Tiles(torch.utils.data.Dataset):
 
         if max_cloud is not None and not (self.has_cloud_masks and "s2" in modalities):
             raise UserError(f"--max-cloud: {name} has no cloud masks{' without s2' if self.has_cloud_masks else ''}; leave the option out")
-        if s1 != "released" and not any(map(self.can_repair, SENSORS[name])):
-            raise UserError(f"--s1 {s1}: only treesatai-ts has Sentinel-1 that can be repaired, {name} has not; leave the option out")
-        self.s1 = s1 if any(map(self.can_repair, modalities)) else "released"
 
         names, labels = self.listed(split)
         self.list_hash, self.list_size = fingerprint(names), len(names)

@@ -211,10 +211,13 @@ def test_it_is_part_of_hashes_and_statistics(mixed, tmp_path, monkeypatch):
     assert mean[1][0] - mean[1][1] > 5 > 1 > abs(mean[0][0] - mean[0][1])
 
 
-def test_other_datasets_and_sensors_refuse_it(mixed, tmp_path):
-    for name, keys in (("treesatai", ("s1",)), ("treesatai-ts", ("vhr", "s2"))):
-        with pytest.raises(UserError, match=f"^--s1 repaired: it is about s1 and s1-des of treesatai-ts, and here are .* of {name}; leave"):
-            open_dataset(name, mixed[0], "train", keys, s1="repaired")
+def test_other_datasets_refuse_it_and_other_sensors_do_not_change(mixed):
+    root, _ = mixed
+    for name in ("treesatai", "pastis-hd", "flair"):
+        with pytest.raises(UserError, match=f"^--s1 repaired: only treesatai-ts has Sentinel-1 that can be repaired, {name} has not; leave"):
+            open_dataset(name, root, "train", ("s2",), s1="repaired", findings=[])
+    hashes = {open_dataset("treesatai-ts", root, "train", ("vhr", "s2"), s1=s1).data_hash for s1 in ("released", "repaired")}
+    assert len(hashes) == 1
 
 
 def test_the_demo_plants_it_on_request(tmp_path):
