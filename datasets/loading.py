@@ -7,13 +7,16 @@ number: one process with 384 tiles works through the same three pools as three p
 An epoch is one pass over the tiles, or, where these are few steps, as many passes as make `least` steps: all that is counted in
 epochs (validation, scheduler, patience, limits) then means the same with 291 tiles as with 40,000.
 """
+import math
 import os
 import signal
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
+
+from utils.distributed import give_memory_back
 
 
 class Pools(Sampler):
@@ -76,42 +79,59 @@ class Pools(Sampler):
         return sum(len(pools) for _, pools in self.steps())
 
 
-def collate(items):
+def zeros(shape, kind):
+    """A tensor of zeros; on a reading process in shared memory, from where it gets to the training process without a copy."""
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=kind)
+    storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape)) * kind.itemsize)    # as torch's own collate does
+    return torch.empty(0, dtype=kind).set_(storage)[:math.prod(shape)].view(shape)
+
+
+def collate(items, keeps=True):
     """List of tiles to a batch: series are padded with zeros to the longest one, at least one date.
 
     Each tile: name, label (K,), image (C, H, W) or series (T, C, H, W) with <key>_dates (T,). Returns the dict of
-    models/omnisat.py with name (list) and label (B, K).
+    models/omnisat.py with name (list) and label (B, K). keeps: whether the tiles stay as they are; else they are emptied
+    on the way, as both at once would be twice the memory.
     """
-    batch = {"name": [item["name"] for item in items]}
-    for key in items[0]:
-        values = [item[key] for item in items]
-        if key.endswith("_dates"):
-            continue                                                              # with their series
-        if f"{key}_dates" in items[0]:
-            longest = max(1, *(len(value) for value in values))
-            kind = reduce(torch.promote_types, (value.dtype for value in values))    # files of one sensor may differ
-            data = torch.zeros(len(items), longest, *values[0].shape[1:], dtype=kind)
-            dates = torch.zeros(len(items), longest, dtype=torch.int64)
-            padded = torch.ones(len(items), longest, dtype=torch.bool)
-            for i, (value, item) in enumerate(zip(values, items)):
-                data[i, :len(value)], dates[i, :len(value)] = value, item[f"{key}_dates"]
-                padded[i, :len(value)] = False
-            batch |= {key: data, f"{key}_dates": dates, f"{key}_padded": padded}
-        elif key != "name":
-            batch[key] = torch.stack(values)
+    batch, keys = {"name": [item["name"] for item in items]}, [key for key in items[0] if key != "name"]
+    for key in (key for key in keys if not key.endswith("_dates")):               # these come with their series
+        shapes = [item[key].shape for item in items]
+        kind = reduce(torch.promote_types, (item[key].dtype for item in items))   # files of one sensor may differ
+        is_series = f"{key}_dates" in keys
+        whole = (max(1, *(shape[0] for shape in shapes)), *shapes[0][1:]) if is_series else shapes[0]
+        batch[key] = zeros((len(items), *whole), kind)
+        if is_series:
+            dates, padded = zeros((len(items), whole[0]), torch.int64), zeros((len(items), whole[0]), torch.bool)
+            batch |= {f"{key}_dates": dates, f"{key}_padded": padded}
+        for i, item in enumerate(items):
+            value, days = item[key], item[f"{key}_dates"] if is_series else None
+            if not keeps:
+                del item[key]
+            if not is_series and value.shape != shapes[0]:
+                raise ValueError(f"{key} of {item['name']}: {tuple(value.shape)}, of {items[0]['name']} {tuple(shapes[0])}")
+            place = batch[key][i, :len(value)] if is_series else batch[key][i]
+            np.copyto(place.numpy(), value.numpy())                               # in half the time of torch for bands of an image
+            if is_series:
+                dates[i, :len(value)], padded[i, len(value):] = days, True
     return batch
 
 
-def leave_group(_):
-    """Have signals that are meant for the run, and Ctrl-C, go past a reading process: it ends with the training process."""
+def begin_reading(_):
+    """Set up a reading process: it ends with the training process, and gives the memory of large tiles back.
+
+    Signals that are meant for the run, and Ctrl-C, go past it.
+    """
     os.setsid()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    give_memory_back()
 
 
 def make_loader(dataset, pools, workers):
     """DataLoader over the pools, pinned where there is a GPU, its worker processes kept between epochs.
 
-    Each process prepares one pool ahead: 128 tiles of PASTIS-HD take over 3 GB of shared memory.
+    Each process prepares one pool ahead: 128 tiles of PASTIS-HD are 3.4 GB of shared memory, and take up to 4.3 GB in all.
     """
-    return DataLoader(dataset, batch_sampler=pools, collate_fn=collate, num_workers=workers, prefetch_factor=1 if workers else None,
-                      pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=leave_group)
+    return DataLoader(dataset, batch_sampler=pools, collate_fn=partial(collate, keeps=False), num_workers=workers,
+                      prefetch_factor=1 if workers else None, pin_memory=torch.cuda.is_available(),
+                      persistent_workers=workers > 0, worker_init_fn=begin_reading)

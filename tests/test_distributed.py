@@ -17,7 +17,7 @@ import torch.multiprocessing as multiprocessing
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.demo import write_treesatai
-from datasets.loading import Pools
+from datasets.loading import Pools, collate, make_loader
 from datasets.sensors import Sensor
 from models.omnisat import OmniSat
 from utils import distributed
@@ -155,6 +155,49 @@ def test_validation_is_mixed_and_always_the_same():
         together = [pool for rank in range(world) for pool in pools(rank, world, is_mixed=True)[0]]
         assert sorted(together) == sorted(mixed)
     assert [indices for _, indices in pools()[0]] == [list(range(at, at + 20)) for at in range(0, 100, 20)]    # a test
+
+
+class LargeTiles(torch.utils.data.Dataset):
+    """Tiles of 6 to 12 MB; each knows what memory its reading process had at most by then (MB), beyond what it began with."""
+    started = None
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, i):
+        memory = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        self.started = self.started or int(memory["VmHWM"].split()[0]) / 1000
+        dates = 1 + i[0] % 2
+        return {"name": str(i[0]), "label": torch.tensor([int(memory["VmHWM"].split()[0]) / 1000 - self.started]),
+                "s2": torch.full((dates, 6, 1000, 1000), i[0], dtype=torch.int8), "s2_dates": torch.arange(dates) + i[0]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is looked up in /proc")
+def test_a_reading_process_holds_a_pool_once():
+    """Tiles are freed while they are stacked: 24 tiles are a pool of 288 MB, of which 216 MB are not padding."""
+    distributed.reuse_memory()
+    for at, batch in enumerate(make_loader(LargeTiles(), Pools(48, 24, 24, seed=0), workers=1)):
+        assert batch["s2"].shape == (24, 2, 6, 1000, 1000) and batch["s2"].is_shared()
+        for name, tile, days, padded in zip(batch["name"], batch["s2"], batch["s2_dates"], batch["s2_padded"]):
+            i = int(name)
+            assert (tile[0] == i).all() and (tile[1] == (i if i % 2 else 0)).all()
+            assert padded.tolist() == [False, i % 2 == 0] and days.tolist() == [i, i + 1 if i % 2 else 0]
+        if at == 1:    # after the first pool was stacked
+            assert 200 < batch["label"].min() and batch["label"].max() < 216 + 60
+
+
+def test_tiles_stay_as_they_are_or_are_emptied():
+    def tiles():
+        return [{"name": f"{dates}", "label": torch.ones(2), "image": torch.arange(12).view(2, 2, 3).permute(2, 0, 1),
+                 "s": torch.ones(dates, 1, 2, 2, dtype=kind), "s_dates": torch.arange(dates)}
+                for dates, kind in ((0, torch.int16), (2, torch.float32))]
+    kept, emptied = tiles(), tiles()
+    one, other = collate(kept), collate(emptied, keeps=False)
+    assert one["s"].dtype == torch.float32 and one["image"][0, 2].tolist() == [[2, 5], [8, 11]]
+    assert all(torch.equal(one[key], other[key]) for key in one if key != "name")
+    assert kept[1]["s"].shape == (2, 1, 2, 2) and [set(tile) for tile in emptied] == [{"name", "s_dates"}] * 2
+    with pytest.raises(ValueError, match=r"image of 2: \(1, 2, 2\), of 0 \(3, 2, 2\)"):
+        collate([kept[0], kept[1] | {"image": torch.zeros(1, 2, 2)}])
 
 
 def test_an_epoch_of_few_steps_passes_over_the_tiles_again():

@@ -76,6 +76,17 @@ def reuse_memory():
         mallopt(-1, -1)
 
 
+def give_memory_back():
+    """Undo reuse_memory for blocks of over 4 MB, in a reading process: tiles of PASTIS-HD would be kept twice for nothing.
+
+    The other setting is M_MMAP_THRESHOLD.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 4 << 20)
+        mallopt(-4, 65536)
+
+
 def finish():
     """Leave the group, and end its threads: one that still runs when Python ends may abort the process."""
     global _cpu_group
