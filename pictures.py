@@ -1,12 +1,15 @@
-"""The pictures of compare.py: a table's cells beside the paper's, and figure 5. Drawn without a display (Agg)."""
+"""The pictures of compare.py, a table's cells beside the paper's, and figure 5; and of prepare.py. Drawn without a display (Agg)."""
 import math
 import textwrap
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
+
+from datasets.sentinel1 import restored
 
 DATASETS = {"treesatai": "TreeSatAI (single dates)", "treesatai-ts": "TreeSatAI-TS (time series)", "pastis-hd": "PASTIS-HD",
             "flair": "FLAIR"}
@@ -83,6 +86,34 @@ def draw_table(path, cells, remark, repaired=None):
     if seeds != "1":
         signs.append(Line2D([], [], color="0.3", marker="|", label="bar: ± standard deviation over seeds"))
     figure.legend(handles=signs, loc="outside lower center", ncols=len(signs) if len(modalities) > 3 else 2, fontsize=9)
+    figure.savefig(path)
+
+
+# ---- scrambled Sentinel-1 --------------------------------------------------------------------------------------------
+
+def draw_order(path, name, series):
+    """Sentinel-1 of a scrambled file as stored and undone: time means of VV and VH, and VV - VH date by date.
+
+    name: of the file. series: {key: (data (T, 2, 6, 6) linear power, days (T,))} of its scrambled orbits.
+    """
+    figure = new_figure(13, 0.8 + 2.6 * len(series), f"Sentinel-1 of {name}, dB: time mean of each pixel, and VV - VH of each date", "")
+    rows = figure.subplots(len(series), 5, squeeze=False, width_ratios=(1, 1, 1, 1, 2.4))
+    for panels, (key, (data, days)) in zip(rows, series.items()):
+        whole = (data > 0).all((1, 2, 3)) & np.isfinite(data).all((1, 2, 3))
+        forms = [10 * np.log10(form[whole]) for form in (data, restored(data, key))]
+        means = np.array([form.mean(0) for form in forms])                    # (2, 2, 6, 6)
+        titles = [f"{band}, {what}" for what in ("as stored", "undone") for band in ("VV", "VH")]
+        for panel, title, mean in zip(panels, titles, means.reshape(4, 6, 6)):
+            image = panel.imshow(mean, vmin=means.min(), vmax=means.max(), cmap="viridis")
+            panel.set_title(title, fontsize=9)
+            panel.set(xticks=[], yticks=[])
+        panels[0].set_ylabel(f"{key}, {whole.sum()} dates")
+        figure.colorbar(image, ax=panels[3])
+        for form, color, what in zip(forms, (ORANGE, BLUE), ("as stored", "undone")):
+            panels[4].plot(days[whole], (form[:, 0] - form[:, 1]).mean((1, 2)), ".", color=color, label=what)
+        panels[4].set(xlabel="day of the year", ylabel="VV - VH, mean of pixels (dB)")
+        panels[4].grid(color="0.9")
+        panels[4].legend(fontsize=8, ncols=2, loc=(0.01, 0.3))
     figure.savefig(path)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from datasets import READERS, band_statistics, open_dataset, splits
+from datasets import READERS, band_statistics, open_dataset, orders, splits
 from datasets.sensors import SENSORS
 from datasets.tiles import clean, missing
 from run_tables import FOLDERS
@@ -34,7 +34,7 @@ from utils.errors import UserError, run
 from utils.files import written_whole
 from utils.unpack import unpack
 
-VERSION = 2                    # of the checks: results of another version are not taken over
+VERSION = 3                    # of the checks: results of another version are not taken over
 SPLITS, SEEDS, PERCENT = ("train", "val", "test"), (0, 1, 2), {"pastis-hd": 20}    # of the labels; 10 elsewhere
 CLOUDY = 80                    # %, mean over the pixels
 TABLES = {"treesatai-ts": "table2", "treesatai": "table2", "pastis-hd": "table3", "flair": "table4"}
@@ -42,7 +42,7 @@ SEVERITIES = {
     "error": ("missing", "double", "broken", "too few tiles", "not listed", "not written"),
     "repaired": ("NaN", "infinite", "nodata", "date without data", "same day", "dates unsorted", "crop moved"),
     "note": ("empty series", "nothing left", "cloudy only", "cloud masks", "constant", "radar units", "no label",
-             "number of tiles", "only a centre", "broken zip", "unsafe member", "damaged member")}
+             "scrambled", "order unclear", "number of tiles", "only a centre", "broken zip", "unsafe member", "damaged member")}
 
 
 class Finding(NamedTuple):
@@ -155,7 +155,9 @@ class Records(Dataset):
         if signature in self.known:
             return self.known[signature], False
         found, label = check_tile(self.dataset, i)
-        return {"tile": self.dataset.names[i], "signature": signature, "found": found, "label": label}, signature is not None
+        order = self.dataset.orders(i)
+        return {"tile": self.dataset.names[i], "signature": signature, "found": found + orders.found_in(order), "label": label,
+                "orders": order}, signature is not None
 
     def signature(self, i):
         """Changes with the files of the tile (their size and time), None if it has none."""
@@ -291,7 +293,9 @@ def print_report(args, unpacked, datasets, records, new, findings, files):
     for key in (*data.modalities, "labels"):
         there = f"{counts[key].total() - counts[key]['missing']:,} of {counts[key].total():,}"
         print(f"  {key:15}{there:>19}" + "".join(f"{counts[key][column]:10,}" for column in columns))
-    print_findings(findings, most=18 - len(files))
+    of_sentinel1 = orders.lines(orders.count(records))
+    print(*of_sentinel1, sep="\n", end="\n" * bool(of_sentinel1))
+    print_findings(findings, most=18 - len(files) - len(of_sentinel1))
 
     classes = {split: Counter(k for row in rows for k in row["label"] or ()) for split, rows in records.items()}
     text = ", ".join(f"{name} {'/'.join(str(count[k]) for count in classes.values())}".replace(" ", "\0")
@@ -381,6 +385,8 @@ def prepare(args, report, progress):
     print_report(args, unpacked, datasets, records, new, findings, files)
     errors = [row for row in findings if row.severity == "error"]
     print(f"\n  All findings: {report}")
+    if told := orders.draw(report.with_name(f"{report.stem}-sentinel1.png"), datasets, records):
+        print(f"  Scrambled Sentinel-1: docs/sentinel1-2017.md says what it is; {told}")
     if errors:
         print(f"  {args.dataset} is NOT ready: {len(errors):,} errors in {len({row.tile for row in errors}):,} tiles. Statistics and "
               "label subsets were not written.\n  Get what is missing or broken and run this again: it reads only what changed.")

@@ -262,6 +262,10 @@ class Tiles(torch.utils.data.Dataset):
         """The files that tile i is made from; one that is not there counts too, as it may come."""
         return [path for path in dict.fromkeys(self.paths[sensor.key][i] for sensor in self.sensors) if path is not None]
 
+    def orders(self, i):
+        """What stands of a file whose Sentinel-1 may be scrambled: see TreeSatAI.orders; {} of all others."""
+        return {}
+
     def remarks(self, i, key):
         """What a reader had to do about a tile beyond cleaning its series, a text each."""
         return []

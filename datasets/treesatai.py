@@ -323,6 +323,30 @@ class TreeSatAI(Tiles):
             tile[key] = sentinel1.repaired(tile[key][0], key), tile[key][1]
         return tile
 
+    def series_file(self, i):
+        """The file with the series of tile i, None if there is none or several, or none of them is among the modalities."""
+        return next((self.paths[key][i] for key in SERIES if key in self.paths), None) if self.name == "treesatai-ts" else None
+
+    def orders(self, i):
+        """Whether Sentinel-1 of tile i is in order inside its dates, both orbits, whatever the modalities.
+
+        Returns {"year", "file", key: (verdict, text)}, or {} without such a file. verdict: of datasets.sentinel1.Order, or no
+        dates (none that is whole: such a file has other findings), or broken.
+        """
+        path = self.series_file(i)
+        if path is None:
+            return {}
+        year = re.search(r"_(\d{4})\.h5$", path)
+        found = {"year": year[1] if year else "no year", "file": path}
+        for key in sentinel1.PLACES:
+            try:
+                data, _ = read_h5(path, [key])[key]
+                order = sentinel1.order(data, key)
+                found[key] = (order.verdict, order.text()) if order.dates else ("no dates", "no whole date with data")
+            except UserError as error:
+                found[key] = "broken", str(error)
+        return found
+
     def can_repair(self, key):
         return self.name == "treesatai-ts" and key in sentinel1.PLACES
 

@@ -20,7 +20,7 @@ import tifffile
 from conftest import write_tif
 
 import prepare
-from datasets import band_statistics, demo, open_dataset, splits
+from datasets import band_statistics, demo, open_dataset, sentinel1, splits
 from datasets.flair import CENTROIDS
 from datasets.treesatai import LABELS_FILE
 from utils.errors import UserError
@@ -180,6 +180,51 @@ def test_defects_of_treesatai(copy, capsys):
     text = "\n".join(screen)
     assert re.search(r"vhr +52 of 53 +47 +0 +1 +4 +1\n", text) and "is NOT ready: 15 errors in 13 tiles" in text
     assert re.search(r"error +broken +s2 +4 ", text) and re.search(r"repaired +infinite +s1 +1 ", text)
+
+
+def test_scrambled_sentinel_1_is_found_file_by_file(tmp_path, monkeypatch, capsys):
+    """In the 2017 files, and in one of another year; one of 2017 is in order; empty ones are not told."""
+    root = demo.write_treesatai(tmp_path / "data" / "planted", 44, 10, 5, as_2017=True)
+    files = sorted((root / "sentinel-ts").glob("*.h5"))
+    of_2017, others = ([path for path in files if path.stem.endswith("_2017") == is_2017] for is_2017 in (True, False))
+    def change(path, change):
+        with h5py.File(path, "r+") as file:
+            for key, name in (("s1", "sen-1-asc-data"), ("s1-des", "sen-1-des-data")):
+                file[name][...] = change(file[name][()], key)
+    change(of_2017[0], sentinel1.restored)
+    change(others[0], sentinel1.scrambled)
+    expected = {path.name: "scrambled" for path in (*of_2017[1:], others[0])}
+    cut(others[1])
+    with h5py.File(others[2], "r+") as file:                                      # four dates are too few
+        for name in ("data", "products"):
+            kept = file[f"sen-1-des-{name}"][()][:4]
+            del file[f"sen-1-des-{name}"]
+            file.create_dataset(f"sen-1-des-{name}", data=kept, dtype=h5py.string_dtype() if name == "products" else None)
+    raw = digests(root)
+    for known in (0, 53):                                                         # and again, from what was kept
+        code, rows = run("treesatai-ts", root)
+        rows = [row for row in rows if row["kind"] in ("scrambled", "order unclear")]
+        (few,) = [row for row in rows if row["kind"] == "order unclear"]
+        assert (few["modality"], os.path.basename(few["file"]), few["severity"]) == ("s1-des", others[2].name, "note")
+        assert few["detail"] == "too few dates to tell: 4 whole ones"
+        rows.remove(few)
+        assert {os.path.basename(row["file"]) for row in rows} == set(expected) and all(row["severity"] == "note" for row in rows)
+        assert {row["modality"] for row in rows} == {"s1", "s1-des"} and len(rows) == len({(row["file"], row["modality"]) for row in rows})
+        assert all(re.fullmatch(r"VV - VH -?\d\.\d dB, undone \d\.\d; neighbours -?0\.\d\d, undone 0\.\d\d", row["detail"]) for row in rows)
+        screen = capsys.readouterr().out
+        assert max(len(line) for line in screen.splitlines() if str(root.parent) not in line) <= 112 and len(screen.splitlines()) < 45
+        counts = {line.split()[0]: [int(number) for number in line.split()[1:]] for line in screen.splitlines()
+                  if re.match(r"  20\d\d  ", line)}
+        assert counts["2017"][5:] == [1, len(of_2017) - 1, 0, 0, 0] and counts["2017"][1] + counts["2017"][3] == len(of_2017) - 1
+        assert sum(sum(numbers) for numbers in counts.values()) == 2 * 54 and sum(numbers[4] for numbers in counts.values()) == 1
+        assert sum(numbers[1] for year, numbers in counts.items() if year != "2017") == 1
+        picture = root.parent / "planted-sentinel1.png"
+        assert str(picture) in screen and picture.read_bytes().startswith(b"\x89PNG")
+    assert digests(root) == raw
+    for path in (*of_2017[1:], others[0]):
+        change(path, sentinel1.restored)
+    run("treesatai-ts", root)
+    assert not picture.exists() and "scrambled          s1" not in capsys.readouterr().out
 
 
 def test_defects_of_pastis(copy):
