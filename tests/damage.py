@@ -12,6 +12,11 @@ import h5py
 import numpy as np
 import tifffile
 
+from datasets.sentinel1 import scrambled
+
+
+ORBITS = {"sen-1-asc-data": "s1", "sen-1-des-data": "s1-des"}
+
 
 class Bomb:
     """Leaves a file behind if it is unpickled."""
@@ -164,7 +169,16 @@ def damage_tif(path, rng, bomb):
             continue
 
 
+def scramble(path, name):
+    """An orbit (of ORBITS) as the 2017 files of the release have it."""
+    with h5py.File(path, "r+") as file:
+        file[name][...] = scrambled(file[name][()], ORBITS[name])
+    return f"{name}: scrambled"
+
+
 def damage_h5(path, rng, bomb):
+    if rng.random() < 0.1:
+        return scramble(path, str(rng.choice(list(ORBITS))))
     with h5py.File(path, "r+") as file:
         name = str(rng.choice(list(file)))
         values = file[name].asstr()[()].astype("S") if name.endswith("products") else file[name][()]

@@ -9,7 +9,8 @@ Another process opens the dataset, reads what the file belongs to, and compares 
 
     clear error   a UserError of one line that names the file, or the tile that has none, and says what to do or what was expected
     repair        dates left out, pixels filled, a cache made again, as documented in datasets/tiles.py, splits.py and
-                  band_statistics.py, and equal to a plain computation of it
+                  band_statistics.py, and equal to a plain computation of it; scrambled Sentinel-1 that prepare.py finds, and
+                  --s1 repaired reads as it was
     as stored     finite, of the right shape, and what the plain readers give for the damaged file too. These formats have no
                   checksums (npz and zip do): nobody can tell a flipped bit of a pixel from data, nor a list that ends early
     no effect     the same as before
@@ -40,7 +41,7 @@ import torch
 
 from datasets import band_statistics, flair, open_dataset, splits
 from datasets.sensors import SENSORS
-from tests.damage import damage, remove
+from tests.damage import ORBITS, damage, remove
 from tests.plain import KEYS, OWN, STEM, build, demand, plain_clean, plain_image, plain_label, plain_series
 from utils.errors import UserError
 from utils.unpack import unpack
@@ -99,6 +100,16 @@ def examine(name, root, split, tile, max_cloud):
                 demand(len(chosen) == min(DATES, len(days)) and np.array_equal(days[chosen], item[f"{key}_dates"])
                        and np.array_equal(values[chosen], item[key]), f"{key}: chosen dates")
     return data.names, seen.hexdigest(), repairs
+
+
+def examine_order(name, root, split, tile, key):
+    """What prepare.py says of Sentinel-1 of a tile, and fingerprints of the series as it is read: released, repaired."""
+    prints = []
+    for s1 in ("released", "repaired"):
+        data = open_dataset(name, root, split, KEYS[name], s1=s1)
+        i = data.names.index(tile)
+        prints.append(hashlib.sha256(data.read(i)[key][0].tobytes()).hexdigest())
+    return data.orders(i)[key][0], *prints
 
 
 def answer_jobs(pipe):
@@ -213,18 +224,32 @@ def fuzz_dataset(name, files, seed, folder, report):
             start = time.time()
             status, answer = process.ask(examine, *job, is_nobody=what == "unreadable")
             kind = sort(status, answer, before[job], path, tile, is_cache)
+            key = ORBITS.get(what.removesuffix(": scrambled"))
+            after = process.ask(examine_order, *job[:4], key) if key else None
             if bomb.exists():
                 kind = "else"
                 bomb.unlink()
-            counts[kind] += 1
-            report(kind, path.relative_to(folder), what, f"{'' if status == 'read' else answer} ({time.time() - start:.1f} s)")
             for each in (path, path.with_name("loop")):
                 remove(each)
             path.write_bytes(content)
+            if key:                                                               # found, and undone as if it had not been
+                kind = "repair" if is_undone(process.ask(examine_order, *job[:4], key), after) and kind != "else" else "else"
+                answer = f"{answer if status != 'read' else ''} {after}"
+            counts[kind] += 1
+            report(kind, path.relative_to(folder), what, f"{'' if status == 'read' and not key else answer} ({time.time() - start:.1f} s)")
             shutil.rmtree(caches)
             shutil.copytree(kept, caches)
     process.stop()
     return counts
+
+
+def is_undone(before, after):
+    """Whether a file that was scrambled is found to be, and its repaired form is what it was. before, after: of examine_order."""
+    if {before[0], after[0]} != {"read"}:
+        return False
+    (was, series, _), (now, stored, repaired) = before[1], after[1]
+    return (was, now) in (("in order", "scrambled"), ("no dates", "no dates")) and repaired == series and (
+        was == "no dates" or stored != series)
 
 
 def sort(status, answer, before, path, tile, is_cache):

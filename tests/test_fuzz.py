@@ -8,11 +8,12 @@ import pytest
 import tifffile
 from conftest import write_h5
 
-from datasets import band_statistics, splits
+from datasets import band_statistics, sentinel1, splits
 from datasets.files import read_npy, read_tif, walk
 from datasets.sensors import Sensor
 from datasets.tiles import clean, day_numbers, demo_side, native
 from datasets.treesatai import read_h5
+from tests.damage import ORBITS, damage, scramble
 from tests.fuzz import KEYS, Process, fuzz
 from utils.errors import UserError
 
@@ -22,6 +23,24 @@ def test_damaged_files_are_refused_repaired_or_as_stored(name):
     bad = []
     counts = fuzz(name, 40, 1, lambda kind, path, what, text: bad.append(f"{path}: {what}: {text}") if kind == "else" else None)
     assert not bad and counts.total() == 40 and counts["clear error"] > 15
+
+
+def test_planted_scrambled_files_are_found_and_undone(monkeypatch):
+    """And where they are not found, or not undone, that is told."""
+    def plant(path, rng, bomb):
+        return scramble(path, str(rng.choice(list(ORBITS)))) if path.suffix == ".h5" else damage(path, rng, bomb)
+    monkeypatch.setattr("tests.fuzz.damage", plant)
+
+    def planted():
+        found = []
+        fuzz("treesatai-ts", 24, 2, lambda kind, path, what, text: found.append((kind, text)) if "scrambled" in what else None)
+        assert len(found) > 3
+        return found
+    assert {kind for kind, _ in planted()} == {"repair"}
+    original = sentinel1.order
+    for broken in (lambda data, key: original(data, key)._replace(verdict="in order"), lambda data, key: sentinel1.Order("scrambled", dates=9)):
+        monkeypatch.setattr(sentinel1, "order", broken)
+        assert "else" in {kind for kind, _ in planted()}
 
 
 # ---- images and arrays ----------------------------------------------------------------------------------------------
