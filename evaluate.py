@@ -106,7 +106,6 @@ def command_line():
 def main(argv=None):
     # ---- options
     args = command_line().parse_args(argv)
-    options.check_positive(args, "pool")
 
     place = distributed.setup()
     scores = score_test(args.checkpoint, args.data_root, args.pool, args.workers, place, args.csv)

@@ -28,6 +28,7 @@ from models import MODELS, build_model, max_dates
 from utils import checkpoint, distributed, metrics, options, weights
 from utils.errors import UserError, run
 from utils.log import provenance
+from utils.numbers import number_over, whole
 from utils.results import finetuning_folder, folder_of, read_rows
 from utils.training import Training, open_folder
 
@@ -209,18 +210,18 @@ def command_line():
                                 "weights; imagenet for the published weights of a compared method's ResNet, external for those of "
                                 "dofa or presto, which are looked for in weights/ (python prepare.py weights)")
     options.add_data_options(arguments)
-    arguments.add_argument("--label-percent", type=int, default=100, metavar="PERCENT",
+    arguments.add_argument("--label-percent", type=whole(1, 100), default=100, metavar="PERCENT",
                            help="use a stratified subset of the training labels, drawn with the seed; validation and test "
                                 "stay whole")
     options.add_width(options.add_model_options(arguments, None, None))
     options.add_machine_options(arguments)
     training = options.add_training_options(arguments, epochs=200, epoch_steps=20)
-    training.add_argument("--lr", type=float, help="of Adam (default: 2e-4, the official code's, and 2e-3 on flair from "
+    training.add_argument("--lr", type=number_over(0), help="of Adam (default: 2e-4, the official code's, and 2e-3 on flair from "
                                                    "scratch; the paper's 2e-5 is too slow for few labels, see PAPER.md; "
                                                    "each compared method has its own)")
-    training.add_argument("--min-epochs", type=int, default=50, help="no early stop before; not in the paper: the official "
+    training.add_argument("--min-epochs", type=whole(0), default=50, help="no early stop before; not in the paper: the official "
                                                                     "code's")
-    training.add_argument("--patience", type=int, default=10, help="stop after so many epochs without a better validation F1")
+    training.add_argument("--patience", type=whole(1), default=10, help="stop after so many epochs without a better validation F1")
     arguments.add_argument("--csv", metavar="FILE", help="score the test split at the end and add the row to this table")
     return arguments
 
@@ -229,12 +230,9 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = options.parse(arguments, argv, {name: model.pools for name, model in MODELS.items()})
-    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "label_percent", "parts", "tiles_at_once", "epoch_steps")
     options.check_model(args)
     if args.csv:
         read_rows(args.csv)                                                   # another kind of table is told now, not at the end
-    if args.label_percent > 100:
-        raise UserError(f"--label-percent must be between 1 and 100, not {args.label_percent}")
     modalities = options.chosen_modalities(args.modalities, args.dataset)
     modality, method = options.modality_name(modalities, args.dataset), MODELS[args.model]
     modalities = method.sees.get(modality, modalities)

@@ -32,6 +32,7 @@ from run_tables import FOLDERS
 from utils import options, weights
 from utils.errors import UserError, run
 from utils.files import written_whole
+from utils.numbers import whole
 from utils.unpack import unpack
 
 VERSION = 3                    # of the checks: results of another version are not taken over
@@ -347,7 +348,7 @@ def command_line():
     arguments.add_argument("--root", metavar="DIR", help="folder of what was downloaded, see README; weights go to weights/")
     arguments.add_argument("--modalities", default="all", metavar="KEYS",
                            help="what to check, such as s2 or vhr,s1-des; all means those of the paper's tables")
-    arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="reading processes; the default is all cores")
+    arguments.add_argument("--workers", type=whole(0), default=os.cpu_count(), help="reading processes; the default is all cores")
     arguments.add_argument("--report", metavar="FILE", help="CSV of all findings (default: results/prepare/DATASET.csv); what was "
                                                             "checked is kept beside it, for the next run")
     arguments.add_argument("--fresh", action="store_true", help="check every tile again, also those that did not change")
@@ -411,8 +412,6 @@ def main(argv=None):
         return failed
     if args.root is None:
         arguments.error("--root is required: the folder of what was downloaded")
-    if args.workers < 0:
-        raise UserError(f"--workers must not be negative, but it is {args.workers}")
     report = Path(args.report or f"results/prepare/{args.dataset}.csv")
     progress = report.with_suffix(".progress.jsonl")
     report.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from models.omnisat import ABLATIONS
 from utils import distributed, options
 from utils.errors import UserError, run
 from utils.log import provenance
+from utils.numbers import number_over, whole
 from utils.pool_step import PoolStep
 from utils.results import folder_of, pretraining_folder
 from utils.training import Training, open_folder, pool_seed
@@ -81,8 +82,8 @@ def command_line():
         "--record", action="store_true", help="of omnisat on a GPU: record the compiled step as a CUDA graph, for GPUs that are faster than "
                                               "Python starts their kernels. Experimental: it has not been run on a GPU yet")
     training = options.add_training_options(arguments, epochs=250, epoch_steps=1)
-    training.add_argument("--lr", type=float, help="of Adam (default: 1e-4, or the compared method's)")
-    training.add_argument("--patience", type=int, default=40,
+    training.add_argument("--lr", type=number_over(0), help="of Adam (default: 1e-4, or the compared method's)")
+    training.add_argument("--patience", type=whole(1), default=40,
                           help="stop after so many epochs without a lower validation loss; not in the paper: the official "
                                "code's")
     return arguments
@@ -110,7 +111,6 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = options.parse(arguments, argv, {name: model.pools for name, model in MODELS.items()})
-    options.check_positive(args, "epochs", "batch_size", "pool", "patience", "parts", "tiles_at_once", "epoch_steps")
     options.check_model(args)
     modalities = options.chosen_modalities(args.modalities, args.dataset)
     modality, method = options.modality_name(modalities, args.dataset), MODELS[args.model]

@@ -32,6 +32,7 @@ from utils import checkpoint, distributed, metrics, options
 from utils.errors import UserError, run
 from utils.files import written_whole
 from utils.log import provenance
+from utils.numbers import whole
 from utils.results import PROBE_COLUMNS, PROBE_KEYS, s1_of, write_row
 
 FEATURES = {"tile": "the mean of f* over the patches, D numbers; of a compared method what its last linear layer sees",
@@ -194,7 +195,7 @@ def command_line():
                            help="the checkpoint's, or random ones of the same model, drawn with its seed")
     arguments.add_argument("--features", nargs="+", choices=FEATURES, default=list(FEATURES),
                            help="; ".join(f"{name}: {what}" for name, what in FEATURES.items()))
-    arguments.add_argument("--label-percent", nargs="+", type=int, default=list(PERCENTS), metavar="PERCENT",
+    arguments.add_argument("--label-percent", nargs="+", type=whole(1, 100), default=list(PERCENTS), metavar="PERCENT",
                            help="stratified shares of the training labels, as fine-tuning draws them")
     arguments.add_argument("--classifiers", nargs="+", choices=CLASSIFIERS, default=list(CLASSIFIERS), help="which")
     arguments.add_argument("--csv", metavar="FILE", help="table to add the rows to")
@@ -206,9 +207,6 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = arguments.parse_args(argv)
-    options.check_positive(args, "pool")
-    if not all(1 <= percent <= 100 for percent in args.label_percent):
-        raise UserError(f"--label-percent {' '.join(map(str, args.label_percent))}: each must be between 1 and 100")
     rank, world, device = place = distributed.setup()
     saved = read_checkpoint(args.checkpoint)
     args.dataset, method = saved["dataset"], MODELS[saved["config"]["model"]]

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from utils.errors import BUSY, STOPPED, UserError, run
 from utils.files import end_with_parent
+from utils.numbers import whole, whole_list
 from utils.results import (CELLS, COLUMNS, KEYS, SCORED, TABLES, finetuning_folder, folder_of, identity, key_of, pretraining_folder,
                            read_rows, write_row)
 
@@ -329,9 +330,9 @@ def main(argv=None):
     arguments.add_argument("--dry-run", action="store_true", help="print the commands that would run, one a line, and stop")
     arguments.add_argument("--only", metavar="PATTERN", help="only cells whose line of --list matches this regular expression, "
                                                              "e.g. 'treesatai-ts,omnisat,.*,s2,10$'")
-    arguments.add_argument("--seeds", default="0", help="comma-separated; each has its own pretraining and label subset (default: 0)")
-    arguments.add_argument("--nproc", type=int, default=1, help="processes, one a GPU (default: 1)")
-    arguments.add_argument("--jobs", type=int, metavar="N", help="for the demo: commands at a time, each on one core, their output in "
+    arguments.add_argument("--seeds", type=whole_list(0), default=[0], metavar="LIST", help="comma-separated; each has its own pretraining and label subset (default: 0)")
+    arguments.add_argument("--nproc", type=whole(1), default=1, help="processes, one a GPU (default: 1)")
+    arguments.add_argument("--jobs", type=whole(1), metavar="N", help="for the demo: commands at a time, each on one core, their output in "
                                                                   "runs/demo (default: the number of cores, at most 8)")
     arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README; relative to the repository (default: data)")
     arguments.add_argument("--demo", action="store_true", help="the table on generated data with small models")
@@ -352,12 +353,8 @@ def main(argv=None):
         if not cells:
             arguments.error(f"--s1 repaired: none of these {every} cells sees Sentinel-1 of treesatai-ts; leave it out")
         print(f"{len(cells)} of {every} cells see Sentinel-1 of treesatai-ts; the others would be what they are", file=sys.stderr)
-    if not re.fullmatch(r"\d+(,\d+)*", args.seeds):
-        arguments.error(f"--seeds: {args.seeds!r} is not a list like 0,1,2")
-    seeds = list(dict.fromkeys(str(int(seed)) for seed in args.seeds.split(",")))
+    seeds = list(dict.fromkeys(map(str, args.seeds)))
     at_a_time = args.jobs if args.jobs is not None else min(8, os.cpu_count() or 1) if demo and args.nproc == 1 else 1
-    if min(args.nproc, at_a_time) < 1:
-        arguments.error("--nproc and --jobs must be at least 1")
     if at_a_time > 1 and not demo:
         arguments.error("--jobs: several commands at a time would share one GPU; it is for the demo")
 

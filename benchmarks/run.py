@@ -45,6 +45,7 @@ from utils.distributed import reuse_memory, to_device
 from utils.errors import UserError
 from utils.errors import run as run_script
 from utils.log import provenance
+from utils.numbers import whole
 from utils.pool_step import PoolStep, capture
 
 DIM, DATES, EPOCHS = 256, 50, 250
@@ -367,15 +368,15 @@ def command_line():
                         help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--forms", nargs="+", choices=("ours", "plain"), default=["ours", "plain"], metavar="FORM",
                         help="ours, plain (default: both)")
-    parser.add_argument("--tiles", type=int, help=f"of a pool (default: {GPU_TILES} on a GPU; on a CPU 16 of TreeSatAI-TS, 1 of "
+    parser.add_argument("--tiles", type=whole(1), help=f"of a pool (default: {GPU_TILES} on a GPU; on a CPU 16 of TreeSatAI-TS, 1 of "
                                                   "PASTIS-HD, 4 of FLAIR, more in the contrastive loss)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
                         help="our networks with torch.compile (default: on a GPU)")
     parser.add_argument("--record", action="store_true", help="ours as CUDA graphs, as pretrain.py's")
-    parser.add_argument("--tiles-at-once", type=int, help="as pretrain.py's")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=2,
+    parser.add_argument("--tiles-at-once", type=whole(1), help="as pretrain.py's")
+    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
+    parser.add_argument("--repeats", type=whole(1), default=2,
                         help="timed runs of a row, after one that is not (default: %(default)s)")
     parser.add_argument("--roots", nargs="+", default=[], metavar="NAME=DIR",
                         help="raw files for the readers; else generated ones in the same formats")
@@ -386,7 +387,6 @@ def command_line():
 def main(argv=None):
     args = command_line().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options.check_positive(args, "tiles", "tiles_at_once", "threads", "repeats")
     args.precision, args.compile = options.chosen_precision(args, device), options.chosen_compile(args, device, is_worth_it=True)
     if args.record and (device.type != "cuda" or not args.compile):
         raise UserError("--record is for what is compiled on a GPU; leave it out")

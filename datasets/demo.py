@@ -30,6 +30,7 @@ from datasets.forest import (BORDER, PIXEL, UNLABELLED, aerial, backscatter, dig
 from datasets.sentinel1 import scrambled
 from utils.errors import UserError, run
 from utils.files import lock
+from utils.numbers import whole
 
 VERSION = 2
 FOLDERS = ('aerial', 'sentinel-ts', 'sentinel/s1/60m', 'sentinel/s1/200m', 'sentinel/s2/60m', 'sentinel/s2/200m')
@@ -229,12 +230,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--root', required=True, help='folder to write to: new, empty, or an earlier run of this command')
     parser.add_argument('--dataset', default='treesatai', choices=list(writers), help='which data set to imitate')
-    parser.add_argument('--train', type=int, help='treesatai: tiles in the train list (default 320; 30 are meant to be hard, '
+    parser.add_argument('--train', type=whole(1), help='treesatai: tiles in the train list (default 320; 30 are meant to be hard, '
                         '300 learnable); pastis-hd: patches in folds 1 to 4; flair: patches in training and validation domains '
                         '(default 100; one in five is for validation)')
-    parser.add_argument('--test', type=int, help='treesatai: tiles in the test list (default 160); pastis-hd: patches in fold 5; '
+    parser.add_argument('--test', type=whole(1), help='treesatai: tiles in the test list (default 160); pastis-hd: patches in fold 5; '
                         'flair: patches in test domains (default 40); few tiles make noisy scores')
-    parser.add_argument('--seed', type=int, default=0, help='decides every byte; the number of processes does not')
+    parser.add_argument('--seed', type=whole(0), default=0, help='decides every byte; the number of processes does not')
     parser.add_argument('--as-2017', action='store_true', help='of treesatai: Sentinel-1 of the 2017 files scrambled, as in the release')
     args = parser.parse_args(argv)
     if args.as_2017 and args.dataset != 'treesatai':

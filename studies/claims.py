@@ -27,6 +27,7 @@ from studies.finetuning import OUT, PRETRAIN_STEPS, STEPS, append, features, fin
 from utils.files import written_whole
 from utils.log import provenance
 from utils.metrics import count, f1_scores, mean_average_precision
+from utils.numbers import whole, whole_list
 
 DIM, DEPTH, RATE = 64, 2, 1e-3
 BATCH = {"forest": 16, "crops": 32}
@@ -219,17 +220,16 @@ def main(argv=None):
     parser.add_argument("--work", default="data/study", help="folder for the simulated tiles and the pretrainings")
     parser.add_argument("--canada", metavar="FILE", help="canada_cube.npz; without it only the simulated tiles are learned from")
     parser.add_argument("--data", choices=SENSORS, help="one of the two (default: both)")
-    parser.add_argument("--seeds", metavar="LIST", help="such as 0,1 (default: all of the plan)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--seeds", type=whole_list(0), metavar="LIST", help="such as 0,1 (default: all of the plan)")
+    parser.add_argument("--jobs", type=whole(1), default=2, help="processes, one thread each")
     parser.add_argument("--report", action="store_true", help="write results/study/README.md and claims.png, and end")
     args = parser.parse_args(argv)
     if args.report:
         from studies.claims_report import report
         return report()
     done = {tuple(row[name] for name in Run._fields) for row in read(OUT / "claims.csv")}
-    seeds = None if args.seeds is None else [int(seed) for seed in args.seeds.split(",")]
     planned = [start for data in SENSORS if args.data in (None, data) and (data == "forest" or args.canada)
-               for seed in SEEDS[data] if seeds is None or seed in seeds for start in starts(data, seed)]
+               for seed in SEEDS[data] if args.seeds is None or seed in args.seeds for start in starts(data, seed)]
     first = [start for start in planned if start.ablation == "none"]          # questions 1, 2 and 4 before 3
     planned = [start for start in (*first, *(start for start in planned if start.ablation != "none"))
                if any(tuple(map(str, run)) not in done for run in runs_of(start))]

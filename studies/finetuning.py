@@ -43,6 +43,7 @@ from utils.errors import UserError
 from utils.files import written_whole
 from utils.log import provenance
 from utils.metrics import constant_scores, count, epoch_score, f1_scores, mean_average_precision
+from utils.numbers import whole
 
 ROOT = Path(__file__).parent.parent
 OUT, PAPER = ROOT / "results" / "study", ROOT / "PAPER.md"
@@ -530,7 +531,7 @@ def main(argv=None):
     parser.add_argument("--work", default="data/study", help="folder for the simulated tiles and the pretrainings")
     parser.add_argument("--canada", metavar="FILE", help="canada_cube.npz; without it only the simulated tiles are learned from")
     parser.add_argument("--only", default="", metavar="PARTS", help="such as head,rate; default: all parts")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--jobs", type=whole(1), default=2, help="processes, one thread each")
     parser.add_argument("--report", action="store_true", help="write the tables of the rows that are there into PAPER.md, and end")
     args = parser.parse_args(argv)
     if args.report:

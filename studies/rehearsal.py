@@ -36,6 +36,7 @@ from studies.data import Tiles, forest, rows_of
 from studies.finetuning import OUT, commit, predict, publish, steps_of
 from utils import metrics
 from utils.files import written_whole
+from utils.numbers import whole
 import finetune
 
 # training tiles: TreeSatAI's list without the 15 % of its validation, folds 1 to 3, 32 domains of FLAIR
@@ -280,7 +281,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="data/study", help="folder for the simulated tiles and the pretrainings")
     parser.add_argument("--list", action="store_true", help="print the regimes and what is rehearsed of them, and end")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--jobs", type=whole(1), default=2, help="processes, one thread each")
     parser.add_argument("--report", action="store_true", help="write the table of what is there into PAPER.md, and end")
     args = parser.parse_args(argv)
     if args.report:

@@ -20,6 +20,7 @@ import torch
 
 from datasets.demo import write_treesatai
 from utils import checkpoint
+from utils.numbers import whole
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset", "treesatai-ts", "--workers", "1", "--batch-size", "6", "--pool", "3", "--modalities", "s2,s1",
@@ -128,9 +129,9 @@ def compare(folder, kills, seed, tiles=60, epochs=4, cases=(("pretrain.py", 1), 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=40, help="over all four cases (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the tiles")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--kills", type=whole(1), default=40, help="over all four cases (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the moments and the tiles")
+    parser.add_argument("--epochs", type=whole(1), default=6)
     args = parser.parse_args()
     total, is_equal = 0, True
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

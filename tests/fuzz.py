@@ -44,6 +44,7 @@ from datasets.sensors import SENSORS
 from tests.damage import ORBITS, damage, remove
 from tests.plain import KEYS, OWN, STEM, build, demand, plain_clean, plain_image, plain_label, plain_series
 from utils.errors import UserError
+from utils.numbers import whole
 from utils.unpack import unpack
 
 DATES, CLOUD = 8, 60                   # --max-dates; --max-cloud, %
@@ -314,8 +315,8 @@ def fuzz(name, files, seed, report):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=500, help="damaged files a dataset")
-    parser.add_argument("--seed", type=int, default=0, help="decides what is damaged, and how")
+    parser.add_argument("--files", type=whole(1), default=500, help="damaged files a dataset")
+    parser.add_argument("--seed", type=whole(0), default=0, help="decides what is damaged, and how")
     parser.add_argument("--datasets", nargs="+", default=[*KEYS, "zips"], choices=[*KEYS, "zips"])
     parser.add_argument("--verbose", action="store_true", help="a line a file, not only what must not be")
     args = parser.parse_args()

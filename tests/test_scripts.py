@@ -1,5 +1,6 @@
 """The three scripts and the tables, run as a user runs them, on a generated miniature."""
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -208,7 +209,6 @@ def test_errors_are_one_line_that_names_the_culprit(demo, pretrained, finetuned,
             (finetune, [*common, "--init", str(finetuned)], "a checkpoint of kind 'finetuned', expected 'pretrained'"),
             (finetune, [*common, "--init", str(tmp_path / "no.pt")], "no.pt: no such checkpoint"),
             (finetune, [*common, "--init", str(pretrained), "--embed-dim", "64"], "--embed-dim 64"),
-            (finetune, [*common, "--init", "none", "--label-percent", "0"], "--label-percent must be"),
             (finetune, [*common, "--init", "none", "--embed-dim", "48"], "--embed-dim must be a multiple of 32"),
             (finetune, [*common, "--init", "none", "--csv", str(foreign)], "not a table of results"),
             (finetune, [*common, "--init", str(stopped)], "stopped in epoch 2"),
@@ -232,6 +232,63 @@ def test_errors_are_one_line_that_names_the_culprit(demo, pretrained, finetuned,
             script.main(arguments)
     run = subprocess.run([sys.executable, "finetune.py", *common, "--init", str(cut)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode != 0 and run.stderr.startswith("finetune.py: error:") and len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("script, options, error", [
+    (script, options, error) for scripts, options, error in (
+        ("pretrain finetune", ["--seed", "-1"], "--seed: must be a whole number from 0 to 2,147,483,647, not -1"),
+        ("pretrain finetune", ["--seed", str(2 ** 64)], f"--seed: must be a whole number from 0 to 2,147,483,647, not {2 ** 64}"),
+        ("pretrain finetune", ["--seed", "9" * 5000], "--seed: must be a whole number from 0 to 2,147,483,647, not " + "9" * 40),
+        ("pretrain finetune evaluate probe prepare", ["--workers", "-1"], "--workers: must be a whole number from 0 to"),
+        ("pretrain finetune", ["--lr", "nan"], "--lr: must be a number over 0, not nan"),
+        ("pretrain finetune", ["--lr", "-1"], "--lr: must be a number over 0, not -1"),
+        ("pretrain finetune", ["--lr", "inf"], "--lr: must be a number over 0, not inf"),
+        ("pretrain finetune", ["--lr", "0"], "--lr: must be a number over 0, not 0"),
+        ("pretrain finetune", ["--max-cloud", "nan"], "--max-cloud: must be a number from 0 to 100, not nan"),
+        ("pretrain finetune", ["--max-cloud", "-3"], "--max-cloud: must be a number from 0 to 100, not -3"),
+        ("pretrain finetune", ["--save-minutes", "nan"], "--save-minutes: must be a number from 0, not nan"),
+        ("pretrain finetune", ["--width", "nan"], "--width: must be a number over 0, at most 1, not nan"),
+        ("pretrain finetune", ["--width", "2"], "--width: must be a number over 0, at most 1, not 2"),
+        ("pretrain finetune", ["--depth", "-1"], "--depth: must be a whole number from 0 to"),
+        ("pretrain finetune", ["--embed-dim", "0"], "--embed-dim: must be a whole number from 32 to"),
+        *(("pretrain finetune", [f"--{name}", value], f"--{name}: must be a whole number from 1 to 2,147,483,647, not {value}") for name in
+          ("epochs", "epoch-steps", "batch-size", "pool", "parts", "patience", "tiles-at-once") for value in ("0", "1.5", str(2 ** 31))),
+        ("evaluate probe", ["--pool", "0"], "--pool: must be a whole number from 1 to"),
+        ("evaluate", ["--tiles-at-once", "0"], "--tiles-at-once: must be a whole number from 1 to"),
+        ("finetune", ["--min-epochs", "-1"], "--min-epochs: must be a whole number from 0 to"),
+        ("finetune probe", ["--label-percent", "0"], "--label-percent: must be a whole number from 1 to 100, not 0"),
+        ("finetune probe", ["--label-percent", "101"], "--label-percent: must be a whole number from 1 to 100, not 101"),
+        ("run_tables", ["--nproc", "0"], "--nproc: must be a whole number from 1 to"),
+        ("run_tables", ["--jobs", "0"], "--jobs: must be a whole number from 1 to"),
+        ("run_tables", ["--seeds", "0,-1"], "--seeds: must be a whole number from 0 to 2,147,483,647, not -1"),
+        ("run_tables", ["--seeds", f"0,{2 ** 64}"], f"--seeds: must be a whole number from 0 to 2,147,483,647, not {2 ** 64}"),
+        *(("benchmarks.run", [f"--{name}", "0"], f"--{name}: must be a whole number from 1 to") for name in
+          ("tiles", "tiles-at-once", "threads", "repeats")),
+        ("studies.claims studies.finetuning studies.rehearsal", ["--jobs", "0"], "--jobs: must be a whole number from 1 to"),
+        ("studies.claims", ["--seeds", "x"], "--seeds: must be a whole number from 0 to 2,147,483,647, not x"),
+        ("datasets.demo", ["--seed", "-1"], "--seed: must be a whole number from 0 to"),
+        ("datasets.demo", ["--train", "0"], "--train: must be a whole number from 1 to"),
+        ("datasets.demo", ["--test", "-1"], "--test: must be a whole number from 1 to")) for script in scripts.split()])
+def test_a_number_out_of_its_range_is_one_line(script, options, error, capsys):
+    """Before anything is read; the line names the option, and is short whatever was typed."""
+    needed = {"evaluate": ["--checkpoint", "x", "--data-root", "x"], "probe": ["--checkpoint", "x", "--data-root", "x"],
+              "prepare": ["treesatai-ts", "--root", "x"], "run_tables": ["demo"], "datasets.demo": ["--root", "x"],
+              "pretrain": ["--dataset", "treesatai-ts", "--data-root", "x"],
+              "finetune": ["--dataset", "treesatai-ts", "--data-root", "x", "--init", "none"]}
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(script).main([*needed.get(script, []), *options])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and f"error: argument {error}" in last and len(last) < 200
+
+
+@pytest.mark.parametrize("option", [["--seed", str(2 ** 31 - 1)], ["--max-cloud", "0"], ["--max-cloud", "100"], ["--save-minutes", "inf"]])
+def test_the_largest_and_smallest_numbers_are_taken(option, demo, tmp_path):
+    if option[0] == "--max-cloud":
+        assert pretrain.command_line().parse_args(["--dataset", "treesatai-ts", "--data-root", "x", *option]).max_cloud == float(option[1])
+        return
+    finetune.main(["--dataset", "treesatai-ts", "--data-root", str(demo), "--init", "none", "--modalities", "s2", "--output",
+                   str(tmp_path), *SMALL, *MODEL, *option])
+    assert checkpoint.load(tmp_path / "finetuned.pt", "finetuned")["finished"]
 
 
 def test_an_error_in_a_reading_process_is_one_line_too(demo, tmp_path):

@@ -11,6 +11,7 @@ from datasets import default_modalities
 from datasets.sensors import SENSORS
 from datasets.splits import differs_from_release
 from utils.errors import UserError
+from utils.numbers import number, number_over, whole
 
 
 def parser(doc):
@@ -36,10 +37,10 @@ def add_data_options(options):
     group.add_argument("--modalities", default="all", metavar="KEYS",
                        help="all, or a comma-separated choice such as s2 or vhr,s1; all means those of the paper's tables "
                             "(s1 is the ascending orbit, s1-des must be asked for)")
-    group.add_argument("--parts", type=int, default=1, metavar="N",
+    group.add_argument("--parts", type=whole(1), default=1, metavar="N",
                        help="cut each tile of PASTIS-HD into N x N tiles with labels of their own, where memory is short; not in "
                             "the paper")
-    group.add_argument("--max-cloud", type=float, metavar="PERCENT",
+    group.add_argument("--max-cloud", type=number(0, 100), metavar="PERCENT",
                        help="leave out Sentinel-2 dates with a higher mean cloud or snow probability; not in the paper, "
                             "whose model finds them by itself")
     group.add_argument("--s1", choices=("released", "repaired"), default="released",
@@ -49,9 +50,9 @@ def add_data_options(options):
 
 
 def add_loader_options(group, pool=128):
-    group.add_argument("--workers", type=int, default=4,
+    group.add_argument("--workers", type=whole(0), default=4,
                        help="reading processes beside each training process; 0 reads in the training process itself")
-    group.add_argument("--pool", type=int, default=pool, metavar="TILES",
+    group.add_argument("--pool", type=whole(1), default=pool, metavar="TILES",
                        help="tiles in one forward pass of one process; negatives of the contrastive loss and the statistics of batch "
                             "norm come from the same pool, so a smaller one changes them (to save memory, see --tiles-at-once); "
                             "evaluation does not depend on it. Some compared methods have 8 or 32 on some datasets, see "
@@ -61,18 +62,18 @@ def add_loader_options(group, pool=128):
 def add_training_options(options, epochs, epoch_steps):
     """How long and how fast."""
     group = options.add_argument_group("training")
-    group.add_argument("--epochs", type=int, default=epochs, help="at most so many")
-    group.add_argument("--epoch-steps", type=int, default=epoch_steps, metavar="STEPS",
+    group.add_argument("--epochs", type=whole(1), default=epochs, help="at most so many")
+    group.add_argument("--epoch-steps", type=whole(1), default=epoch_steps, metavar="STEPS",
                        help="an epoch passes over the training tiles as often as it takes to make so many steps, so that validation, "
                             "scheduler and limits do not come too early where a pass is a step or two; 1: one pass. Not in the paper")
-    group.add_argument("--batch-size", type=int, default=384, metavar="TILES",
+    group.add_argument("--batch-size", type=whole(1), default=384, metavar="TILES",
                        help="tiles a step over all processes (the paper: 3 x 128); more than a pool a process are "
                             "accumulated")
-    group.add_argument("--seed", type=int, default=0, help="of the weights, the order of the tiles, the dates, the masks "
+    group.add_argument("--seed", type=whole(0), default=0, help="of the weights, the order of the tiles, the dates, the masks "
                                                            "and the label subset")
     group.add_argument("--output", metavar="DIR", help="folder for checkpoint and logs (default: under runs/); a run that was "
                                                        "stopped there goes on")
-    group.add_argument("--save-minutes", type=float, default=10,
+    group.add_argument("--save-minutes", type=number(0), default=10,
                        help="the run is saved after each epoch, and inside one after so many minutes")
     return group
 
@@ -83,10 +84,7 @@ def add_machine_options(options):
     group.add_argument("--precision", choices=("float32", "bfloat16"),
                        help="bfloat16: matrix products and convolutions by torch's autocast, weights and sums in float32 (default: "
                             "bfloat16 on a GPU that computes with it, else float32); scores are always computed in float32")
-    group.add_argument("--tiles-at-once", type=int, metavar="TILES",
-                       help="of omnisat: work through a pool in parts of so many tiles, whose activations are computed again in "
-                            "backward: less memory, about a third more time, the same result (default: the whole pool; over 16,384 patches, as "
-                            "128 tiles of PASTIS-HD have, parts of 4,096 patches)")
+    add_tiles_at_once(group)
     group.add_argument("--compile", action=argparse.BooleanOptionalAction,
                        help="compile the networks with torch.compile: minutes at the start (fewer the next time, what was compiled is kept), "
                             "faster steps on a GPU; needs a C++ compiler, on a GPU Triton too (default: in OmniSat's pretraining on a GPU, "
@@ -94,25 +92,29 @@ def add_machine_options(options):
     return group
 
 
+def add_tiles_at_once(group):
+    group.add_argument("--tiles-at-once", type=whole(1), metavar="TILES",
+                       help="of omnisat: work through a pool in parts of so many tiles, whose activations are computed again in "
+                            "backward: less memory, in training about a third more time, the same result (default: the whole pool; over "
+                            "16,384 patches, as 128 tiles of PASTIS-HD have, parts of 4,096 patches)")
+
+
 def add_model_options(options, default_dim, default_depth):
     group = options.add_argument_group("model")
-    group.add_argument("--embed-dim", type=int, default=default_dim, metavar="D", help="embedding size of omnisat; the paper: 256")
-    group.add_argument("--depth", type=int, default=default_depth, help="self-attention blocks of omnisat's combiner; the paper: 6")
+    group.add_argument("--embed-dim", type=whole(32), default=default_dim, metavar="D", help="embedding size of omnisat; the paper: 256")
+    group.add_argument("--depth", type=whole(0), default=default_depth, help="self-attention blocks of omnisat's combiner; the paper: 6")
     return group
 
 
 def add_width(group):
-    group.add_argument("--width", type=float,
+    group.add_argument("--width", type=number_over(0, 1),
                        help="of a compared method: its layers, of satmae, scalemae, croma and dofa their number too, and of the "
                             "first three the image side, as a share of the published size, for trials (default: 1)")
 
 
 def chosen_width(args):
-    """--width. Errors: UserError if it is no share."""
-    width = 1.0 if args.width is None else args.width
-    if not 0 < width <= 1:
-        raise UserError(f"--width must be over 0 and at most 1, not {width:g}")
-    return width
+    """--width, by default 1."""
+    return 1.0 if args.width is None else args.width
 
 
 def chosen_modalities(text, dataset):
@@ -129,13 +131,6 @@ def chosen_modalities(text, dataset):
 def modality_name(modalities, dataset):
     """The word in tables: all, one key, or keys joined by +."""
     return "all" if tuple(modalities) == default_modalities(dataset) else "+".join(modalities)
-
-
-def check_positive(args, *names):
-    """Errors: UserError for a number that must be at least 1 and is not."""
-    for name in names:
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
 
 
 def set_up(model, args, device, compiles):
@@ -164,10 +159,8 @@ def check_model(args):
     """Errors: UserError for a model that cannot be built; sizes that were left out (None) pass."""
     if args.model == "omnisat" and args.width is not None:
         raise UserError("--width does nothing in omnisat, whose sizes are --embed-dim and --depth; leave it out")
-    if args.embed_dim is not None and (args.embed_dim < 32 or args.embed_dim % 32):
+    if args.embed_dim is not None and args.embed_dim % 32:
         raise UserError(f"--embed-dim must be a multiple of 32, not {args.embed_dim}")
-    if args.depth is not None and args.depth < 0:
-        raise UserError(f"--depth must not be negative, but it is {args.depth}")
 
 
 def check_s1(args, modalities, pretrained=()):

@@ -63,7 +63,7 @@ def open_folder(target, kind, args, rank, **found):
 
 def pool_seed(seed, epoch, pool):
     """The seed of everything random about a pool. pool: its number in the epoch."""
-    return (seed * 10_007 + epoch) * 1_000_003 + pool
+    return ((seed * 10_007 + epoch) * 1_000_003 + pool) % 2 ** 64                 # of torch; it has no more
 
 
 class Training:
