@@ -56,17 +56,19 @@ def score(model, dataset, loader, pools, device, after_step, tunes=False):
         {"threshold": model.threshold.sigmoid().item()} if tunes else {})
 
 
-def score_test(path, data_root, pool, workers, place, csv=None):
+def score_test(path, data_root, pool, workers, place, csv=None, tiles_at_once=None):
     """Load a fine-tuned checkpoint, score its test split, write the row. Returns the scores.
 
-    pool: tiles in a forward pass, None for the model's default. place: (rank, world, device) of distributed.setup. Command, commit
+    pool: tiles in a forward pass, None for the model's default. tiles_at_once: OmniSat's, see utils.options. place: (rank, world, device) of distributed.setup. Command, commit
     and date of the row are those of the training.
     """
     rank, world, device = place
     saved = checkpoint.load(path, "finetuned")
     if not saved["finished"]:
         raise UserError(f"{path}: its training was stopped in epoch {len(saved['history']) + 1}; finetune.py goes on with it")
+    options.check_tiles_at_once(tiles_at_once, saved["config"]["model"])
     model = checkpoint.rebuild(path, saved).to(device)
+    model.tiles_at_once = tiles_at_once
     test = open_dataset(saved["dataset"], data_root, "test", list(model.sensors), max_cloud=saved["max_cloud"],
                         parts=saved["parts"], all_bands=model.all_bands, max_dates=saved.get("max_dates", MAX_DATES),
                         s1=s1_of(saved))
@@ -99,7 +101,7 @@ def command_line():
     arguments.add_argument("--checkpoint", required=True, metavar="FILE", help="finetuned.pt as finetune.py writes it")
     arguments.add_argument("--data-root", required=True, metavar="DIR", help="folder of the raw files")
     arguments.add_argument("--csv", metavar="FILE", help="table to add the row to; its name is the row's table")
-    options.add_loader_options(arguments, None)
+    options.add_tiles_at_once(options.add_loader_options(arguments, None))
     return arguments
 
 
@@ -108,7 +110,7 @@ def main(argv=None):
     args = command_line().parse_args(argv)
 
     place = distributed.setup()
-    scores = score_test(args.checkpoint, args.data_root, args.pool, args.workers, place, args.csv)
+    scores = score_test(args.checkpoint, args.data_root, args.pool, args.workers, place, args.csv, args.tiles_at_once)
     distributed.finish()
     if place[0] == 0:
         print(json.dumps({name: round(scores[name], 4) for name in ("f1_weighted", "f1_macro", "f1_micro", "map", "n")}))

@@ -194,7 +194,7 @@ def fit(training, dataset, loader, pools, progress):
 def test(target, args, place):
     """With --csv: score the test split with the best epoch, and write the row."""
     if args.csv:
-        scores = score_test(target, args.data_root, args.pool, args.workers, place, args.csv)
+        scores = score_test(target, args.data_root, args.pool, args.workers, place, args.csv, args.tiles_at_once)
         if place[0] == 0:
             print(f"test: weighted F1 {scores['f1_weighted']:.1f}, macro F1 {scores['f1_macro']:.1f}, mAP {scores['map']:.1f} "
                   f"on {scores['n']} tiles; best epoch {scores['epoch']}; row added to {args.csv}", file=sys.stderr)
@@ -259,7 +259,15 @@ def main(argv=None):
     def dataset(split, **choice):
         return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, max_cloud=args.max_cloud,
                             parts=args.parts, all_bands=method.all_bands, max_dates=dates, s1=args.s1, **choice)
-    train, val = distributed.first_alone(lambda: (dataset("train", label_percent=args.label_percent), dataset("val")))
+
+    def datasets():
+        if args.csv:
+            dataset("test")                                                   # what is missing there is told now, not at the end
+        return dataset("train", label_percent=args.label_percent), dataset("val")
+    train, val = distributed.first_alone(datasets)
+    if len(train) < method.least_tiles:
+        raise UserError(f"{args.data_root}: {len(train)} training tiles at {args.label_percent} % of the labels; {args.model} looks for the "
+                        f"nearest {method.least_tiles}: give it more, or more labels", is_told=rank > 0)
     for path, pretrained in start.pretrained:
         if pretrained["val_hash"] != val.list_hash:
             raise UserError(f"{path}: pretrained with another list of validation tiles than {args.data_root} gives now; was a val "

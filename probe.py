@@ -199,7 +199,7 @@ def command_line():
                            help="stratified shares of the training labels, as fine-tuning draws them")
     arguments.add_argument("--classifiers", nargs="+", choices=CLASSIFIERS, default=list(CLASSIFIERS), help="which")
     arguments.add_argument("--csv", metavar="FILE", help="table to add the rows to")
-    options.add_loader_options(arguments, None)
+    options.add_tiles_at_once(options.add_loader_options(arguments, None))
     return arguments
 
 
@@ -210,6 +210,7 @@ def main(argv=None):
     rank, world, device = place = distributed.setup()
     saved = read_checkpoint(args.checkpoint)
     args.dataset, method = saved["dataset"], MODELS[saved["config"]["model"]]
+    options.check_tiles_at_once(args.tiles_at_once, saved["config"]["model"])
     there = [sensor["key"] for sensor in saved["config"]["sensors"]]
     whole = options.modality_name(there, args.dataset)
     choices = args.modalities or list(dict.fromkeys([whole, *(there if method is MODELS["omnisat"] else [])]))
@@ -236,6 +237,7 @@ def main(argv=None):
         for what, weights in [(what, weights) for what in wanted for weights in (["none"] if what == "handmade" else args.weights)]:
             # ---- features
             model = model_of(args.checkpoint, saved, train.sensors, len(train.classes), weights).to(device)
+            model.tiles_at_once = args.tiles_at_once
             x = []
             for name, split in zip(("train", "val", "test"), splits):
                 about = {"checkpoint": own_hash, "weights": weights, "features": what, "sensors": list(keys),

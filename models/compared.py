@@ -72,6 +72,7 @@ class Compared(nn.Module):
     """
     rates, rates_from, published, init, weights, pretraining = {}, "official code", (), "imagenet", "resnet50", "none"
     all_bands, pools, vectors, has_head = False, {}, {}, False
+    least_tiles = 1    # training tiles that it needs
     is_fitted, tunes_threshold = False, False    # whether all tiles are learned from at once, by a method fit; see evaluate.score
     # of methods that pretrain themselves: {dataset: {modality: learning rate}}, and keys that a modality stands for, if not its own
     pretrain_rates, sees = {}, {}

@@ -7,7 +7,7 @@ from torch import nn
 from models.compared import Compared, RGBResNet50
 from models.inputs import single_date
 from models.lightgbm import LightGBM
-from models.mosaiks import MOSAIKS
+from models.mosaiks import MOSAIKS, NEIGHBOURS
 
 
 class Fitted(Compared):
@@ -63,7 +63,7 @@ class Trees(Fitted):
 
 class RandomFeatures(Fitted):
     """MOSAIKS (Rolf et al., 2021)."""
-    rates, pretraining = {"treesatai": {"s2": None}}, "self"
+    rates, pretraining, least_tiles = {"treesatai": {"s2": None}}, "self", NEIGHBOURS
 
     def build(self, num_classes, width):
         (key, sensor), = self.sensors.items()

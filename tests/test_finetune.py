@@ -1,17 +1,23 @@
 """Which epoch fine-tuning keeps, and when it stops, in the regimes of the tables: the fewer steps an epoch, the more can go wrong."""
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import evaluate
 import finetune
 import pretrain
+import probe
 from datasets import open_dataset
 from datasets.demo import write_treesatai
+from models.omnisat import OmniSat
 from utils import checkpoint
+from utils.errors import UserError
 from utils.metrics import constant_scores, count, f1_scores
+from utils.results import read_rows
 
 MODEL = ["--embed-dim", "32", "--depth", "1"]
 
@@ -89,3 +95,67 @@ def test_one_step_a_pass_trains_until_it_has_learned(data, tmp_path):
     assert header["options"]["epoch_steps"] == 20 and saved["epoch"] > 1
     train, val = (open_dataset("treesatai", data, split, ("s2",)).labels for split in ("train", "val"))
     assert epochs[saved["epoch"] - 1]["val_f1_macro"] > constant_scores(train, val)[1]
+
+
+# ---- what is told before the training, not after ----------------------------------------------------------------------
+
+def test_the_test_split_is_looked_at_first(data, tmp_path):
+    """A file of a test tile that is not there ends a run with --csv before its first epoch; without --csv it is not needed."""
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    tile = (broken / "split" / "test_filenames.lst").read_text().split()[0][:-len(".tif")]
+    (victim,) = (broken / "sentinel-ts").glob(f"{tile}_*.h5")
+    victim.unlink()
+    more = ["--init", "none", *MODEL, "--epochs", "1", "--epoch-steps", "1"]
+    with pytest.raises(UserError, match=f"{tile}.tif: no file of s2 "):
+        finetune.main(options(broken, tmp_path / "run", *more, "--csv", str(tmp_path / "table2.csv")))
+    assert not (tmp_path / "run" / "finetuned.pt").exists() and not (tmp_path / "run" / "log.jsonl").exists()
+    finetune.main(options(broken, tmp_path / "run", *more))
+    assert (tmp_path / "run" / "finetuned.pt").exists()
+
+
+def test_all_that_score_obey_tiles_at_once(data, tmp_path, monkeypatch):
+    """The last test of finetune.py, evaluate.py and probe.py, whose parts have the same scores as the whole."""
+    seen, original, run = [], OmniSat.encode, tmp_path / "run"
+
+    def encode(self, batch):
+        if not self.training:
+            seen.append((self.tiles_at_once, len(self.parts(batch))))
+        return original(self, batch)
+    monkeypatch.setattr(OmniSat, "encode", encode)
+    finetune.main(options(data, run, "--init", "none", *MODEL, "--epochs", "1", "--epoch-steps", "1", "--tiles-at-once", "2", "--csv",
+                          str(tmp_path / "table2.csv")))
+    assert seen.pop() == (2, 2) and {tiles for tiles, _ in seen} == {2}       # the test's 4 tiles, and validation's
+    (first,) = read_rows(tmp_path / "table2.csv")
+    again = ["--checkpoint", str(run / "finetuned.pt"), "--data-root", str(data), "--workers", "0", "--csv"]
+    for tiles, parts in ((["--tiles-at-once", "3"], {(3, 2)}), ([], {(None, 1)})):
+        seen.clear()
+        evaluate.main([*again, str(tmp_path / "again" / "table2.csv"), *tiles])
+        assert set(seen) == parts
+        (row,) = read_rows(tmp_path / "again" / "table2.csv")
+        assert [row[name] for name in ("f1_weighted", "f1_macro", "map")] == [first[name] for name in ("f1_weighted", "f1_macro", "map")]
+    seen.clear()
+    probe.main([*again[:-1], "--features", "tile", "--weights", "own", "--modalities", "s2", "--classifiers", "knn", "--label-percent",
+                "100", "--tiles-at-once", "1"])
+    assert seen and {tiles for tiles, _ in seen} == {1}
+
+
+def test_tiles_at_once_is_refused_where_it_does_nothing(data, tmp_path):
+    few = ["--dataset", "treesatai", "--data-root", str(data), "--modalities", "s2", "--workers", "0", "--model", "mosaiks", "--init", "none"]
+    finetune.main([*few, "--output", str(tmp_path)])
+    for script in (evaluate, probe):
+        with pytest.raises(UserError, match="--tiles-at-once does nothing in mosaiks; leave it out"):
+            script.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--workers", "0", "--tiles-at-once", "2"])
+
+
+@pytest.mark.parametrize("model", ["mosaiks", "lightgbm"])
+def test_few_tiles_for_what_is_fitted(model, data, tmp_path):
+    """mosaiks looks for five neighbours; the trees make do with two tiles."""
+    few = ["--dataset", "treesatai", "--data-root", str(data), "--modalities", "s2", "--workers", "0", "--model", model, "--init", "none",
+           "--label-percent", "10", "--output", str(tmp_path)]
+    if model == "lightgbm":
+        finetune.main(few)
+        return
+    with pytest.raises(UserError, match="2 training tiles at 10 % of the labels; mosaiks looks for the nearest 5: give it more"):
+        finetune.main(few)
+    assert not (tmp_path / "finetuned.pt").exists()

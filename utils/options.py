@@ -50,6 +50,7 @@ def add_data_options(options):
 
 
 def add_loader_options(group, pool=128):
+    """How tiles are read and fed. Returns the group."""
     group.add_argument("--workers", type=whole(0), default=4,
                        help="reading processes beside each training process; 0 reads in the training process itself")
     group.add_argument("--pool", type=whole(1), default=pool, metavar="TILES",
@@ -57,6 +58,7 @@ def add_loader_options(group, pool=128):
                             "norm come from the same pool, so a smaller one changes them (to save memory, see --tiles-at-once); "
                             "evaluation does not depend on it. Some compared methods have 8 or 32 on some datasets, see "
                             "PAPER.md")
+    return group
 
 
 def add_training_options(options, epochs, epoch_steps):
@@ -97,6 +99,12 @@ def add_tiles_at_once(group):
                        help="of omnisat: work through a pool in parts of so many tiles, whose activations are computed again in "
                             "backward: less memory, in training about a third more time, the same result (default: the whole pool; over "
                             "16,384 patches, as 128 tiles of PASTIS-HD have, parts of 4,096 patches)")
+
+
+def check_tiles_at_once(tiles, name):
+    """Errors: UserError for --tiles-at-once of a compared method, in which it does nothing."""
+    if tiles is not None and name != "omnisat":
+        raise UserError(f"--tiles-at-once does nothing in {name}; leave it out")
 
 
 def add_model_options(options, default_dim, default_depth):
