@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datasets import READERS, band_statistics, open_dataset, orders, splits
+from datasets.loading import Loader
 from datasets.sensors import SENSORS
 from datasets.tiles import clean, missing
 from run_tables import FOLDERS
@@ -193,8 +194,8 @@ def check_all(datasets, progress, workers):
     with open(progress, "a") as file, tqdm(total=total, desc="checking", unit="tile") as bar:
         file.write("\n" if is_cut_off else "")
         for split, dataset in datasets.items():
-            loader = DataLoader(Records(dataset, known), batch_size=None, collate_fn=_same,
-                                num_workers=workers if len(dataset) > 64 else 0)  # few tiles are not worth a start
+            loader = Loader(Records(dataset, known), batch_size=None, collate_fn=_same,
+                            num_workers=workers if len(dataset) > 64 else 0)  # few tiles are not worth a start
             for record, is_new in loader:
                 records[split].append(record)
                 if is_new:

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import BUSY, STOPPED, UserError, run
+from utils.errors import BUSY, SIGNALS, STOPPED, UserError, run
 from utils.files import end_with_parent
 from utils.numbers import whole, whole_list
 from utils.results import (CELLS, COLUMNS, KEYS, SCORED, TABLES, finetuning_folder, folder_of, identity, key_of, pretraining_folder,
@@ -251,7 +251,7 @@ def run_all(planned, at_a_time):
     """
     waiting, running, failed, number = list(planned), {}, {}, 0
     names, later = {job.name for job in planned}, {}                          # not done yet; not to be tried before
-    before = {sent: signal.signal(sent, lambda *_: sys.exit(STOPPED)) for sent in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {sent: signal.signal(sent, lambda *_: sys.exit(STOPPED)) for sent in SIGNALS}
     try:
         while waiting or running:
             for job in list(waiting):
@@ -301,7 +301,7 @@ def start(job, at_a_time):
     (ROOT / job.log).parent.mkdir(parents=True, exist_ok=True)
     threads = {"OMP_NUM_THREADS": "1"} if at_a_time > 1 else {}
     with open(ROOT / job.log, "a", encoding="utf-8") as log:
-        return subprocess.Popen(job.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, preexec_fn=end_with_parent,
+        return subprocess.Popen(job.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, preexec_fn=end_with_parent if os.name == "posix" else None,
                                 env=os.environ | {"TQDM_MININTERVAL": "1"} | threads)
 
 
@@ -358,7 +358,7 @@ def main(argv=None):
     if at_a_time > 1 and not demo:
         arguments.error("--jobs: several commands at a time would share one GPU; it is for the demo")
 
-    if args.list or args.dry_run:
+    if (args.list or args.dry_run) and hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)                         # `| head` is no error
     if args.list:
         print(",".join(KEYS), *map(key, cells), sep="\n")

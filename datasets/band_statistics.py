@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from datasets.files import read_text
+from datasets.loading import Loader
 from datasets.splits import fingerprint
 from utils.errors import UserError
 from utils.files import written_whole
@@ -64,7 +65,7 @@ def training_statistics(dataset, workers=0, fresh=False):
              {"lowest": sensor.lowest}) for sensor in dataset.sensors}
     if all(key in known and known[key]["sensor"] == about[key] for key in dataset.modalities):
         return {key: known[key] for key in dataset.modalities}
-    loader = torch.utils.data.DataLoader(_Sums(dataset), batch_size=None, num_workers=workers)
+    loader = Loader(_Sums(dataset), batch_size=None, num_workers=workers)
     total = None
     for sums in tqdm(loader, desc=f"statistics of {dataset.name}", unit="tile"):
         total = sums if total is None else {key: total[key] + sums[key] for key in sums}

@@ -10,13 +10,17 @@ epochs (validation, scheduler, patience, limits) then means the same with 291 ti
 import math
 import os
 import signal
+import threading
+import time
 from functools import partial, reduce
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from utils.distributed import give_memory_back
+from utils.errors import UserError
 
 
 class Pools(Sampler):
@@ -117,13 +121,81 @@ def collate(items, keeps=True):
     return batch
 
 
+class Loader(DataLoader):
+    """A DataLoader that tells of a reading process that was killed by a UserError, and only where a batch is waited for.
+
+    By itself torch raises a RuntimeError wherever the training process is when the system tells it: in a save, whose file then cannot
+    be ended, in an except clause, whose error then hides it, or in a clean-up, where it is lost; or, if the reader's sockets are closed
+    before it counts as dead, an OSError or EOFError of the connection.
+    """
+    def __iter__(self):
+        batches = waited(super().__iter__, getattr(self._iterator, "_workers", ()))    # those kept from the last epoch
+        if self.num_workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGCHLD)
+            if callable(handler) and handler is not child_ended:
+                _waiting.torchs = handler
+                signal.signal(signal.SIGCHLD, child_ended)
+        return self._told(batches)
+
+    def _told(self, batches):
+        readers, end = getattr(batches, "_workers", ()), object()
+        while (batch := waited(lambda: next(batches, end), readers)) is not end:
+            yield batch
+
+
+_waiting = SimpleNamespace(now=False, torchs=None)    # whether a batch is waited for; torch's handler of SIGCHLD
+
+
+def child_ended(number, frame):
+    """In place of torch's handler of SIGCHLD, which raises: it does while a batch is waited for, and once."""
+    if _waiting.now:
+        _waiting.now = False
+        _waiting.torchs(number, frame)
+
+
+def waited(function, readers):
+    """The function's value. readers: the processes that it waits for. Errors: UserError if one of them is dead, or dies."""
+    try:
+        _waiting.now = True                                                   # before the look: nothing is missed in between
+        if any(not reader.is_alive() for reader in readers):
+            raise UserError(killed(readers))
+        return function()
+    except (RuntimeError, OSError, EOFError) as error:
+        _waiting.now = False
+        is_torchs, is_readers_own = (words in str(error) for words in ("DataLoader worker (pid", "in DataLoader worker process"))
+        if is_torchs or not is_readers_own and is_dead_soon(readers):
+            raise UserError(killed(readers)) from error
+        raise
+    finally:
+        _waiting.now = False
+
+
+def is_dead_soon(readers, seconds=5):
+    """Whether one of some processes ends within so many seconds: its connections are closed before it counts as dead."""
+    end = time.time() + seconds
+    while readers and time.time() < end:
+        if any(not reader.is_alive() for reader in readers):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def killed(readers):
+    """What to say of the one of some processes that is dead."""
+    codes = [code for reader in readers if (code := reader.exitcode)]
+    by = f" ({signal.Signals(-codes[0]).name if codes[0] < 0 else f'exit code {codes[0]}'})" if codes else ""
+    return (f"a reading process was killed{by}; if memory or /dev/shm is short, or a file was cut off while it was read, mend that: fewer "
+            "--workers (0 reads in the training process) or a smaller --pool")
+
+
 def begin_reading(_):
     """Set up a reading process: it ends with the training process, and gives the memory of large tiles back.
 
     Signals that are meant for the run, and Ctrl-C, go past it.
     """
-    os.setsid()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(os, "setsid"):                                                 # not on Windows
+        os.setsid()
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     give_memory_back()
 
 
@@ -132,6 +204,6 @@ def make_loader(dataset, pools, workers):
 
     Each process prepares one pool ahead: 128 tiles of PASTIS-HD are 3.4 GB of shared memory, and take up to 4.3 GB in all.
     """
-    return DataLoader(dataset, batch_sampler=pools, collate_fn=partial(collate, keeps=False), num_workers=workers,
-                      prefetch_factor=1 if workers else None, pin_memory=torch.cuda.is_available(),
-                      persistent_workers=workers > 0, worker_init_fn=begin_reading)
+    return Loader(dataset, batch_sampler=pools, collate_fn=partial(collate, keeps=False), num_workers=workers,
+                  prefetch_factor=1 if workers else None, pin_memory=torch.cuda.is_available(),
+                  persistent_workers=workers > 0, worker_init_fn=begin_reading)

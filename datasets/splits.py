@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datasets.files import read_text
+from datasets.loading import Loader
 from utils.errors import UserError
 from utils.files import written_whole
 
@@ -100,7 +101,7 @@ def saved_labels(release, names, origin, read, classes):
     path = list_path(release, names, origin, "labels")
     if not path.exists():
         workers = min(16, os.cpu_count() or 1) if len(names) > 500 else 0         # few tiles are not worth a start
-        loader = DataLoader(_Calls(len(names), read), batch_size=None, num_workers=workers)
+        loader = Loader(_Calls(len(names), read), batch_size=None, num_workers=workers)
         present = tqdm(loader, desc=f"labels of {release}", unit="tile", total=len(names), leave=False)
         write_labels(path, names, [np.flatnonzero(row).tolist() for row in present], classes)
     labels = np.zeros((len(names), len(classes)), bool)

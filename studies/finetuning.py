@@ -16,7 +16,6 @@ Rows go to results/study/ as they come: finetuning.csv, features.csv (frozen fea
 import argparse
 import copy
 import csv
-import fcntl
 import functools
 import itertools
 import math
@@ -40,7 +39,7 @@ from models.norms import BatchNorm
 from models.omnisat import OmniSat
 from studies.data import crops, forest, rows_of
 from utils.errors import UserError
-from utils.files import written_whole
+from utils.files import wait_for_lock, written_whole
 from utils.log import provenance
 from utils.metrics import constant_scores, count, epoch_score, f1_scores, mean_average_precision
 from utils.numbers import whole
@@ -343,7 +342,7 @@ def append(path, row):
     """Add a row (a dict) to a table; several processes may do so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", newline="", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for_lock(file)
         writer = csv.DictWriter(file, row, lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()

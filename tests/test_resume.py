@@ -1,6 +1,7 @@
 """What was stopped goes on with the same result; nothing is lost or mixed up on the way."""
 import errno
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -19,6 +20,7 @@ from torch import nn
 import evaluate
 import finetune
 import pretrain
+from datasets import loading
 from datasets.demo import write_treesatai
 from models.omnisat import OmniSat
 from utils import checkpoint, distributed
@@ -147,6 +149,88 @@ def test_a_killed_reading_process_is_one_line(data, tmp_path):
     assert process.wait(60) == 1
     told = log.read_text()
     assert "pretrain.py: error: a reading process was killed" in told and "--workers" in told and "Traceback" not in told
+
+
+PLACES = ("save", "except", "clean-up", "between epochs", "validation")    # where the training process is when a reader dies
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_reader_that_dies_anywhere_is_told_where_the_next_batch_is_waited_for(place, data, tmp_path, monkeypatch):
+    """Torch would tell it there and then: in a save it breaks the file, an except clause or a clean-up swallows it."""
+    target, killed = tmp_path / "pretrained.pt", []
+
+    def kill():
+        """Returns once the system has told the training process."""
+        if not killed:
+            reader = sorted(multiprocessing.active_children(), key=lambda child: child.pid)[-1]
+            killed.append(reader.pid)
+            os.kill(reader.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, reader.pid, os.WEXITED | os.WNOWAIT)
+            time.sleep(0.1)
+
+    def swallowing(function):
+        def wrapped(self, *arguments):
+            if (self.epoch, self.step) >= (1, 2):
+                try:
+                    kill()
+                except RuntimeError:
+                    pass
+            return function(self, *arguments)
+        return wrapped
+
+    class Kills:
+        def __del__(self):
+            kill()
+
+    if place == "save":
+        original = torch.save
+
+        def save(*arguments):
+            kill()
+            original(*arguments)
+        monkeypatch.setattr(torch, "save", save)
+    elif place == "except":
+        monkeypatch.setattr(Training, "end_step", swallowing(Training.end_step))
+    elif place == "clean-up":
+        original_step = Training.end_step
+
+        def end_step(self):
+            Kills()
+            original_step(self)
+        monkeypatch.setattr(Training, "end_step", end_step)
+    elif place == "between epochs":
+        original_epoch = Training.end_epoch
+
+        def end_epoch(self, *arguments, **choices):
+            original_epoch(self, *arguments, **choices)
+            kill()
+        monkeypatch.setattr(Training, "end_epoch", end_epoch)
+    else:
+        monkeypatch.setattr(Training, "means", lambda self, tiles: kill() or dict.fromkeys(self.terms, 1.0))
+    with pytest.raises(UserError, match=r"a reading process was killed \(SIGKILL\); if memory .*fewer --workers"):
+        pretraining(data, tmp_path, "--workers", "2")
+    assert killed and (place in ("except", "clean-up", "validation") or not checkpoint.load(target, "pretrained")["finished"])
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_reader_whose_connection_is_closed_before_it_is_dead():
+    """What a queue raises in the training process is told as the death of the reader, if that comes within seconds; else as it is."""
+    def broken(*_):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    def own(*_):
+        raise FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")
+    reader = multiprocessing.Process(target=time.sleep, args=(0.5,))
+    reader.start()
+    started = time.time()
+    with pytest.raises(FileNotFoundError):
+        loading.waited(own, [reader])
+    assert time.time() - started < 0.4
+    with pytest.raises(UserError, match="a reading process was killed"):
+        loading.waited(broken, [reader])
+    reader.join()
+    with pytest.raises(ConnectionResetError):
+        loading.waited(broken, [])
 
 
 # ---- what must not be mixed up --------------------------------------------------------------------------------------

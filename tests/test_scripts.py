@@ -281,6 +281,46 @@ def test_a_number_out_of_its_range_is_one_line(script, options, error, capsys):
     assert ended.value.code == 2 and f"error: argument {error}" in last and len(last) < 200
 
 
+WINDOWS = """
+import os, runpy, signal, sys
+sys.modules["fcntl"] = None                                                   # its import fails, as there
+del signal.SIGUSR1, signal.SIGPIPE, os.setsid
+opened = os.open
+def no_folders(path, *more, **choices):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", path)
+    return opened(path, *more, **choices)
+os.open = no_folders
+sys.argv = sys.argv[1:]
+sys.path.insert(0, "")
+runpy.run_path(sys.argv[0] + ".py", run_name="__main__")
+"""
+
+
+def on_windows(*command):
+    """A script in a process without what Windows lacks of Python's library."""
+    return subprocess.run([sys.executable, "-c", WINDOWS, *command], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("script", ["pretrain", "finetune", "evaluate", "probe", "prepare", "run_tables", "compare", "datasets/demo",
+                                    "benchmarks/run", "studies/finetuning"])
+def test_help_without_fcntl(script):
+    run = on_windows(script, "--help")
+    assert run.returncode == 0 and "usage:" in run.stdout and run.stderr == "", run.stderr
+
+
+def test_a_training_without_fcntl_says_what_does_not_work(demo, tmp_path):
+    """One line, once: the folder and the table are not locked; the run, with a reading process, and its row are as ever."""
+    command = ["finetune", "--dataset", "treesatai-ts", "--data-root", str(demo), "--init", "none", "--modalities", "s2", *SMALL, *MODEL,
+               "--workers", "1", "--output", str(tmp_path / "run"), "--csv", str(tmp_path / "table2.csv")]
+    run = on_windows(*command)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("warning: this system has no fcntl") == 1
+    assert "see to it that no two processes work in one folder or write to one table" in run.stderr
+    assert checkpoint.load(tmp_path / "run" / "finetuned.pt", "finetuned")["finished"] and len(read_rows(tmp_path / "table2.csv")) == 1
+
+
 @pytest.mark.parametrize("option", [["--seed", str(2 ** 31 - 1)], ["--max-cloud", "0"], ["--max-cloud", "100"], ["--save-minutes", "inf"]])
 def test_the_largest_and_smallest_numbers_are_taken(option, demo, tmp_path):
     if option[0] == "--max-cloud":

@@ -25,6 +25,7 @@ def setup():
     global _cpu_group
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
+    exact_float32()
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
@@ -35,6 +36,11 @@ def setup():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **meeting_point(rank, world))
         _cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE) if device.type == "cuda" else None
     return rank, world, device
+
+
+def exact_float32():
+    """Have float32 be float32 on a GPU: by default torch's convolutions round their factors to 10 bits (TF32)."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def meeting_point(rank, world):

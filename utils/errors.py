@@ -1,8 +1,11 @@
 """Errors that are the input's or the machine's fault: one line that names the culprit and says what to do, no trace."""
 import os
+import signal
 import sys
 from pathlib import Path
 
+# of Slurm, torchrun and kill; Windows has no second one
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 STOPPED, BUSY = 75, 76    # exit codes: stopped by a signal, after saving; another process has the output folder
 
 
@@ -27,7 +30,7 @@ class Stopped(UserError):
 def run(main):
     """Run a script's main(); what is no fault of the code becomes one line and an exit code.
 
-    That is a UserError, also one from a loader's worker process; the loss of such a process; a file that cannot be opened or written;
+    That is a UserError, also one from a loader's worker process; a file that cannot be opened or written;
     Ctrl-C; and, on one of several processes, the loss of another, which has told why.
     """
     script, is_one = Path(sys.argv[0]).name, int(os.environ.get("WORLD_SIZE", 1)) == 1
@@ -47,9 +50,6 @@ def run(main):
         print(f"{script}: interrupted; the same command goes on with what was saved (SIGTERM saves first)", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            sys.exit(f"{script}: error: a reading process was killed ({str(error).splitlines()[0]}); if memory or /dev/shm is short, or a "
-                     "file was cut off while it was read, mend that: fewer --workers (0 reads in the training process) or a smaller --pool")
         if is_one or not is_lost_process(error):
             raise
         sys.exit(f"{script}: process {os.environ.get('RANK')} ends, because another one did, for its own reason")

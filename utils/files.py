@@ -1,7 +1,6 @@
 """Files that are written whole or not at all, whenever the process or the machine is stopped; folders for one process; orphans."""
 import ctypes
 import errno
-import fcntl
 import os
 import signal
 import sys
@@ -9,6 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.errors import BUSY, UserError
+
+try:
+    import fcntl
+except ImportError:                                                           # Windows
+    fcntl = None
 
 
 @contextmanager
@@ -26,10 +30,12 @@ def written_whole(path, mode="w"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        with suppress(OSError):                                               # of the new name too, where the file system can
-            os.fsync(folder)
-        os.close(folder)
+        with suppress(OSError):                                               # of the new name too, where the system can
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         kept = "; the one of before is as it was" if path.exists() else ""
         raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
@@ -45,6 +51,8 @@ def lock(path, doing):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w", encoding="utf-8")
+    if not has_locks():
+        return file
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)                      # not flock: child processes would inherit it
     except OSError as error:
@@ -53,6 +61,24 @@ def lock(path, doing):
             raise UserError(f"{path}: cannot be locked ({error.strerror}); choose a folder on a file system that has locks") from error
         raise UserError(f"{path}: another process {doing}; wait for it, or choose another folder", code=BUSY) from error
     return file
+
+
+def has_locks():
+    """Whether the system has locks of files; if not, one line says what does not work, once."""
+    if fcntl is None and not _told:
+        print("warning: this system has no fcntl, as Windows: without locks, see to it that no two processes work in one folder or write to "
+              "one table", file=sys.stderr)
+        _told.append(True)
+    return fcntl is not None
+
+
+def wait_for_lock(file):
+    """Take a lock of an open file for this process, as soon as no other has it; closing the file frees it."""
+    if has_locks():
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+_told = []    # whether has_locks has
 
 
 def end_with_parent():

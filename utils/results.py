@@ -1,11 +1,10 @@
 """The CSV files of results: one row a cell and seed, with where it came from; counts beside it."""
 import csv
-import fcntl
 import json
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import written_whole
+from utils.files import wait_for_lock, written_whole
 
 CELLS = Path(__file__).parent.parent / "results" / "paper" / "cells.csv"
 TABLES = ("table2", "table3", "table4", "table5")
@@ -74,7 +73,7 @@ def write_row(path, row, counts=None, keys=KEYS, columns=COLUMNS):
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".counts.jsonl")
     with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_for_lock(lock)
         rows = [r for r in read_rows(path, keys) if identity(r, keys) != identity(row, keys)] + [row]
         lines = [json.loads(line) for line in beside.read_text().splitlines()] if beside.exists() else []
         lines = [line for line in lines if identity(line, keys) != identity(row, keys)]

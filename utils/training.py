@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from utils import checkpoint, distributed
-from utils.errors import Stopped, UserError
+from utils.errors import SIGNALS, Stopped, UserError
 from utils.files import lock, written_whole
 from utils.log import Log
 
@@ -28,7 +28,6 @@ FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes"
 SAME = {"config": "its sensors or its sizes", "split_hash": "its training tiles", "val_hash": "its validation tiles",
         "val_order": "the order of its validation tiles", "max_dates": "the number of dates it takes of a series"}
 BEFORE = {"max_dates": 50}    # in runs of before this was written down
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)    # of Slurm, torchrun and kill
 _locks = []    # of the folders that this process trains in, kept until it ends
 
 
