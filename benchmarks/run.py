@@ -41,7 +41,7 @@ from datasets.sensors import SENSORS
 from losses.contrastive import contrastive_loss
 from models.omnisat import OmniSat, part_of, part_of_targets
 from utils import options
-from utils.distributed import reuse_memory, to_device
+from utils.distributed import exact_float32, reuse_memory, to_device
 from utils.errors import UserError
 from utils.errors import run as run_script
 from utils.log import provenance
@@ -204,6 +204,7 @@ def measure(row):
     device = torch.device(row["device"])
     if device.type == "cpu" and row["form"] in ("ours", "plain, memory kept"):
         reuse_memory()
+    exact_float32()
     if row["part"] == "ceiling":
         return {"flops": ceiling(device, row["precision"])}
     try:

@@ -120,6 +120,14 @@ def test_processes_compute_what_one_does(world, tmp_path):
         assert gradient < 1e-11 and statistic < 1e-14, case
 
 
+def test_float32_is_float32_on_a_gpu():
+    """No TF32 in convolutions either, which torch allows by default."""
+    code = ("import torch; from utils import distributed; print(torch.backends.cudnn.allow_tf32); distributed.setup(); "
+            "print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)")
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "False", "False"], run.stderr
+
+
 def test_every_parameter_has_a_gradient_in_these_cases():
     assert all(gradient.abs().max() > 0 for gradient in run_case("uneven last step")[0].values())
 
