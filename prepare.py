@@ -363,12 +363,15 @@ def prepare(args, report, progress):
         raise UserError(f"{args.root}: no such folder; --root is the folder of what was downloaded, see README")
 
     # ---- unpack, list, check
-    unpacked, found = unpack(args.root, READERS[args.dataset].skipped if args.dataset in READERS else ())
-    findings = [finding(args.dataset, kind, text, modality="zip", file=path) for kind, text, path in found]
+    unpacked, found_in_zips = unpack(args.root, READERS[args.dataset].skipped if args.dataset in READERS else ())
+    findings = [finding(args.dataset, kind, text, modality="zip", file=path) for kind, text, path in found_in_zips]
     try:
         datasets, found = open_splits(args.dataset, args.root, keys)
     except UserError as error:
         write_report(report, findings + [finding(args.dataset, "not listed", error)])
+        broken = [f"{path}: {kind}, {text}" for kind, text, path in found_in_zips if kind == "broken zip"]
+        if broken:                                                                # what is not listed may be in there
+            raise UserError("; ".join([*broken[:3], *([f"{len(broken) - 3} more"] if len(broken) > 3 else []), str(error)])) from error
         raise
     records, new = check_all(datasets, progress, args.workers)
     findings += found + [finding(args.dataset, kind, text, split, tile, key) for split, dataset in datasets.items()

@@ -481,3 +481,10 @@ def test_weights_are_fetched_by_name(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         prepare.main(["treesatai"])
     assert "--root is required" in capsys.readouterr().err
+
+
+def test_a_broken_zip_is_named_before_the_list_that_it_may_hold(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "labels.zip").write_bytes(b"PK, cut off")
+    with pytest.raises(UserError, match=r"raw/labels.zip: broken zip, .*download it again; .*no TreeSatBA_v9"):
+        prepare.main(["treesatai-ts", "--root", str(tmp_path / "raw"), "--report", str(tmp_path / "report.csv"), "--workers", "0"])
