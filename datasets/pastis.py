@@ -6,6 +6,7 @@
     ANNOTATIONS/TARGET_<id>.npy                          crop of each pixel, in channel 0
 """
 import json
+import math
 import os
 from pathlib import Path
 
@@ -24,6 +25,17 @@ FOLDS = {"train": (1, 2, 3), "val": (4,), "test": (5,)}
 SIDE, PATCH = 128, 4           # pixels of the series; 40 m patches
 
 
+def whole_number(value, name):
+    """1 of 1, 1.0, "1" or "1.0": tools that save the file again write each. Errors: ValueError naming the property."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (ValueError, TypeError):
+        number = math.nan
+    if not 0 <= number < 2 ** 53 or number != int(number):
+        raise ValueError(f"{name} is not a whole number but {repr(value)[:40]}")
+    return int(number)
+
+
 def read_metadata(path):
     """{tile: {"fold": 1..5, "dates": {"S2": [YYYYMMDD], "S1A": ..., "S1D": ...}}}, tiles in the order of their numbers.
 
@@ -36,15 +48,15 @@ def read_metadata(path):
     try:
         for properties in (feature["properties"] for feature in content["features"]):
             tile, dates = str(properties["ID_PATCH"]), {}
+            tile = str(whole_number(properties["ID_PATCH"], "ID_PATCH"))
+            fold = whole_number(properties["Fold"], "Fold")
             for name, value in properties.items():
                 if name.startswith("dates-"):
                     value = json.loads(value) if isinstance(value, str) else value
                     dates[name[len("dates-"):]] = [value[k] for k in sorted(value, key=int)]
-            if not tile.isdecimal():
-                raise ValueError("ID_PATCH is not a whole number")
-            if tile in tiles or properties["Fold"] not in range(1, 6):
-                raise ValueError(f"fold {properties['Fold']}" if tile not in tiles else "it is there twice")
-            tiles[tile] = {"fold": properties["Fold"], "dates": dates}
+            if tile in tiles or fold not in range(1, 6):
+                raise ValueError(f"fold {fold}, expected 1 to 5" if tile not in tiles else "it is there twice")
+            tiles[tile] = {"fold": fold, "dates": dates}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: tile {tile}: {type(error).__name__} {why(error)}; download it again") from error
     return {tile: tiles[tile] for tile in sorted(tiles, key=int)}

@@ -9,7 +9,7 @@ import torch
 
 from datasets import default_modalities, open_dataset
 from datasets.loading import collate
-from datasets.pastis import CLASSES
+from datasets.pastis import CLASSES, read_metadata
 from datasets.sensors import SENSORS
 from datasets.tiles import choose_dates, fetch, missing
 from models.omnisat import patchify
@@ -499,3 +499,21 @@ def test_options_that_do_not_fit(release):
     with pytest.raises(UserError, match="no tile in train at 10 % of the labels"):
         pastis(release, label_percent=10)
     assert len(CLASSES) == 18
+
+
+@pytest.mark.parametrize("fold, number", [("1", 10000.0), (1.0, "10000"), ("1.0", "10000.0"), (1, 10000)])
+def test_metadata_that_another_tool_saved(fold, number, tmp_path):
+    """The numbers as text, or with a decimal point; the tile's name stays that of its files."""
+    path = tmp_path / "metadata.geojson"
+    path.write_text(json.dumps({"features": [{"properties": {"ID_PATCH": number, "Fold": fold, "dates-S2": {"0": 20190101}}}]}))
+    assert read_metadata(path) == {"10000": {"fold": 1, "dates": {"S2": [20190101]}}}
+
+
+@pytest.mark.parametrize("fold, number, error", [("x", 1, "Fold is not a whole number but 'x'"), (6, 1, "fold 6, expected 1 to 5"), (1.5, 1, "Fold is not a whole number but 1.5"),
+                                                 (None, 1, "but None"), (True, 1, "but True"), (1, 1.5, "ID_PATCH is not a whole number but 1.5"),
+                                                 (1, -1, "but -1"), (1, "nan", "but 'nan'")])
+def test_metadata_whose_numbers_are_none(fold, number, error, tmp_path):
+    path = tmp_path / "metadata.geojson"
+    path.write_text(json.dumps({"features": [{"properties": {"ID_PATCH": number, "Fold": fold}}]}))
+    with pytest.raises(UserError, match=f"metadata.geojson: tile .*{error}"):
+        read_metadata(path)
