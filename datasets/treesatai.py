@@ -269,6 +269,7 @@ class TreeSatAI(Tiles):
 
     def find(self):
         self.index, self.others = find_files(self.root)
+        self.is_scrambled = {}                                                    # {(tile, key): what its numbers say}, as they are read
         self.has_cloud_masks = self.name == "treesatai-ts"
         if LABELS_FILE not in self.others:
             raise UserError(f"{self.root}: no {LABELS_FILE} found, at the root or below")
@@ -320,7 +321,10 @@ class TreeSatAI(Tiles):
             return tile | {sensor.key: read_single(self.paths[sensor.key][i], sensor.key, sensor.bands) for sensor in series}
         tile |= read_h5(self.paths[series[0].key][i], [sensor.key for sensor in series]) if series else {}
         for key in filter(self.can_repair, tile) if self.s1 == "repaired" else ():
-            tile[key] = sentinel1.repaired(tile[key][0], key), tile[key][1]
+            data, days = tile[key]
+            if (i, key) not in self.is_scrambled:                                 # asked once in each process
+                self.is_scrambled[i, key] = sentinel1.order(data, key).verdict == "scrambled"
+            tile[key] = sentinel1.restored(data, key) if self.is_scrambled[i, key] else data, days
         return tile
 
     def series_file(self, i):
