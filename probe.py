@@ -33,7 +33,7 @@ from utils.errors import UserError, run
 from utils.files import written_whole
 from utils.log import provenance
 from utils.numbers import whole
-from utils.results import PROBE_COLUMNS, PROBE_KEYS, s1_of, write_row
+from utils.results import PROBE_COLUMNS, PROBE_KEYS, read_rows, s1_of, write_row
 
 FEATURES = {"tile": "the mean of f* over the patches, D numbers; of a compared method what its last linear layer sees",
             "tokens": "OmniSat's tokens, their mean over the patches, the sensors' side by side, M x D numbers",
@@ -195,8 +195,9 @@ def command_line():
                            help="the checkpoint's, or random ones of the same model, drawn with its seed")
     arguments.add_argument("--features", nargs="+", choices=FEATURES, default=list(FEATURES),
                            help="; ".join(f"{name}: {what}" for name, what in FEATURES.items()))
-    arguments.add_argument("--label-percent", nargs="+", type=whole(1, 100), default=list(PERCENTS), metavar="PERCENT",
-                           help="stratified shares of the training labels, as fine-tuning draws them")
+    arguments.add_argument("--label-percent", nargs="+", type=whole(1, 100), metavar="PERCENT",
+                           help="stratified shares of the training labels, as fine-tuning draws them (default: of "
+                                f"{', '.join(map(str, PERCENTS))} those with five tiles and more)")
     arguments.add_argument("--classifiers", nargs="+", choices=CLASSIFIERS, default=list(CLASSIFIERS), help="which")
     arguments.add_argument("--csv", metavar="FILE", help="table to add the rows to")
     options.add_tiles_at_once(options.add_loader_options(arguments, None))
@@ -207,6 +208,8 @@ def main(argv=None):
     # ---- options
     arguments = command_line()
     args = arguments.parse_args(argv)
+    if args.csv:
+        read_rows(args.csv, PROBE_KEYS)                                       # another kind of table is told now, not at the end
     rank, world, device = place = distributed.setup()
     saved = read_checkpoint(args.checkpoint)
     args.dataset, method = saved["dataset"], MODELS[saved["config"]["model"]]
@@ -231,8 +234,9 @@ def main(argv=None):
                                 parts=saved["settings"]["parts"], all_bands=method.all_bands,
                                 max_dates=saved.get("max_dates", MAX_DATES), s1=s1_of(saved), **choice)
         train, val, test = splits = distributed.first_alone(lambda: [dataset(split) for split in ("train", "val", "test")])
+        percents = args.label_percent or [percent for percent in PERCENTS if len(train) * percent >= 500]
         subsets = {percent: train if percent == 100 else
-                   distributed.first_alone(lambda: dataset("train", label_percent=percent)) for percent in args.label_percent}
+                   distributed.first_alone(lambda: dataset("train", label_percent=percent)) for percent in percents}
         y = [np.asarray(split.labels > 0, dtype=int) for split in splits]
         for what, weights in [(what, weights) for what in wanted for weights in (["none"] if what == "handmade" else args.weights)]:
             # ---- features

@@ -120,17 +120,18 @@ class Compared(nn.Module):
         """
         if level != "tile":
             raise ValueError(f"unknown level {level!r}: a compared method has tile")
-        seen, last = [], [self.head] if isinstance(self.head, FusionHead) else [m for m in self.modules() if isinstance(m, nn.Linear)]
+        seen, last = [], [self.head] if isinstance(getattr(self, "head", None), FusionHead) else [m for m in self.modules() if isinstance(m, nn.Linear)]
         hooks = [module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output))) for module in last]
         try:
             logits = self.all_logits(batch)[0]
         finally:
             for hook in hooks:
                 hook.remove()
-        for x, output in reversed(seen):
-            if output.shape == logits.shape and torch.equal(output, logits):
-                return x
-        raise ValueError(f"{type(self).__name__}: its logits are not those of a linear layer")
+        wide = [(x, output) for x, output in seen if output.numel() == logits.numel()]
+        same = [(x, output) for x, output in wide if torch.equal(output.reshape(logits.shape), logits)] or wide    # pse: a norm follows
+        if not same:
+            raise ValueError(f"{type(self).__name__}: it does not end in a linear layer")
+        return same[-1][0].reshape(len(logits), -1)
 
     def compile_networks(self):
         """Compile each network where it stands; names of weights do not change."""

@@ -515,13 +515,13 @@ def dates_table(rows):
     return "\n".join(lines)
 
 
-def publish(name, text):
-    """Put a text into PAPER.md, between <!-- name --> and <!-- end of name -->."""
-    before, _, rest = PAPER.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+def publish(name, text, page=PAPER):
+    """Put a text into a page, PAPER.md or another, between <!-- name --> and <!-- end of name -->."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
     _, mark, after = rest.partition(f"<!-- end of {name} -->\n")
     if not mark:
-        raise UserError(f"{PAPER}: no <!-- {name} --> and <!-- end of {name} --> in it; put them where the tables belong")
-    with written_whole(PAPER) as file:
+        raise UserError(f"{page}: no <!-- {name} --> and <!-- end of {name} --> in it; put them where the tables belong")
+    with written_whole(page) as file:
         file.write(f"{before}<!-- {name} -->\n{text}{mark}{after}")
 
 
