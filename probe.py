@@ -215,8 +215,8 @@ def main(argv=None):
     args.dataset, method = saved["dataset"], MODELS[saved["config"]["model"]]
     options.check_tiles_at_once(args.tiles_at_once, saved["config"]["model"])
     there = [sensor["key"] for sensor in saved["config"]["sensors"]]
-    whole = options.modality_name(there, args.dataset)
-    choices = args.modalities or list(dict.fromkeys([whole, *(there if method is MODELS["omnisat"] else [])]))
+    everything = options.modality_name(there, args.dataset)
+    choices = args.modalities or list(dict.fromkeys([everything, *(there if method is MODELS["omnisat"] else [])]))
     wanted = [what for what in args.features if what != "tokens" or method is MODELS["omnisat"]]
     if not wanted:
         raise UserError(f"--features tokens: {saved['config']['model']} has none, choose tile")
@@ -225,7 +225,7 @@ def main(argv=None):
 
     for choice in choices:
         # ---- data
-        keys = there if choice == whole else options.chosen_modalities(choice, args.dataset)
+        keys = there if choice == everything else options.chosen_modalities(choice, args.dataset)
         if unknown := [key for key in keys if key not in there]:
             raise UserError(f"--modalities {choice}: {args.checkpoint} has {', '.join(there)}, not {', '.join(unknown)}")
 
