@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
+from datasets.files import why
 from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
 from evaluate import score, score_test
@@ -148,9 +149,9 @@ def load_published(model, args, is_demo, rank):
             raise UserError(f"a width of {args.width:g} does not fit the published weights; leave --width out")
         try:
             model.load_published(weights.load)
-        except RuntimeError as error:                                         # other names or shapes, as load_state_dict has it
+        except (RuntimeError, ValueError) as error:                           # other names or shapes, as load_state_dict has it
             raise UserError(f"{weights.find(model.weights)}: not {weights.TABLE[model.weights].about}: "
-                            f"{' '.join(str(error).split())}") from error
+                            f"{why(error)}") from error
     except UserError as error:
         if not is_demo:
             raise

@@ -11,6 +11,7 @@ import numpy as np
 import tifffile
 
 from utils.errors import UserError
+from utils.files import check_pointer
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)    # what matters is raised; a GDAL_NODATA tag "-9999" of uint8 does not
 ENTRY, TYPES = struct.Struct("<HHII"), {3: "H", 4: "I"}    # of a TIFF's table: tag, type, count, value or where it is
@@ -36,6 +37,7 @@ def walk(root):
 
 def read_text(path, advice="download it again"):
     """A text in UTF-8, with or without the mark of spreadsheets. advice: what to do if it cannot be read."""
+    check_pointer(path)
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -99,6 +101,7 @@ def read_tif(path, bands):
             if image is None:
                 image = _read_any_tif(file)
     except Exception as error:    # tifffile and its codecs raise many kinds for damaged files
+        check_pointer(path)
         raise UserError(f"{path}: cannot be read as TIFF ({why(error)}); download it again") from error
     if image.ndim == 2:
         image = image[..., None]
@@ -118,6 +121,7 @@ def read_npy(path):
         if array.offset + array.nbytes != os.path.getsize(path):
             raise ValueError(f"{os.path.getsize(path)} bytes, its header says {array.offset + array.nbytes}")
     except Exception as error:    # numpy raises many kinds for damaged headers
+        check_pointer(path)
         raise UserError(f"{path}: cannot be read as a numpy array ({why(error)}); download it again") from error
     return array
 
@@ -131,4 +135,5 @@ def read_npz(path):
             raise ValueError(f"dates of type {dates.dtype}")
         return data, dates
     except Exception as error:    # numpy, zipfile and zlib raise many kinds for damaged files
+        check_pointer(path)
         raise UserError(f"{path}: cannot be read as an npz file with data and dates ({why(error)}); write it again") from error

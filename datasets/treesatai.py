@@ -24,6 +24,7 @@ from datasets.files import read_json, read_text, read_tif, walk, why
 from datasets.splits import drawn_val
 from datasets.tiles import Tiles
 from utils.errors import UserError
+from utils.files import check_pointer
 
 CLASSES = ("Abies", "Acer", "Alnus", "Betula", "Cleared", "Fagus", "Fraxinus", "Larix", "Picea", "Pinus", "Populus",
            "Prunus", "Pseudotsuga", "Quercus", "Tilia")
@@ -146,6 +147,7 @@ def _h5(path):
     except UserError:
         raise
     except Exception as error:    # libhdf5 and h5py raise many kinds for damaged files
+        check_pointer(path)
         raise UserError(f"{path}: cannot be read as HDF5 ({why(error)}); download it again") from error
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from datasets.files import why
 from datasets.sensors import Sensor
 from models import build_model
 from utils.errors import UserError
-from utils.files import written_whole
+from utils.files import check_pointer, written_whole
 
 SCRIPTS = {"pretrained": "pretrain.py", "finetuned": "finetune.py"}    # the kinds of checkpoint, and what writes them
 
@@ -29,6 +30,7 @@ def load(path, kind):
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:    # damaged archives raise many kinds
+        check_pointer(path)
         raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}): cut off, or not written by "
                         "these scripts") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("kind") != kind:
@@ -77,7 +79,7 @@ def rebuild(path, checkpoint):
         model.load_state_dict(checkpoint["weights"])
     except RuntimeError as error:                                             # other names or shapes
         raise UserError(f"{path}: its weights are not those of today's {config['model']}; commit {checkpoint['source']['commit']}, which "
-                        f"wrote it, reads it ({' '.join(str(error).split())})") from error
+                        f"wrote it, reads it ({why(error)})") from error
     return model
 
 

@@ -15,6 +15,9 @@ except ImportError:                                                           # 
     fcntl = None
 
 
+POINTER = b"version https://git-lfs"    # how such a file begins
+
+
 @contextmanager
 def written_whole(path, mode="w"):
     """A file to write to under a temporary name; at the end it is flushed to the disk and renamed. Until then the old one stays.
@@ -41,6 +44,13 @@ def written_whole(path, mode="w"):
         raise UserError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_pointer(path):
+    """Errors: UserError if a file is the few lines that Git LFS leaves in place of one, whatever its name."""
+    with suppress(OSError), open(path, "rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` there, or download it again")
 
 
 def lock(path, doing):

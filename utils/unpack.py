@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from datasets.files import walk
 from utils.errors import UserError
+from utils.files import check_pointer
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)    # errors of the place, not of the zip
 
@@ -43,7 +44,12 @@ def unpack(root, skipped=()):
             with zipfile.ZipFile(path) as archive:
                 written, found = unpack_one(archive, Path(path), there)
         except (zipfile.BadZipFile, OSError) as error:
-            written, found = [], [("broken zip", f"{error}; download it again")]
+            try:
+                check_pointer(path)
+                why = f"{error}; download it again"
+            except UserError as pointer:
+                why = str(pointer).removeprefix(f"{path}: ")
+            written, found = [], [("broken zip", why)]
         findings += [(kind, text, path) for kind, text in found]
         lines += [f"{path}: {len(written):,} files, {sum(written) / 1e9:.1f} GB"] if written else []
         unpacked += not written and not found

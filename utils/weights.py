@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import written_whole
+from utils.files import check_pointer, written_whole
 
 FOLDER = Path(__file__).parent.parent / "weights"
 BLOCK = 2 ** 20    # bytes read at once
@@ -51,6 +51,7 @@ def find(name, folder=None):
 def load(name, folder=None):
     """The state dict of weights of TABLE, on the CPU. Errors: UserError if they are missing, cut off or not the published ones."""
     path = find(name, folder)
+    check_pointer(path)
     content = path.read_bytes()
     check(path, hashlib.sha256(content), TABLE[name])
     try:
