@@ -7,7 +7,8 @@
 Where there are tables on repaired Sentinel-1 too (run_tables.sh --s1 repaired, results/repaired), they have a line beside ours.
 Prints the tables and writes beside them, for what was printed: compare.md (the same tables), compare.csv (a line a cell),
 fig5.csv, and a picture each (table2.png ... fig5.png; these need matplotlib). Differences behind the paper's claims
-(pretrained against scratch, all modalities against the best single one, full against ablated) are paired by seed.
+(pretrained against scratch, all modalities against the one that is best by the mean over seeds, full against ablated)
+are paired by seed. Rows that were scored on different test tiles are refused; other code, tiles and rates are told.
 """
 import argparse
 import collections
@@ -21,7 +22,8 @@ import numpy as np
 
 from utils.errors import UserError, run
 from utils.metrics import f1_scores
-from utils.results import CELLS, KEYS, SCORED, TABLES, folder_of, key_of, read_rows, s1_of
+from utils.results import (KEYS, SCORED, TABLES, check_test_lists, folder_of, key_of, read_cells, read_rows, remarks,
+                           rows_in_words, s1_of)
 
 RESULTS = Path(__file__).parent / "results"
 METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
@@ -39,7 +41,7 @@ DEMO = "DEMO: simulated tiles, small models, not comparable with the paper"
 
 def paper_cells(table):
     """The cells that the paper prints: {key: row of cells.csv}; of table 5 the full model first, then by letter."""
-    rows = [row for row in read_rows(CELLS) if row["table"] == table]
+    rows = [row for row in read_cells() if row["table"] == table]
     if table == "table5":
         rows.sort(key=lambda row: (row["ablation"] != "none", row["printed_name"]))
     return {key_of(row): row for row in rows}
@@ -57,7 +59,7 @@ def collect(folder, table, scale, s1="released"):
     s1: those on Sentinel-1 as released, or repaired.
 
     cells: {key: {"paper": F1, "name", "metric", "ours": {seed: F1}, "mean", "std", "n", "rows"}}, in the paper's order.
-    Errors: UserError naming the file if there is no such cell.
+    Errors: UserError naming the file if there is no such cell, or if rows were scored on different test tiles.
     """
     path = folder_of(folder, s1) / f"{table}.csv"
     if not path.exists() or not (rows := read_rows(path)):
@@ -74,10 +76,19 @@ def collect(folder, table, scale, s1="released"):
     for row in ours:
         if row["status"] in SCORED:
             scored[key_of(row)][row["seed"]] = row
+    mixed = 0
+    for rows_of in scored.values():                                           # another start: no sample of the same
+        if len({row["status"] for row in rows_of.values()}) > 1:
+            mixed += len(random := [seed for seed, row in rows_of.items() if row["status"] == "random-weights"])
+            for seed in random:
+                del rows_of[seed]
+    shown = [row for key in printed.keys() & scored.keys() for row in scored[key].values()]
+    check_test_lists(path, shown)
     without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours if row["status"] not in SCORED)
-    notes = [f"{count} {'row' if count == 1 else 'rows'} {what}" for count, what in (
+    notes = [f"{rows_in_words(count)} {what}" for count, what in (
         (without.total(), "without a score: " + ", ".join(f"{n} {status}" for status, n in without.items())),
-        (sum(row["status"] == "random-weights" for row in ours), "with random weights in place of published ones"),
+        (sum(row["status"] == "random-weights" for row in shown), "with random weights in place of published ones"),
+        (mixed, "with random weights, of cells that have others with published ones, not shown"),
         (len(rows) - len(ours), f"not of scale {scale}, not shown"),
         (len(others), f"not of --s1 {s1}, not shown"),
         (sum(len(scored[key]) for key in scored.keys() - printed.keys()), "of cells that the paper does not print, not shown")
@@ -90,6 +101,7 @@ def collect(folder, table, scale, s1="released"):
             mean, std = mean_std(values.values())
             cells[key] = {"paper": float(cell["f1"]), "name": cell["printed_name"], "metric": METRICS[cell["metric"]],
                           "ours": values, "mean": mean, "std": std, "n": len(values), "rows": list(scored[key].values())}
+    notes += remarks(shown)
     if not cells:
         raise UserError(f"{path} has no score yet of a cell that the paper prints: {'; '.join(notes)}")
     constant = best_constant(path, column, scale)
@@ -123,7 +135,7 @@ def differences(cells):
             return tuple((dict(zip(KEYS, key)) | changes).values())
         single = [with_(modality=m) for m in MODALITIES[1:]]
         start = "from scratch" if pretraining == "none" else f"pretrained: {pretraining}"
-        claims = []    # (claim, where, cell, cells of which the best one is subtracted)
+        claims = []    # (claim, where, cell, cells of which the best by the mean is subtracted)
         if ablation != "none":
             claims.append(("full - ablation", cell["name"], cells.get(with_(ablation="none")), [cell]))
         elif pretraining == "self":
@@ -134,10 +146,12 @@ def differences(cells):
                            [cells.get(k) for k in single if k in printed]))
         for claim, where, more, less in claims:
             if more and less and all(less):
-                ours = [value - max(c["ours"][seed] for c in less) for seed, value in more["ours"].items()
-                        if all(seed in c["ours"] for c in less)]
-                if ours:
-                    found[claim, where][percent] = more["paper"] - max(c["paper"] for c in less), ours
+                seeds = [seed for seed in more["ours"] if all(seed in c["ours"] for c in less)]
+                if seeds:
+                    # not the best of each seed, which noise makes too good
+                    best = max((c["ours"] for c in less), key=lambda f1: statistics.mean(f1[seed] for seed in seeds))
+                    found[claim, where][percent] = (more["paper"] - max(c["paper"] for c in less),
+                                                    [more["ours"][seed] - best[seed] for seed in seeds])
     return dict(sorted(found.items(), key=lambda item: item[0][0]))
 
 
@@ -153,6 +167,15 @@ def repairs(cells, repaired):
     return dict(found)
 
 
+def machines(row):
+    """Where the hours of a row are from, its pretraining's too: H200, or H200 (3 x 1) for three nodes with one each."""
+    found = []
+    for what in ("", *(["pretrain_"] if row["pretrain_device"] else [])):
+        device, processes = row[f"{what}device"] or "not noted", row[f"{what}processes"]
+        found.append(device if processes in ("", "1 x 1") else f"{device} ({processes})")
+    return found
+
+
 def figure5(cells, scale):
     """Rows of fig5.csv, best first: each method of table 2, pretrained or not, in its best cell with 100 % of the labels."""
     best, rows, printed = {}, [], paper_cells("table2")
@@ -165,7 +188,7 @@ def figure5(cells, scale):
             values = [float(row[column]) * factor for row in cell["rows"] if row[column]]
             return statistics.mean(values) if values else None
         paper = max(float(row["f1"]) for k, row in printed.items() if k[2:4] == method and k[6] == "100")
-        devices = " + ".join(sorted({row["device"] or "not noted" for row in cell["rows"]}))
+        devices = " + ".join(sorted({machine for row in cell["rows"] for machine in machines(row)}))
         rows.append(dict(zip(FIGURE5, (
             key[2], cell["name"], key[3], key[1], key[5], mean("params", 1e-6), mean("pretrain_hours"), mean("finetune_hours"),
             cell["mean"], cell["std"], cell["n"], paper, scale, devices))))

@@ -7,6 +7,7 @@ precision, in %. Each tile is scored once,
 whatever the number of processes (torchrun works too). finetune.py --csv does the same at its end.
 """
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
 from utils import checkpoint, distributed, metrics, options
 from utils.errors import UserError, run
+from utils.log import provenance, together
 from utils.results import s1_of, write_row
 
 
 @torch.no_grad()
-def score(model, dataset, loader, pools, device, after_step, tunes=False):
+def score(model, dataset, loader, pools, device, after_step, tunes=False, autocast=nullcontext()):
     """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process.
 
+    autocast: the context of the forward pass; by default it is in float32.
     after_step(tiles): called after each step, with its number of tiles on all processes. tunes: choose the model's threshold on
     these tiles, where it has one, and return it too, a probability; the loss is then without it.
     """
@@ -37,7 +40,9 @@ def score(model, dataset, loader, pools, device, after_step, tunes=False):
     for step_size, step_pools in pools.steps():
         for _, indices in step_pools:
             batch = distributed.to_device(next(batches), device)
-            mine.append((indices, model(batch).float().cpu().numpy()))
+            with autocast:
+                outputs = model(batch)
+            mine.append((indices, outputs.float().cpu().numpy()))
         after_step(step_size)
     logits = np.full(dataset.labels.shape, np.nan, np.float32)
     for indices, values in (pair for process in distributed.gather(mine) for pair in process):
@@ -59,10 +64,12 @@ def score(model, dataset, loader, pools, device, after_step, tunes=False):
 def score_test(path, data_root, pool, workers, place, csv=None, tiles_at_once=None):
     """Load a fine-tuned checkpoint, score its test split, write the row. Returns the scores.
 
-    pool: tiles in a forward pass, None for the model's default. tiles_at_once: OmniSat's, see utils.options. place: (rank, world, device) of distributed.setup. Command, commit
-    and date of the row are those of the training.
+    pool: tiles in a forward pass, None for the model's default. tiles_at_once: OmniSat's, see utils.options. place: (rank,
+    world, device) of distributed.setup. Command, commit and date of the row are those of the training; those of its
+    pretraining and of the test have columns of their own.
     """
     rank, world, device = place
+    source = provenance("evaluate.py", [], device)
     saved = checkpoint.load(path, "finetuned")
     if not saved["finished"]:
         raise UserError(f"{path}: its training was stopped in epoch {len(saved['history']) + 1}; finetune.py goes on with it")
@@ -85,12 +92,16 @@ def score_test(path, data_root, pool, workers, place, csv=None, tiles_at_once=No
                "modality": saved["modality"],
                "label_percent": saved["label_percent"], "seed": saved["seed"],
                **{name: f"{scores[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
-               "n_test": scores["n"], "params": sum(p.numel() for p in model.parameters()) or "",
+               "n_test": scores["n"], "test_hash": test.split_hash[:12],
+               "test_commit": source["commit"], "test_dirty": source["dirty"],
+               "params": sum(p.numel() for p in model.parameters()) or "",
                "pretrain_hours": f"{saved['pretrain_hours']:.4f}", "finetune_hours": f"{saved['hours']:.4f}",
                "s1": s1_of(saved) if saved["dataset"] == "treesatai-ts" else "",
                "rate": saved.get("rate", ""), "rate_from": saved.get("rate_from", ""),    # not in checkpoints of before
                "scale": scale, "status": saved["status"],
-               "split_hash": saved["split_hash"][:12], "checkpoint_hash": checkpoint.file_hash(path)[:12], **saved["source"]}
+               "split_hash": saved["split_hash"][:12], "val_hash": saved["val_hash"][:12],
+               "checkpoint_hash": checkpoint.file_hash(path)[:12],
+               **together(saved["starts"]), **saved.get("pretrain_source", {})}
         write_row(csv, row, {"classes": list(test.classes)} | scores["counts"])
     return scores | {"epoch": saved["epoch"]}
 

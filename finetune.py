@@ -12,6 +12,7 @@ counts: such an F1 can be had without looking at the tile. Few tiles are passed 
 or killed, the same command goes on.
 """
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from evaluate import score, score_test
 from models import MODELS, build_model, max_dates
 from utils import checkpoint, distributed, metrics, options, weights
 from utils.errors import UserError, run
-from utils.log import provenance
+from utils.log import provenance, together
 from utils.numbers import number_over, whole
 from utils.results import finetuning_folder, folder_of, read_rows
 from utils.training import Training, open_folder
@@ -90,6 +91,15 @@ def is_papers(pretrained, args):
     """Whether checkpoints have the paper's recipe and this run's seed; medians of some dates, as before, are not it."""
     return all(saved["is_paper"] and saved["seed"] == args.seed
                and saved.get("max_dates", MAX_DATES) == max_dates(args.model, args.dataset) for _, saved in pretrained)
+
+
+def provenance_of(pretrained):
+    """Columns of the row on the pretrainings ([(path, checkpoint)]) that it begins with; {} from scratch."""
+    if not pretrained:
+        return {}
+    told = together([start for _, saved in pretrained for start in saved["starts"]])
+    return {f"pretrain_{name}": told[name] for name in ("commit", "dirty", "processes", "device")} | {
+        "pretrain_hash": " + ".join(checkpoint.file_hash(path)[:12] for path, _ in pretrained)}
 
 
 def omnisat_rate(dataset, is_pretrained):
@@ -240,6 +250,7 @@ def main(argv=None):
 
     # ---- setup
     rank, world, device = place = distributed.setup()
+    source = provenance("finetune.py", argv if argv is not None else sys.argv[1:], device)
     start = start_omnisat(args) if args.model == "omnisat" else start_compared(args, arguments, modality)
     options.check_s1(args, modalities, start.pretrained)
     rate, rate_from = start.rate if args.lr is None else (args.lr, "--lr")
@@ -303,11 +314,11 @@ def main(argv=None):
     scale = "demo" if is_demo else "paper" if is_paper else "custom"
 
     # ---- resume
-    source = provenance("finetune.py", argv if argv is not None else sys.argv[1:], device)
     facts = {"config": config, "dataset": args.dataset, "pretraining": start.pretraining, "label_percent": args.label_percent,
              "seed": args.seed, "max_cloud": args.max_cloud, "parts": args.parts, "max_dates": dates, "s1": args.s1,
              "split_hash": train.split_hash, "val_hash": val.list_hash,
              "pretrain_hours": sum(pretrained["hours"] for _, pretrained in start.pretrained),
+             "pretrain_source": provenance_of(start.pretrained),
              "modality": modality, "source": source, "scale": scale, "status": status,
              "rate": "" if rate is None else f"{rate:g}", "rate_from": "" if rate is None else rate_from}
     if method.is_fitted:
@@ -329,7 +340,8 @@ def main(argv=None):
                 else:
                     train_epoch(training, train_loader, train_pools, autocast, progress)
             losses = {} if method.is_fitted else training.means(train_pools.tiles)
-            scores = score(model, val, val_loader, val_pools, device, lambda _: training.look_up(), tunes=True)
+            scores = score(model, val, val_loader, val_pools, device, lambda _: training.look_up(),
+                           tunes=True, autocast=nullcontext() if method.is_fitted else autocast)
             if not method.is_fitted:
                 losses["lr"] = optimizer.param_groups[0]["lr"]
                 scheduler.step(scores["loss"])

@@ -120,6 +120,7 @@ def main(argv=None):
 
     # ---- setup
     rank, world, device = place = distributed.setup()
+    source = provenance("pretrain.py", argv if argv is not None else sys.argv[1:], device)
     output = Path(args.output or pretraining_folder(folder_of("runs", args.s1), args.dataset, args.model, modality, args.ablation,
                                                     args.seed))
     target = output / "pretrained.pt"
@@ -158,7 +159,6 @@ def main(argv=None):
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
     # ---- resume
-    source = provenance("pretrain.py", argv if argv is not None else sys.argv[1:], device)
     facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
              "val_order": VAL_ORDER, "max_dates": dates, "s1": args.s1, "is_demo": train.is_demo, "source": source,
              "is_paper": options.is_paper(args, arguments, modalities) and is_whole and options.has_release(

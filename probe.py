@@ -31,7 +31,7 @@ from models.handmade import handmade
 from utils import checkpoint, distributed, metrics, options
 from utils.errors import UserError, run
 from utils.files import written_whole
-from utils.log import provenance
+from utils.log import provenance, together
 from utils.numbers import whole
 from utils.results import PROBE_COLUMNS, PROBE_KEYS, read_rows, s1_of, write_row
 
@@ -283,7 +283,9 @@ def report(args, saved, source, test, scores, labels, row):
         write_row(args.csv, {"dataset": saved["dataset"], "seed": saved["seed"], **row, **ends, "n_test": len(labels),
                              "s1": s1_of(saved) if saved["dataset"] == "treesatai-ts" else "",
                              **{name: f"{found[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
+                             "test_hash": test.split_hash[:12],
                              "scale": "demo" if test.is_demo else saved.get("scale") or ("paper" if saved["is_paper"] else "custom"),
+                             **{f"checkpoint_{name}": together(saved["starts"])[name] for name in ("commit", "dirty")},
                              **source}, {"classes": list(test.classes)} | counts, PROBE_KEYS, PROBE_COLUMNS)
 
 

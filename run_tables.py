@@ -24,8 +24,8 @@ from typing import NamedTuple
 from utils.errors import BUSY, SIGNALS, STOPPED, UserError, run
 from utils.files import end_with_parent
 from utils.numbers import whole, whole_list
-from utils.results import (CELLS, COLUMNS, KEYS, SCORED, TABLES, finetuning_folder, folder_of, identity, key_of, pretraining_folder,
-                           read_rows, write_row)
+from utils.results import (COLUMNS, KEYS, SCORED, TABLES, finetuning_folder, folder_of, identity, key_of,
+                           pretraining_folder, read_cells, read_rows, write_row)
 
 ROOT = Path(__file__).parent
 RETRY = 30    # seconds until a job whose folder is taken is tried again
@@ -35,21 +35,21 @@ DEMO_DATA = {"treesatai": ["--train", "160", "--test", "100"], "pastis-hd": ["--
              "flair": ["--train", "160", "--test", "100"]}
 DEMO_MODEL = ["--embed-dim", "32", "--depth", "1"]
 DEMO_WIDTH = ["--width", "0.25"]    # of the compared methods
-DEMO_COMMON = ["--workers", "0", "--lr", "1e-3"]
-DEMO_PRETRAIN = ["--batch-size", "8", "--epochs", "15", "--no-compile"]
+DEMO_COMMON = ["--workers", "0"]
+DEMO_PRETRAIN = ["--batch-size", "8", "--epochs", "15", "--lr", "1e-3", "--no-compile"]
 # OmniSat's, 90 to 100 steps: the batch norm before its head needs more than a few tiles a step
-DEMO_FINETUNE = dict.fromkeys(("10", "20", "100"), ["--batch-size", "16", "--epoch-steps", "9", "--epochs", "10", "--min-epochs", "10",
-                                                    "--lr", "3e-3"])
+DEMO_FINETUNE = ["--batch-size", "16", "--epoch-steps", "9", "--epochs", "10", "--min-epochs", "10", "--lr", "3e-3"]
 # of the compared methods: on images, which DOFA makes of everything, and on PASTIS-HD's large series; and on others, which take
 # milliseconds a step
-DEMO_LARGE, DEMO_SMALL = ({percent: ["--batch-size", "4", "--epoch-steps", "1", "--epochs", epochs, "--min-epochs", epochs]
+DEMO_LARGE, DEMO_SMALL = ({percent: ["--batch-size", "4", "--epoch-steps", "1", "--epochs", epochs, "--min-epochs",
+                                     epochs, "--lr", "1e-3"]
                            for percent, epochs in numbers.items()}
                           for numbers in ({"10": "15", "20": "10", "100": "6"}, {"10": "60", "100": "30"}))
 
 
 def paper_cells(table):
     """Rows of cells.csv, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of table 2."""
-    rows = [row for row in read_rows(CELLS) if row["table"] in TABLES]
+    rows = [row for row in read_cells() if row["table"] in TABLES]
     if table == "demo":
         return [row for row in rows if row["table"] == "table2" and row["model"] == "omnisat"]
     if table == "fig5":
@@ -98,10 +98,10 @@ def demo_options(cell, start):
     is_large = cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd" or cell["model"] == "dofa"
     is_new = not start[0].endswith(".pt")                                     # a checkpoint knows its sizes
     if cell["model"] == "omnisat":
-        return (DEMO_MODEL if is_new else []) + DEMO_COMMON + DEMO_FINETUNE[percent]
+        return (DEMO_MODEL if is_new else []) + DEMO_COMMON + DEMO_FINETUNE
     width = DEMO_WIDTH if is_new and method_of(cell).has_width(cell["modality"]) else []
     if method_of(cell).is_fitted:
-        return width + ["--workers", "0"]
+        return width + DEMO_COMMON
     return width + DEMO_COMMON + (DEMO_LARGE if is_large else DEMO_SMALL)[percent]
 
 
@@ -162,7 +162,7 @@ class Commands:
 
     def evaluate(self, cell, seed):
         return self.start + ["evaluate.py", "--checkpoint", str(self.finetuned(cell, seed)), "--data-root",
-                             self.root(cell["dataset"]), "--csv", self.csv(cell), *(["--workers", "0"] if self.demo else [])]
+                             self.root(cell["dataset"]), "--csv", self.csv(cell), *(DEMO_COMMON if self.demo else [])]
 
 
 class Job(NamedTuple):

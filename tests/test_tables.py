@@ -55,6 +55,8 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
     written = set()
     for line in lines:
         words = shlex.split(line)
+        flags = [word for word in words if word.startswith("--")]
+        assert len(flags) == len(set(flags)), line                            # of one that stands twice the last counts
         if "datasets.demo" in words:
             continue
         script = next(word for word in words if word.endswith(".py"))
@@ -97,7 +99,7 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
 def elsewhere(tmp_path, monkeypatch):
     """The demo with few tiles and epochs, its results and runs under tmp_path."""
     monkeypatch.setattr(run_tables, "DEMO_DATA", {"treesatai": ["--train", "24", "--test", "10", "--seed", "3"]})
-    monkeypatch.setattr(run_tables, "DEMO_FINETUNE", {percent: ["--epochs", "1", "--epoch-steps", "1"] for percent in ("10", "100")})
+    monkeypatch.setattr(run_tables, "DEMO_FINETUNE", ["--epochs", "1", "--epoch-steps", "1", "--lr", "3e-3"])
     monkeypatch.setattr(run_tables, "DEMO_PRETRAIN", ["--epochs", "1"])
     data = write_treesatai(tmp_path / "data" / "treesatai", train=24, test=10, seed=3)
     monkeypatch.setattr(run_tables.Commands, "root",
@@ -119,7 +121,7 @@ def test_driver_runs_skips_and_reports(elsewhere, monkeypatch, capfd):
     assert {row["modality"] for row in read_rows(elsewhere / "results" / "table2.csv")} == {"s1", "s2"}
     run_tables.main([*command, "--dry-run"])
     assert capfd.readouterr().out.count("finetune.py") == 0
-    monkeypatch.setattr(run_tables, "DEMO_COMMON", ["--lr", "nonsense"])
+    monkeypatch.setattr(run_tables, "DEMO_FINETUNE", ["--lr", "nonsense"])
     for at_a_time in ("1", "2"):
         assert run_tables.main(["demo", "--jobs", at_a_time, "--only", "treesatai-ts,omnisat,none,none,(s2,100|s1,10)$"]) == 1
         error = capfd.readouterr().err
@@ -262,7 +264,8 @@ def test_a_job_whose_folder_is_taken_waits(tmp_path, monkeypatch, capfd):
 def test_two_drivers_on_one_folder_write_each_row_once(elsewhere):
     """Started together on the same two cells: one waits for the other."""
     code = ("import os, sys; sys.path.insert(0, '.'); import run_tables\nfrom pathlib import Path\nrun_tables.RETRY = 1\n"
-            f"run_tables.DEMO_FINETUNE = {{'100': ['--epochs', '2']}}\nrun_tables.Commands.root = lambda self, dataset: {str(elsewhere / 'data' / 'treesatai')!r}\n"
+            f"run_tables.DEMO_FINETUNE = ['--epochs', '2']\n"
+            f"run_tables.Commands.root = lambda self, dataset: {str(elsewhere / 'data' / 'treesatai')!r}\n"
             f"run_tables.DEMO_DATA = {run_tables.DEMO_DATA!r}\noriginal = run_tables.Commands.__init__\n"
             "def changed(self, *arguments):\n    original(self, *arguments)\n"
             f"    self.results, self.runs = Path({os.path.relpath(elsewhere, ROOT)!r}, 'results'), Path({os.path.relpath(elsewhere, ROOT)!r}, 'runs')\n"

@@ -1,4 +1,6 @@
 """What a run leaves behind: a header, one JSON line an epoch, TensorBoard."""
+import collections
+import functools
 import json
 import os
 import platform
@@ -13,22 +15,59 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from utils import distributed
 from utils.errors import UserError
 from utils.files import written_whole
 
 
-def provenance(script, argv, device):
-    """Where a number comes from: commit, dirty, command, torch, device, date."""
+@functools.cache
+def code():
+    """Commit, and whether files differ from it, at the first call: a process keeps the code that it began with."""
     def git(*arguments):
-        run = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        try:
+            run = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        except OSError:                                                       # there is no git
+            return None
         return run.stdout.strip() if run.returncode == 0 else None
     changed = git("status", "--porcelain", "--untracked-files=no")
-    world = os.environ.get("WORLD_SIZE", "1")
-    start = "python" if world == "1" else f"torchrun --nproc_per_node={world}"
-    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": "unknown" if changed is None else bool(changed),
-            "command": f"{start} {script} {shlex.join(argv)}", "torch": str(torch.__version__),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": "unknown" if changed is None else bool(changed)}
+
+
+def provenance(script, argv, device):
+    """Where a number comes from: commit, dirty, torch, device, of all processes; processes, command, date.
+
+    processes: nodes x those of each.
+    To be called by all processes, as early as can be.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+    node = os.environ.get("GROUP_RANK") or platform.node()                    # torchrun's number of it, or its name
+    everyone = distributed.gather(code() | {"torch": str(torch.__version__), "device": name, "node": node})
+    nodes = list(collections.Counter(process["node"] for process in everyone).values())
+    start = "python" if len(everyone) == 1 else (
+        f"torchrun {f'--nnodes={len(nodes)} ' if len(nodes) > 1 else ''}--nproc_per_node={nodes[0]}")
+    return in_words(everyone) | {
+        "processes": f"{len(nodes)} x {nodes[0]}" if len(set(nodes)) == 1 else f"nodes of {', '.join(map(str, nodes))}",
+        "command": f"{start} {script} {shlex.join(argv)}",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+
+
+def in_words(sources):
+    """{"commit", "dirty", "torch", "device"} of some processes or starts: all, joined by +; dirty if one is."""
+    dirty = [source["dirty"] for source in sources]
+    return {"dirty": True if True in dirty else "unknown" if "unknown" in dirty else False} | {
+        name: " + ".join(dict.fromkeys(word for source in sources for word in source[name].split(" + ")))
+        for name in ("commit", "torch", "device")}
+
+
+def together(starts):
+    """What a row says of a run that was begun and gone on with: provenance of all its starts, in order; their number.
+
+    date: of the first and the last, with / between; command: of the last.
+    """
+    known = [start.get("processes") or str(start["world"]) for start in starts]    # of before: their number only
+    dates = list(dict.fromkeys((starts[0]["date"], starts[-1]["date"])))
+    return in_words(starts) | {"processes": " + ".join(dict.fromkeys(known)), "command": starts[-1]["command"],
+                               "date": "/".join(dates), "starts": len(starts)}
 
 
 class Log:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from utils import checkpoint, distributed
 from utils.errors import SIGNALS, Stopped, UserError
 from utils.files import lock, written_whole
-from utils.log import Log
+from utils.log import Log, together
 
 # options that may change from one start to the next: they change no weight, or (tiles_at_once, record) only by rounding
 FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes", "record")
@@ -107,10 +107,9 @@ class Training:
     def __enter__(self):
         if self.rank == 0 and self.starts:
             print(f"going on from {self.target}: epoch {self.epoch}, {self.step} steps of it done", file=sys.stderr)
-        source = self.facts["source"]
-        self.starts = [*self.starts, source | {"world": self.world, "epoch": self.epoch, "step": self.step}]
-        commits = "+".join(dict.fromkeys(start["commit"] for start in self.starts))    # tells if the code changed on the way
-        self.facts = self.facts | {"source": source | {"commit": commits}}
+        start = self.facts["source"] | {"world": self.world, "epoch": self.epoch, "step": self.step}
+        self.starts = [*self.starts, start]
+        self.facts = self.facts | {"source": together(self.starts)}
         self.log = Log(self.target.parent, self.rank, self.facts["source"] | {
             "options": vars(self.args) | self.settings, "parameters": sum(p.numel() for p in self.model.parameters()),
             "starts": self.starts}, self.history)
