@@ -82,7 +82,7 @@ def collect(folder, table, scale, s1="released"):
             mixed += len(random := [seed for seed, row in rows_of.items() if row["status"] == "random-weights"])
             for seed in random:
                 del rows_of[seed]
-    shown = [row for key in printed.keys() & scored.keys() for row in scored[key].values()]
+    shown = [row for key in printed if key in scored for row in scored[key].values()]
     check_test_lists(path, shown)
     without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours if row["status"] not in SCORED)
     notes = [f"{rows_in_words(count)} {what}" for count, what in (
