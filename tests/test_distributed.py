@@ -2,6 +2,7 @@
 
 `python -m tests.test_distributed` prints the table of errors.
 """
+import json
 import os
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from datasets.sensors import Sensor
 from models.omnisat import OmniSat
 from utils import distributed
 from utils.errors import UserError
+from utils.log import code, provenance
 
 ROOT = Path(__file__).parent.parent
 SENSORS = [Sensor("a", "series", ("x", "y"), 10, 1, 366), Sensor("b", "series", ("x", "y", "z"), 10, 1, 366)]
@@ -311,6 +313,57 @@ assert not threads(), threads()
     run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)], cwd=ROOT,
                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=120)
     assert run.returncode == 0, run.stderr
+
+
+def test_nodes_are_told_from_processes_of_one_node(tmp_path):
+    """Two nodes of a process each, as two torchruns on this machine: not one node of two."""
+    script = tmp_path / "script.py"
+    script.write_text("import json\nfrom utils import distributed\nfrom utils.log import provenance\n"
+                      "rank, _, device = distributed.setup()\n"
+                      "source = provenance('pretrain.py', ['--epochs', '3'], device)\n"
+                      f"open(rf'{tmp_path}/{{rank}}.json', 'w').write(json.dumps(source))\ndistributed.finish()\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1",
+                f"--master_port={port}"]
+    nodes = [subprocess.Popen([*launcher, f"--node_rank={n}", str(script)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}) for n in range(2)]
+    for node in nodes:
+        told = node.communicate(timeout=120)[1]
+        assert node.returncode == 0, told
+    for rank in range(2):
+        source = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert source["processes"] == "2 x 1"
+        assert source["command"] == "torchrun --nnodes=2 --nproc_per_node=1 pretrain.py --epochs 3"
+
+
+@pytest.mark.parametrize("nodes, processes, command", [
+    ("a", "1 x 1", "python"), ("aaa", "1 x 3", "torchrun --nproc_per_node=3"),
+    ("abc", "3 x 1", "torchrun --nnodes=3 --nproc_per_node=1"),
+    ("aab", "nodes of 2, 1", "torchrun --nnodes=2 --nproc_per_node=2")])
+def test_provenance_is_of_all_processes(nodes, processes, command, monkeypatch):
+    """Another card or checkout on the last one is told; one tree with changes is enough."""
+    def gather(mine):
+        last = mine | {"node": nodes[-1], "device": "A100", "commit": "decade", "dirty": True}
+        other = mine | {"device": "H100", "commit": "facade", "dirty": False}
+        return [other | {"node": node} for node in nodes[:-1]] + [last]
+    monkeypatch.setattr("utils.log.distributed.gather", gather)
+    source = provenance("pretrain.py", ["--seed", "1"], torch.device("cpu"))
+    assert (source["processes"], source["command"]) == (processes, f"{command} pretrain.py --seed 1")
+    assert (source["device"], source["commit"], source["dirty"]) == (
+        ("A100", "decade", True) if nodes == "a" else ("H100 + A100", "facade + decade", True))
+
+
+def test_code_is_that_of_the_start_of_the_process(monkeypatch):
+    """What git says later is of other files than those that run."""
+    before = code()
+    monkeypatch.setattr("utils.log.subprocess.run", lambda *_, **__: pytest.fail("asked again"))
+    assert code() == before and len(before["commit"]) in (40, len("unknown"))
+    code.cache_clear()
+    monkeypatch.setattr("utils.log.subprocess.run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("git")))
+    assert code() == {"commit": "unknown", "dirty": "unknown"}                # no trace where there is no git
+    code.cache_clear()
 
 
 def test_one_process_needs_no_group():

@@ -1,4 +1,5 @@
 """Which epoch fine-tuning keeps, and when it stops, in the regimes of the tables: the fewer steps an epoch, the more can go wrong."""
+import itertools
 import json
 import shutil
 
@@ -13,6 +14,8 @@ import pretrain
 import probe
 from datasets import open_dataset
 from datasets.demo import write_treesatai
+from datasets.loading import Pools, make_loader
+from evaluate import score, score_test
 from models.omnisat import OmniSat
 from utils import checkpoint
 from utils.errors import UserError
@@ -95,6 +98,32 @@ def test_one_step_a_pass_trains_until_it_has_learned(data, tmp_path):
     assert header["options"]["epoch_steps"] == 20 and saved["epoch"] > 1
     train, val = (open_dataset("treesatai", data, split, ("s2",)).labels for split in ("train", "val"))
     assert epochs[saved["epoch"] - 1]["val_f1_macro"] > constant_scores(train, val)[1]
+
+
+def test_validation_has_the_trainings_precision_and_the_test_float32(data, tmp_path, monkeypatch):
+    """In bfloat16: validation's log has the loss of bfloat16, the row the scores of float32."""
+    seen, original = [], OmniSat.forward
+
+    def forward(self, batch):
+        seen.append((self.training, torch.is_autocast_enabled("cpu")))
+        return original(self, batch)
+    monkeypatch.setattr(OmniSat, "forward", forward)
+    place = 0, 1, torch.device("cpu")
+    finetune.main(options(data, tmp_path, "--init", "none", *MODEL, "--epochs", "3", "--lr", "1e-2", "--batch-size",
+                          "8", "--precision", "bfloat16", "--csv", str(tmp_path / "table2.csv")))
+    assert [kind for kind, group in itertools.groupby(seen)] == [(True, True), (False, True)] * 3 + [(False, False)]
+    path, (_, epochs) = tmp_path / "finetuned.pt", log(tmp_path)
+    saved = checkpoint.load(path, "finetuned")
+    model, val = checkpoint.rebuild(path, saved), open_dataset("treesatai-ts", data, "val", ("s2",))
+    pools, losses = Pools(len(val), 128, 128, None, 0, 1), []
+    for is_narrow in (True, False):
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=is_narrow)
+        losses.append(score(model, val, make_loader(val, pools, 0), pools, place[2], lambda tiles: None,
+                            autocast=autocast)["loss"])
+    assert losses[0] == pytest.approx(epochs[saved["epoch"] - 1]["val_loss"], rel=1e-6)
+    assert 1e-5 < abs(losses[1] / losses[0] - 1) < 0.1
+    row, = read_rows(tmp_path / "table2.csv")
+    assert row["map"] == f"{score_test(path, data, None, 0, place)['map']:.4f}"
 
 
 # ---- what is told before the training, not after ----------------------------------------------------------------------

@@ -25,6 +25,7 @@ from datasets.demo import write_treesatai
 from models.omnisat import OmniSat
 from utils import checkpoint, distributed
 from utils.errors import BUSY, STOPPED, Stopped, UserError
+from utils.results import read_rows
 from utils.training import Training
 
 ROOT = Path(__file__).parent.parent
@@ -276,6 +277,52 @@ def test_runs_of_before_validation_was_mixed(data, tmp_path, monkeypatch, script
     else:
         script(data, tmp_path, "--save-minutes", "0")
         assert checkpoint.load(path, path.stem)["finished"]
+
+
+def test_a_row_is_of_all_starts(data, tmp_path, monkeypatch):
+    """Begun in a tree with changes on one machine, ended in a clean one on another: dirty, and both are told."""
+    def on(commit, dirty, machine):
+        monkeypatch.setattr("utils.log.code", lambda: {"commit": commit, "dirty": dirty})
+        monkeypatch.setattr("utils.log.platform.machine", lambda: machine)
+    on("decade", True, "vax")
+    stop_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        finetuning(data, tmp_path, "--save-minutes", "0")
+    monkeypatch.undo()
+    on("facade", False, "cray")
+    finetuning(data, tmp_path, "--save-minutes", "0", "--csv", str(tmp_path / "table2.csv"))
+    row, = read_rows(tmp_path / "table2.csv")
+    saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
+    assert [row[name] for name in ("commit", "dirty", "device", "processes", "starts")] == [
+        "decade + facade", "True", "cpu (vax) + cpu (cray)", "1 x 1", "2"]
+    assert (row["test_commit"], row["test_dirty"]) == ("facade", "False")
+    assert row["date"] == "/".join(dict.fromkeys(start["date"] for start in saved["starts"]))
+    names = "commit", "dirty", "device", "processes", "torch"
+    assert [[start[name] for name in names] for start in saved["starts"]] == [
+        ["decade", True, "cpu (vax)", "1 x 1", torch.__version__], ["facade", False, "cpu (cray)", "1 x 1", torch.__version__]]
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["dirty"] is True
+    on("decade", "unknown", "cray")                                           # scored again, later, without git
+    evaluate.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--workers", "0", "--csv",
+                   str(tmp_path / "table2.csv")])
+    again, = read_rows(tmp_path / "table2.csv")
+    assert again == row | {"test_commit": "decade", "test_dirty": "unknown"}
+
+
+def test_a_run_of_before_goes_on_and_says_what_it_knows(data, tmp_path, monkeypatch):
+    """Its starts have a number of processes only; its source was that of the last start."""
+    stop_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        finetuning(data, tmp_path, "--save-minutes", "0")
+    monkeypatch.undo()
+    before = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
+    before["starts"] = [{name: value for name, value in start.items() if name != "processes"} | {"dirty": True}
+                        for start in before["starts"]]
+    del before["pretrain_source"]
+    checkpoint.save(tmp_path / "finetuned.pt", before)
+    monkeypatch.setattr("utils.log.code", lambda: {"commit": "facade", "dirty": False})
+    finetuning(data, tmp_path, "--save-minutes", "0", "--csv", str(tmp_path / "table2.csv"))
+    row, = read_rows(tmp_path / "table2.csv")
+    assert (row["dirty"], row["processes"], row["starts"], row["pretrain_hash"]) == ("True", "1 + 1 x 1", "2", "")
 
 
 def stop_after(monkeypatch, steps):

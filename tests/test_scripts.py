@@ -1,5 +1,6 @@
 """The three scripts and the tables, run as a user runs them, on a generated miniature."""
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
+from datasets.splits import fingerprint
 from datasets.splits import RELEASED
 from models import build_model
 from utils import checkpoint
@@ -88,16 +90,37 @@ def test_finetuning_starts_from_the_checkpoint(demo, pretrained):
     assert model.standardize["vhr"].mean.min() > 10    # the statistics came along
 
 
-def test_row_and_counts(finetuned):
+def test_row_and_counts(demo, pretrained, finetuned):
     (row,) = read_rows(finetuned.parent / "table2.csv")
     assert tuple(row) == COLUMNS and (row["rate"], row["rate_from"]) == ("0.001", "--lr")
     assert [row[name] for name in KEYS] == ["table2", "treesatai-ts", "omnisat", "self", "none", "all", "100"]
     assert row["scale"] == "demo" and row["status"] == "ok" and row["n_test"] == "10" and float(row["pretrain_hours"]) > 0
+    source = checkpoint.load(pretrained, "pretrained")["source"]
+    assert {name: row[f"pretrain_{name}"] for name in ("commit", "dirty", "device", "processes")} == {
+        name: str(source[name]) for name in ("commit", "dirty", "device", "processes")}
+    assert row["pretrain_hash"] == checkpoint.file_hash(pretrained)[:12] != row["checkpoint_hash"]
+    lists = [open_dataset("treesatai-ts", demo, split, ("s2",)).names for split in ("train", "val", "test")]
+    assert [row["split_hash"], row["val_hash"], row["test_hash"]] == [fingerprint(names)[:12] for names in lists]
     (line,) = (finetuned.parent / "table2.counts.jsonl").read_text().splitlines()
     counts = json.loads(line)
     assert len(counts["classes"]) == 15 and sum(counts[cell][0] for cell in ("tp", "fp", "fn", "tn")) == 10
     for name, value in f1_scores(counts).items():
         assert float(row[name]) == pytest.approx(value, abs=1e-3)
+
+
+def test_a_row_is_dirty_by_any_of_its_pretrainings(pretrained, tmp_path):
+    """Of two pretrainings, one with a start in a tree with changes; the hashes are those of the files."""
+    saved = checkpoint.load(pretrained, "pretrained")
+    (start,) = saved["starts"]
+    changed = start | {"commit": "decade", "dirty": True, "device": "H100", "processes": "3 x 1"}
+    other = saved | {"starts": [changed, start]}
+    checkpoint.save(tmp_path / "other.pt", other)
+    told = finetune.provenance_of([(pretrained, saved), (tmp_path / "other.pt", other)])
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in (pretrained, tmp_path / "other.pt")]
+    assert told == {"pretrain_dirty": True, "pretrain_commit": f"{start['commit']} + decade", "pretrain_hash": " + ".join(hashes),
+                    "pretrain_device": f"{start['device']} + H100", "pretrain_processes": "1 x 1 + 3 x 1"}
+    assert finetune.provenance_of([(pretrained, saved)])["pretrain_dirty"] == start["dirty"]
+    assert finetune.provenance_of([]) == {}
 
 
 def test_evaluation_is_the_same_again_and_on_two_processes(demo, finetuned, tmp_path):
@@ -127,6 +150,7 @@ def test_fine_tuning_on_two_processes_writes_one_row(demo, tmp_path):
     assert run.returncode == 0, run.stderr
     (row,) = read_rows(tmp_path / "table2.csv")
     assert row["n_test"] == "10" and row["command"].startswith("torchrun --nproc_per_node=2 finetune.py")
+    assert row["processes"] == "1 x 2"
     assert checkpoint.load(tmp_path / "finetuned.pt", "finetuned")["max_cloud"] == 90
 
 

@@ -85,7 +85,7 @@ def add_machine_options(options):
     group = options.add_argument_group("speed and memory")
     group.add_argument("--precision", choices=("float32", "bfloat16"),
                        help="bfloat16: matrix products and convolutions by torch's autocast, weights and sums in float32 (default: "
-                            "bfloat16 on a GPU that computes with it, else float32); scores are always computed in float32")
+                            "bfloat16 on a GPU that computes with it, else float32); validation likewise, the test is in float32")
     add_tiles_at_once(group)
     group.add_argument("--compile", action=argparse.BooleanOptionalAction,
                        help="compile the networks with torch.compile: minutes at the start (fewer the next time, what was compiled is kept), "
