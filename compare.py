@@ -320,7 +320,10 @@ def main(argv=None):
         for s1 in both or ["released"]:
             try:
                 found[s1] = collect(folder, table, scale, s1)
+                check_test_lists(folder / f"{table}.csv", [row for cells, _ in found.values() for cell in cells.values()
+                                                           for row in cell["rows"]])
             except UserError as error:
+                found.pop(s1, None)
                 problems.append(str(error))
         if not found:
             continue

@@ -352,3 +352,12 @@ def test_repaired_sentinel_1_stands_beside_released(tmp_path, capsys):
     write(tmp_path / "repaired", FUSION)
     compare.main(["--results", str(tmp_path)])
     assert "has only rows of --s1 released; they belong in" in capsys.readouterr().err
+
+
+def test_no_difference_mixes_test_tiles_of_released_and_repaired(tmp_path, capsys):
+    write(tmp_path, [({"s1": "released"}, (70,))])
+    write(tmp_path / "repaired", [({"s1": "repaired", "test_hash": "0ddba11"}, (72,))])
+    with pytest.raises(UserError, match="rows of treesatai-ts were scored on different test tiles"):
+        compare.main(["table2", "--results", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "70.0" in out and "72.0" not in out

@@ -109,8 +109,8 @@ def test_validation_has_the_trainings_precision_and_the_test_float32(data, tmp_p
         return original(self, batch)
     monkeypatch.setattr(OmniSat, "forward", forward)
     place = 0, 1, torch.device("cpu")
-    finetune.main(options(data, tmp_path, "--init", "none", *MODEL, "--epochs", "3", "--lr", "1e-2", "--batch-size",
-                          "8", "--precision", "bfloat16", "--csv", str(tmp_path / "table2.csv")))
+    finetune.main(options(data, tmp_path, "--init", "none", *MODEL, "--epochs", "3", "--epoch-steps", "1", "--lr", "1e-2",
+                          "--batch-size", "8", "--precision", "bfloat16", "--csv", str(tmp_path / "table2.csv")))
     assert [kind for kind, group in itertools.groupby(seen)] == [(True, True), (False, True)] * 3 + [(False, False)]
     path, (_, epochs) = tmp_path / "finetuned.pt", log(tmp_path)
     saved = checkpoint.load(path, "finetuned")
