@@ -28,7 +28,7 @@ from tqdm import tqdm
 from datasets import READERS, band_statistics, open_dataset, orders, splits
 from datasets.loading import Loader
 from datasets.sensors import SENSORS
-from datasets.tiles import clean, missing
+from datasets.tiles import clean, missing, uncovered
 from run_tables import FOLDERS
 from utils import options, weights
 from utils.errors import UserError, run
@@ -42,7 +42,8 @@ CLOUDY = 80                    # %, mean over the pixels
 TABLES = {"treesatai-ts": "table2", "treesatai": "table2", "pastis-hd": "table3", "flair": "table4"}
 SEVERITIES = {
     "error": ("missing", "double", "broken", "too few tiles", "not listed", "not written"),
-    "repaired": ("NaN", "infinite", "nodata", "date without data", "same day", "dates unsorted", "crop moved"),
+    "repaired": ("NaN", "infinite", "nodata", "partly covered", "date without data", "same day", "dates unsorted",
+                 "crop moved"),
     "note": ("empty series", "nothing left", "cloudy only", "cloud masks", "constant", "radar units", "no label",
              "scrambled", "order unclear", "number of tiles", "only a centre", "broken zip", "unsafe member", "damaged member")}
 
@@ -101,19 +102,25 @@ def check_data(dataset, i, sensor, data, days):
         yield "empty series", "no dates"
         return
     # with their numbers for days, none is there twice: what is left are the dates with data
-    whole, kept = (data, None) if days is None else clean(
+    whole, kept = (dataset.cleaned_image(i, sensor.key, data), None) if days is None else clean(
         data, np.arange(len(days)), nodata=sensor.nodata, lowest=sensor.lowest)
     if not len(whole):
         yield "nothing left", f"{len(days)} dates, none with data"
     elif whole.min() == whole.max():
         yield "constant", f"all values are {whole.min()}"
-    if days is None or not len(kept):
+    if days is None:
+        if (pixels := np.any(whole != data, axis=0)).any():
+            yield "nodata", f"{pixels.sum()} pixels"
+        return
+    if not len(kept):
         return
     if len(kept) < len(days):
         yield "date without data", f"{len(days) - len(kept)} of {len(days)} dates"
     is_float = data.dtype.kind == "f"
     wrong = {"NaN": np.isnan(data) if is_float else None, "infinite": np.isinf(data) if is_float else None,
              "nodata": missing(data, sensor.nodata, sensor.lowest) & np.isfinite(data)}
+    if data.shape[1] > 1 and (pixels := uncovered(data)[kept]).any():
+        yield "partly covered", f"{pixels.sum()} pixels on {pixels.any((1, 2)).sum()} of {len(days)} dates are 0 in all bands"
     for kind, is_wrong in wrong.items():
         if is_wrong is not None and (pixels := is_wrong[kept].any(1)).any():
             yield kind, f"{pixels.sum()} pixels on {pixels.any((1, 2)).sum()} of {len(days)} dates"

@@ -13,6 +13,7 @@ from utils.errors import UserError
 from utils.files import written_whole
 
 FOLDER = Path(__file__).parent / "stats"
+RULES = 2    # of what is missing, and of the types that are read: statistics made by others are not used
 
 
 def statistics_path(dataset):
@@ -61,8 +62,8 @@ def training_statistics(dataset, workers=0, fresh=False):
     """
     path = statistics_path(dataset)
     known = {} if fresh else read_statistics(path)
-    about = {sensor.key: {"bands": list(sensor.bands), "nodata": sensor.nodata} | ({} if sensor.lowest is None else
-             {"lowest": sensor.lowest}) for sensor in dataset.sensors}
+    about = {sensor.key: {"bands": list(sensor.bands), "nodata": sensor.nodata, "lowest": sensor.lowest, "rules": RULES}
+             for sensor in dataset.sensors}
     if all(key in known and known[key]["sensor"] == about[key] for key in dataset.modalities):
         return {key: known[key] for key in dataset.modalities}
     loader = Loader(_Sums(dataset), batch_size=None, num_workers=workers)

@@ -53,9 +53,9 @@ def read_json(path, what):
 
 
 def _read_plain_tif(file, bands):
-    """The pixels (H, W, C) of the commonest kind of open TIFF, in a third of tifffile's time; None of any other and of odd ones.
+    """The pixels (C, H, W) of the commonest kind of open TIFF, in a third of tifffile's time; None of any other and of odd ones.
 
-    These are bytes, not compressed, bands interleaved, in strips that lie one behind the other.
+    These are bytes, not compressed, bands interleaved, in strips that lie one behind the other, and the file's one image.
     """
     head, tags = file.read(8192), {}
     try:
@@ -66,49 +66,75 @@ def _read_plain_tif(file, bands):
             if tag not in NO_PIXELS:
                 form = f"<{length}{TYPES[kind]}"
                 tags[tag] = struct.unpack_from(form, head, at + 8 if struct.calcsize(form) <= 4 else place)
+        another, = struct.unpack_from("<I", head, start + 2 + count * ENTRY.size)
         tags.setdefault(339, (1,) * bands)                                        # if it is left out: without sign
         (width,), (height,), (rows,), starts, sizes = (tags[tag] for tag in (256, 257, 278, 273, 279))
         one_behind_the_other = tuple(accumulate(sizes[:-1], initial=starts[0]))
         plain = {256: (width,), 257: (height,), 258: (8,) * bands, 259: (1,), 273: one_behind_the_other, 277: (bands,),
                  278: (rows,), 279: sizes, 284: (1,), 339: (1,) * bands}
-        if mark != b"II*\0" or tags != plain or len(sizes) != -(-height // rows) or sum(sizes) != height * width * bands:
+        if mark != b"II*\0" or another or tags != plain or len(sizes) != -(-height // rows) or sum(sizes) != height * width * bands:
             return None
     except (struct.error, ValueError, LookupError, ArithmeticError):
         return None
     image = np.empty((height, width, bands), np.uint8)
     file.seek(starts[0])
-    return image if file.readinto(image) == image.nbytes else None
+    return image.transpose(2, 0, 1) if file.readinto(image) == image.nbytes else None
+
+
+def _block_sizes(page):
+    """Bytes of each strip or tile of a page without compression; tiles are whole also where they stick out over the border."""
+    whole = math.prod(page.chunks) * page.dtype.itemsize
+    if page.is_tiled:
+        return [whole] * math.prod(page.chunked)
+    last = whole - whole // page.rowsperstrip * (-page.imagelength % page.rowsperstrip)
+    planes = page.samplesperpixel if page.planarconfig == 2 else 1
+    return ([whole] * (-(-page.imagelength // page.rowsperstrip) - 1) + [last]) * planes
+
+
+def _nodata(page):
+    """What stands in the strips that a sparse file leaves out: its GDAL_NODATA as GDAL understands it, else 0."""
+    try:
+        value = float(page.tags.valueof(42113, "0"))
+        return page.dtype.type(value) if page.dtype.kind == "f" or value == page.dtype.type(value) else 0
+    except (ValueError, OverflowError):    # no number, or none of this type
+        return 0
 
 
 def _read_any_tif(file):
-    """The pixels of the first image of an open TIFF, as tifffile shapes them."""
+    """The pixels (C, H, W) of the one image of an open TIFF. What is a band its tags say, never its shape."""
     file.seek(0)
     with tifffile.TiffFile(file) as tif:                                          # by its path it is opened more slowly
-        page = tif.pages[0]
-        # tifffile would guess, and take zeros for missing strips
-        is_whole = page.planarconfig in (1, 2) and len(page.dataoffsets) == len(page.databytecounts) == math.prod(page.chunked)
+        page, *more = tif.pages
+        starts, sizes = page.dataoffsets, page.databytecounts
+        # tifffile would guess, and take zeros for missing strips; a sparse file says of a strip that it has no place and no bytes
+        is_whole = page.planarconfig in (1, 2) and len(starts) == len(sizes) == math.prod(page.chunked) and all(
+            (start == 0) == (size == 0) for start, size in zip(starts, sizes))
         is_plain = page.compression == 1 and page.bitspersample == 8 * page.dtype.itemsize
-        if not is_whole or is_plain and sum(page.databytecounts) != page.nbytes:
+        if not is_whole or is_plain and any(size not in (0, full) for size, full in zip(sizes, _block_sizes(page))):
             raise ValueError(f"its strips are not those of an image of shape {page.shape}")
-        return page.asarray()
+        if any(other.shape == page.shape and not other.subfiletype for other in more):    # smaller ones are overviews
+            raise UserError(f"{file.name}: {1 + len(more)} images in one file, expected one that has all bands; write it so")
+        page.nodata = _nodata(page)
+        image = page.asarray().reshape(page.shaped)                               # planes, depth, rows, columns, samples
+        if image.shape[1] != 1 or 1 not in (image.shape[0], image.shape[4]):
+            raise ValueError(f"an image of shape {page.shape}")
+        return image[:, 0].transpose(0, 3, 1, 2).reshape(-1, *image.shape[2:4])
 
 
 def read_tif(path, bands):
-    """An image of the given number of bands, (C, H, W) in the file's type, however the file interleaves them."""
+    """An image of the given number of bands, (C, H, W) in the file's type, however the file interleaves or cuts them."""
     try:
         with open(path, "rb") as file:
             image = _read_plain_tif(file, bands)
             if image is None:
                 image = _read_any_tif(file)
+    except UserError:
+        raise
     except Exception as error:    # tifffile and its codecs raise many kinds for damaged files
         check_pointer(path)
         raise UserError(f"{path}: cannot be read as TIFF ({why(error)}); download it again") from error
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim == 3 and image.shape[-1] == bands:
-        return image.transpose(2, 0, 1)
-    if image.ndim != 3 or image.shape[0] != bands:
-        raise UserError(f"{path}: shape {image.shape}, expected {bands} bands")
+    if len(image) != bands:
+        raise UserError(f"{path}: shape {(*image.shape[1:], len(image))}, expected {bands} bands")
     return image
 
 
@@ -133,6 +159,8 @@ def read_npz(path):
             data, dates = file["data"], np.ravel(file["dates"])
         if dates.dtype.kind not in "iufSU":
             raise ValueError(f"dates of type {dates.dtype}")
+        if dates.dtype.kind == "f" and dates.dtype.itemsize < 8:
+            raise ValueError(f"dates of type {dates.dtype.name}, which cannot hold eight digits: 20200321 becomes 20200320; int32 can")
         return data, dates
     except Exception as error:    # numpy, zipfile and zlib raise many kinds for damaged files
         check_pointer(path)

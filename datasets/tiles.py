@@ -18,6 +18,7 @@ from utils.errors import UserError
 
 MAX_DATES = 50                 # of a series
 MISSING_SHARE = 0.5            # a date goes if a band lacks more of its pixels
+ENDINGS = (".tif", ".tiff", ".npy", ".npz")    # of files in the common formats, in small letters or large
 
 
 # ---- arrays ---------------------------------------------------------------------------------------------------------
@@ -42,15 +43,13 @@ def fetch(mapped, dates, nodata=None):
 def native(data, nodata=None):
     """Numbers in a type that torch computes with, no wider than needed: float64 becomes float32, half precision stays.
 
-    uint16 becomes int16, clipped to 32767, or int32 if the nodata value is larger, such as 65535: it must stay apart. Double
-    precision beyond the range of single becomes infinite, and so missing.
+    Unsigned numbers of over one byte become int16, or what is wide enough for the largest of them and for nodata: no value
+    changes. Double precision beyond the range of single becomes infinite, and so missing.
     """
-    if data.dtype.newbyteorder("=") == np.uint16:
-        is_wide = nodata is not None and nodata > 32767
-        return data.astype(np.int32) if is_wide else np.minimum(data, 32767).astype(np.int16)
     dtype = data.dtype.newbyteorder("=")
-    if dtype.kind == "u" and dtype.itemsize > 2:
-        dtype = np.int64
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        highest = max(int(data.max(initial=0)), nodata or 0)
+        dtype = next((signed for signed in (np.int16, np.int32, np.int64) if highest <= np.iinfo(signed).max), np.float32)
     elif dtype.kind == "f" and dtype.itemsize > 4:
         dtype = np.float32
     with np.errstate(over="ignore", invalid="ignore"):
@@ -103,24 +102,42 @@ def missing(data, nodata=None, lowest=None):
         return is_missing if nodata is None else is_missing | (data == nodata)
 
 
+def uncovered(data):
+    """Which pixels of a series (T, C, H, W) are 0 in all bands, (T, H, W) bool: outside of what the products cover.
+
+    No ground is: in real tiles the least of an optical band is 1, and radar has zeros in one polarisation alone. With one band
+    that is not certain: clean keeps such a 0 as a value beside others that are not, and `nodata` of the sensor's entry can tell.
+    """
+    outside = data[:, 0] == 0
+    if outside.any():                                                             # one band clears most
+        dates = np.flatnonzero(outside.any((1, 2)))
+        outside[dates] = ~data[dates].any(1)
+    return outside
+
+
+def filled(data, is_missing):
+    """The mean of the others of a band (of a date) in place of missing pixels: data (..., H, W), bool of the same shape."""
+    values = np.where(is_missing, np.zeros((), data.dtype), data)
+    mean = values.sum((-2, -1), dtype=np.float64, keepdims=True) / np.maximum(1, (~is_missing).sum((-2, -1), keepdims=True))
+    return np.where(is_missing, mean if data.dtype.kind == "f" else mean.round(), values).astype(data.dtype)
+
+
 def clean(data, days, is_cloudy=False, nodata=None, lowest=None):
     """What makes a series usable: data (T, C, H, W) and days (T,) in, the same with fewer dates out, in time order.
 
-    A date goes, and its day with it, if a band lacks over half of its pixels (see missing), or all bands are 0,
-    the products' nodata; so do cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first that
+    A date goes, and its day with it, if a band lacks over half of its pixels (see missing and uncovered), or all bands are 0;
+    so do cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first that
     is left stays: they are slices of one pass. Other missing pixels become the mean of their band on that date.
     """
-    is_bad = np.zeros(len(data), bool) | is_cloudy
-    for t in np.flatnonzero(data[:, 0, 0, 0] == 0):                               # one pixel clears most dates
-        is_bad[t] |= not data[t].any()
-    is_missing = missing(data, nodata, lowest)
+    is_bad, is_missing = np.zeros(len(data), bool) | is_cloudy, missing(data, nodata, lowest)
+    if (outside := uncovered(data)).any():
+        is_bad |= outside.all((1, 2))
+        if data.shape[1] > 1:
+            is_missing = is_missing | outside[:, None]
     if is_missing.any():
+        is_missing = np.broadcast_to(is_missing, data.shape)
         is_bad |= (is_missing.mean((2, 3)) > MISSING_SHARE).any(1)
-        values = np.where(is_missing, np.float32(0), data)
-        mean = values.sum((2, 3), dtype=np.float64, keepdims=True) / np.maximum(1, (~is_missing).sum((2, 3), keepdims=True))
-        if data.dtype.kind != "f":
-            mean = mean.round()
-        data = np.where(is_missing, mean, values).astype(data.dtype)
+        data = filled(data, is_missing)
     if not is_bad.any() and (days[1:] > days[:-1]).all():                         # nothing to leave out: no copy
         return data, days
     kept = np.flatnonzero(~is_bad)
@@ -224,6 +241,9 @@ class Tiles(torch.utils.data.Dataset):
         """The file of each tile, None where it is missing and `findings` took note. Errors: UserError naming the tile."""
         if sensor.files is None:
             return self.own_paths(sensor)
+        if not sensor.files.lower().endswith(ENDINGS):
+            raise UserError(f"{sensor.key}: its entry in datasets/sensors.py has files={sensor.files!r}, expected one of "
+                            f"{', '.join(ENDINGS)} at its end")
         paths = [os.path.join(self.base(), sensor.files.format(tile=self.tile(i))) for i in range(len(self.names))]
         folders = {os.path.dirname(path) for path in paths}
         there = {os.path.join(folder, name) for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)}
@@ -302,9 +322,10 @@ class Tiles(torch.utils.data.Dataset):
         """stored for a file of the common formats, checked against the sensor's entry."""
         path, dates = self.paths[sensor.key][i], None
         source = path                                                             # of the dates
-        if path.endswith(".tif"):
+        kind = os.path.splitext(path)[1].lower()
+        if kind in (".tif", ".tiff"):
             data = read_tif(path, len(sensor.bands))
-        elif path.endswith(".npz"):
+        elif kind == ".npz":
             data, dates = read_npz(path)
         else:
             data = read_npy(path)
@@ -315,10 +336,7 @@ class Tiles(torch.utils.data.Dataset):
         if self.parts > 1:
             data = data[..., self.window(i, data.shape[-2], 0), self.window(i, data.shape[-1], 1)]
         if sensor.kind == "image":
-            data = native(np.array(data), sensor.nodata)
-            if data.dtype.kind == "f" and not np.isfinite(data).all():
-                raise UserError(f"{path}: holds values that are not finite, expected numbers in every pixel of an image")
-            return data, None
+            return native(np.array(data), sensor.nodata), None
         if dates is None:
             dates, source = self.days(i, sensor, path)
         if len(dates) != len(data):
@@ -357,6 +375,24 @@ class Tiles(torch.utils.data.Dataset):
                             "leave out --max-cloud, or download it again")
         return cloud > self.max_cloud
 
+    def cleaned_image(self, i, key, data):
+        """An image (C, H, W), its missing pixels filled as those of a series if its sensor's entry has a nodata value.
+
+        Errors: UserError naming the file if a band lacks over half of its pixels, or if NaN comes without such an entry.
+        """
+        sensor = self.sensor[key]
+        is_missing = missing(data, sensor.nodata, sensor.lowest)
+        if not is_missing.any():
+            return data
+        if sensor.nodata is None:
+            raise UserError(f"{self.paths[key][i]}: holds values that are not finite, expected numbers in every pixel of an image; if "
+                            f"such were not seen, the entry of {key} in datasets/sensors.py needs nodata=, and they are filled")
+        share = is_missing.mean((1, 2))
+        if share.max() > MISSING_SHARE:
+            raise UserError(f"{self.paths[key][i]}: {share.max():.0%} of the pixels of {sensor.bands[share.argmax()]} are nodata, expected "
+                            f"at most {MISSING_SHARE:.0%}: leave the tile out of the list")
+        return filled(data, is_missing)
+
     def cleaned(self, key, data, days, is_cloudy=False):
         """What is usable of a raw series, in time order: data (T, C, H, W), days (T,)."""
         data, days = clean(data, days, is_cloudy, self.sensor[key].nodata, self.sensor[key].lowest)
@@ -364,7 +400,8 @@ class Tiles(torch.utils.data.Dataset):
 
     def read(self, i):
         """One tile, cleaned, all dates: {key: (image (C, H, W), None) or (series (T, C, H, W), day numbers (T,))}."""
-        return {key: (data, None) if days is None else self.cleaned(key, data, days, self.is_cloudy(i, key, days))
+        return {key: (self.cleaned_image(i, key, data), None) if days is None else
+                self.cleaned(key, data, days, self.is_cloudy(i, key, days))
                 for key, (data, days) in self.raw(i, self.modalities).items()}
 
     def chosen(self, i, key, data, days, rng):
@@ -396,5 +433,7 @@ class Tiles(torch.utils.data.Dataset):
             if days is not None:
                 data, days = self.chosen(i, key, data, days, rng)
                 item[f"{key}_dates"] = torch.from_numpy(days)
+            else:
+                data = self.cleaned_image(i, key, data)
             item[key] = torch.from_numpy(data)
         return item

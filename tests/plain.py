@@ -165,14 +165,13 @@ def plain_clean(series, days, is_cloudy, nodata, lowest=None):
     """What datasets.tiles.clean documents, date by date. Returns {day: image (C, H, W) float64} and the number of repairs."""
     is_cloudy = [False] * len(days) if is_cloudy is None else is_cloudy
     demand(len(series) == len(days) == len(is_cloudy), f"{len(series)} images, {len(days)} dates, {len(is_cloudy)} cloud masks")
-    if series.dtype == np.uint16 and (nodata or 0) <= 32767:
-        series = np.minimum(series, 32767)
     images, repairs = {}, 0
     for image, day, is_out in zip(series.astype(np.float64), days, is_cloudy):
         if series.dtype.kind == "f" and series.dtype.itemsize == 8:
             image = image.astype(np.float32)
         lost = ~np.isfinite(image) | (False if nodata is None else image == nodata)
         lost |= False if lowest is None else image < lowest
+        lost |= (image == 0).all(0) if len(image) > 1 else False
         if (lost.mean((1, 2)) > 0.5).any() or (image == 0).all() or is_out or day in images:
             repairs += 1
             continue

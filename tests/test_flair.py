@@ -300,7 +300,7 @@ def test_only_pages_with_pixels_of_chosen_dates_are_asked_for(release, monkeypat
 
 
 @pytest.mark.parametrize("dtype, value, kept, expected", [
-    (np.uint16, 40000, np.int16, 32767), (np.int16, -105, np.int16, -105), (">i2", -105, np.int16, -105),
+    (np.uint16, 32767, np.int16, 32767), (np.uint16, 40000, np.int32, 40000), (np.int16, -105, np.int16, -105), (">i2", -105, np.int16, -105),
     (np.uint8, 200, np.uint8, 200), (np.int32, 70000, np.int32, 70000),
     (np.float16, 0.5, np.float16, 0.5), (np.float64, 0.1, np.float32, np.float32(0.1))])
 def test_types_of_the_series(release, dtype, value, kept, expected):

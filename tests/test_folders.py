@@ -148,15 +148,128 @@ def test_series_are_cleaned(folder):
 
 
 def test_unsigned_numbers_beyond_those_torch_computes_with(folder, monkeypatch):
-    """65535 often means that a pixel was not seen; without that entry it is a value, and a high one is the highest."""
+    """65535 often means that a pixel was not seen; without that entry it is a value. None is clipped."""
     data = np.full((3, 1, 3, 2), 1000, np.uint16)
     data[0, 0, 1, 1], data[1], data[2] = 65535, 65535, 40000
     write(folder, "water", data=data)
     item = mine(folder)[0]
     assert (item["water"][0] == 1000).all() and (item["water"][1] == 40000).all() and item["water_dates"].tolist() == [424, 730]
-    monkeypatch.setitem(SENSORS["mine"], "water", Sensor("water", "series", ("w",), 20, 1, 1200, "2019-01-01", TABLE[3].files))
+    monkeypatch.setitem(SENSORS["mine"], "water", replace(TABLE[3], nodata=None))
     water = mine(folder)[0]["water"]
-    assert water.dtype == torch.int16 and water[:, 0, 1, 1].tolist() == [32767] * 3 and water[0, 0, 0, 0] == 1000
+    assert water.dtype == torch.int32 and np.array_equal(water, data)
+    data[:] = np.minimum(data, 32767)
+    write(folder, "water", data=data)
+    water = mine(folder)[0]["water"]
+    assert water.dtype == torch.int16 and np.array_equal(water, data)
+
+
+@pytest.mark.parametrize("dtype, highest, kind", [
+    (np.uint16, 32767, torch.int16), (np.uint16, 32768, torch.int32), (np.uint16, 65535, torch.int32), (">u2", 47000, torch.int32),
+    (np.uint32, 65535, torch.int32), (np.uint32, 2 ** 31, torch.int64), (np.uint64, 2 ** 63, torch.float32)])
+def test_wide_numbers_of_an_image_and_a_series_are_not_clipped(folder, monkeypatch, dtype, highest, kind):
+    """Aerial images of 16 bits, Landsat and thermal series hold such; also where a batch has narrower ones beside them."""
+    for key in ("height", "thermal"):
+        data = values(key).astype(dtype)
+        data.ravel()[1] = highest
+        write(folder, key, data=data)
+        write(folder, key, "c3", values(key).astype(dtype))
+    data = mine(folder)
+    for key in ("height", "thermal"):
+        assert data[0][key].dtype == kind and data[0][key].ravel()[:3].tolist() == [1, highest, 3]
+        batch = collate([data[0], data[1]])[key]
+        assert batch[0].ravel()[:3].tolist() == [1, highest, 3] and batch[1].ravel()[:3].tolist() == [1, 2, 3]
+    mean = training_statistics(mine(folder, modalities=["height"]))["height"]["mean"][0]
+    assert mean == pytest.approx((3 * values("height").sum() - 2 + highest) / 3 / 600)
+
+
+def test_an_image_of_16_bits_as_tif(folder):
+    image = (values("photo") * 257.).astype(np.uint16)
+    tifffile.imwrite(path_of(folder, "photo"), image, photometric="rgb")
+    assert image.max() == 64250 and np.array_equal(mine(folder)[0]["photo"], image.transpose(2, 0, 1))
+
+
+# ---- what was not seen ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype, nodata", [(np.float32, -9999), (np.int16, -9999), (np.float64, -3.4028234663852886e38),
+                                           (np.float32, float("nan")), (np.uint16, 65535), (np.uint8, 0)])
+def test_nodata_of_an_image_is_filled(folder, monkeypatch, dtype, nodata):
+    """As in a series: with the mean of its band, so that it is in no statistics either."""
+    monkeypatch.setitem(SENSORS["mine"], "height", replace(TABLE[1], nodata=nodata))
+    image = values("height").astype(dtype)
+    image[0, 3, 4:9], lost = nodata, values("height")[0, 3, 4:9]
+    write(folder, "height", data=image)
+    mean = (values("height").sum() - lost.sum()) / (600 - 5)
+    expected = values("height").copy()
+    expected[0, 3, 4:9] = mean if image.dtype.kind == "f" else round(mean)
+    data = mine(folder)
+    assert all(np.allclose(found, expected) for found in (data[0]["height"], data[0, 1]["height"], data.read(0)["height"][0]))
+    statistics = training_statistics(mine(folder, modalities=["height"]))["height"]
+    assert statistics["mean"] == pytest.approx([(2 * values("height").mean() + expected.mean()) / 3])
+    image[0, :16] = nodata
+    write(folder, "height", data=image)
+    with pytest.raises(UserError, match=r"b2/h.npy: 53% of the pixels of h are nodata, expected at most 50%: leave the tile out"):
+        data[0]
+
+
+def test_nan_of_an_image_needs_an_entry(folder, monkeypatch):
+    image = values("height")
+    image[0, 3, 4] = np.nan
+    write(folder, "height", data=image)
+    with pytest.raises(UserError, match="b2/h.npy: holds values that are not finite, .* the entry of height .* needs nodata="):
+        mine(folder)[0]
+    monkeypatch.setitem(SENSORS["mine"], "height", replace(TABLE[1], nodata=-9999))
+    assert mine(folder)[0]["height"][0, 3, 4].item() == pytest.approx(np.nanmean(image))
+
+
+def test_a_pixel_that_is_zero_in_all_bands_was_not_seen(folder):
+    """At the border of a swath. A 0 in one band alone, or in the only one, is a value."""
+    data, water = values("thermal"), values("water")
+    data[0, :, 2, 1:3], data[1, 0, 0, 0], data[2, :, :, :3], water[0, 0, 1, 1] = 0, 0, 0, 0
+    write(folder, "thermal", data=data)
+    write(folder, "water", data=water)
+    item = mine(folder)[0]
+    assert item["thermal_dates"].tolist() == [60, 61]                            # of the third date 3 of 4 columns were not seen
+    expected = data[:2].copy()
+    for band in expected[0]:
+        band[2, 1:3] = band[band > 0].mean()
+    assert np.allclose(item["thermal"], expected) and item["thermal"][1, 0, 0, 0] == 0
+    assert np.array_equal(item["water"], water)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ">f4"])
+def test_dates_that_lost_their_last_digits_are_refused(folder, dtype):
+    with np.errstate(over="ignore"):
+        write(folder, "thermal", dates=DATES.astype(dtype))
+    with pytest.raises(UserError, match=r"b2.npz: .* float\d\d, which cannot hold eight digits: 20200321 becomes 20200320; int32 can\);"):
+        mine(folder)[0]
+    for wide in (np.int32, np.float64, np.uint32, "S8", "U8"):
+        write(folder, "thermal", dates=DATES.astype(wide))
+        assert mine(folder)[0]["thermal_dates"].tolist() == [60, 61, 366]
+
+
+# ---- endings --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("ending", [".tiff", ".TIF", ".TIFF", ".Tif"])
+def test_tif_by_other_endings(folder, monkeypatch, ending):
+    monkeypatch.setitem(SENSORS["mine"], "photo", replace(TABLE[0], files="photo/{tile}" + ending))
+    for path in (folder / "photo").iterdir():
+        path.rename(path.with_suffix(ending))
+    assert np.array_equal(mine(folder)[0]["photo"], values("photo").transpose(2, 0, 1))
+
+
+def test_arrays_by_other_endings_and_what_is_none(folder, monkeypatch):
+    for sensor, ending in ((TABLE[1], ".NPY"), (TABLE[2], ".Npz")):
+        form = sensor.files[:-4] + ending
+        path_of(folder, sensor.key).rename(folder / form.format(tile="b2"))
+        monkeypatch.setitem(SENSORS["mine"], sensor.key, replace(sensor, files=form))
+        path = folder / form.format(tile="c3")
+        path_of(folder, sensor.key, "c3").exists() or path.write_bytes((folder / sensor.files.format(tile="c3")).read_bytes())
+        (folder / form.format(tile="e5")).write_bytes((folder / sensor.files.format(tile="e5")).read_bytes())
+    item = mine(folder)[0]
+    assert np.array_equal(item["height"], values("height")) and np.array_equal(item["thermal"], values("thermal"))
+    monkeypatch.setitem(SENSORS["mine"], "photo", replace(TABLE[0], files="photo/{tile}.jp2"))
+    with pytest.raises(UserError, match=r"photo: its entry .* has files='photo/{tile}.jp2', expected one of .tif, .tiff, .npy, .npz at"):
+        mine(folder)
 
 
 def test_a_series_may_be_empty(folder):

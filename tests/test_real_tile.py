@@ -1,6 +1,7 @@
 """The real tile through every stage, at the paper's full size."""
 import json
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -9,7 +10,7 @@ import finetune
 import pretrain
 from datasets.loading import collate
 from datasets.sensors import SENSORS
-from datasets.tiles import choose_dates, clean
+from datasets.tiles import choose_dates, clean, uncovered
 from datasets.treesatai import LABELS_FILE, decibel, read_h5, read_vhr
 from models.omnisat import OmniSat
 from utils.results import read_rows
@@ -102,3 +103,16 @@ def test_the_scripts_take_the_real_files(real, tmp_path, monkeypatch, capsys):
     (row,) = read_rows(tmp_path / "table2.csv")
     assert row["scale"] == "custom" and row["n_test"] == "1"    # not the paper's number of epochs
     assert json.loads(capsys.readouterr().out)["n"] == 1
+
+
+def test_no_pixel_of_the_real_tiles_is_taken_for_uncovered(real):
+    """In every series the least of S2 is 1, and radar is 0 in one polarisation alone: nothing is filled that is there."""
+    zeros = 0
+    for path in sorted(real.parent.glob("*/sentinel-ts/*.h5")):
+        for key, (data, days) in read_h5(path, ["s2", "s1", "s1-des"]).items():
+            cleaned, _ = clean(data, np.arange(len(days)))
+            whole = np.isfinite(data).all((1, 2, 3))
+            assert np.array_equal(cleaned, np.where(np.isfinite(data), data, cleaned)) and np.array_equal(cleaned[whole], data[whole])
+            assert not uncovered(data).any() and (key != "s2" or data.min() == 1)
+            zeros += (data == 0).sum()
+    assert zeros == (16 if (real.parent / "treesatai-ts-years").is_dir() else 0)
