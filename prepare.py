@@ -36,12 +36,12 @@ from utils.files import written_whole
 from utils.numbers import whole
 from utils.unpack import unpack
 
-VERSION = 3                    # of the checks: results of another version are not taken over
+VERSION = 4                    # of the checks: results of another version are not taken over
 SPLITS, SEEDS, PERCENT = ("train", "val", "test"), (0, 1, 2), {"pastis-hd": 20}    # of the labels; 10 elsewhere
 CLOUDY = 80                    # %, mean over the pixels
 TABLES = {"treesatai-ts": "table2", "treesatai": "table2", "pastis-hd": "table3", "flair": "table4"}
 SEVERITIES = {
-    "error": ("missing", "double", "broken", "too few tiles", "not listed", "not written"),
+    "error": ("missing", "double", "broken", "same tile", "too few tiles", "not listed", "not written"),
     "repaired": ("NaN", "infinite", "nodata", "partly covered", "date without data", "same day", "dates unsorted",
                  "crop moved"),
     "note": ("empty series", "nothing left", "cloudy only", "cloud masks", "constant", "radar units", "no label",
@@ -166,7 +166,7 @@ class Records(Dataset):
         found, label = check_tile(self.dataset, i)
         order = self.dataset.orders(i)
         return {"tile": self.dataset.names[i], "signature": signature, "found": found + orders.found_in(order), "label": label,
-                "orders": order}, signature is not None
+                "orders": order, "content": self.dataset.content(i)}, signature is not None
 
     def signature(self, i):
         """Changes with the files of the tile (their size and time), None if it has none."""
@@ -175,6 +175,18 @@ class Records(Dataset):
         files = [f"{path} {s and (s.st_size, s.st_mtime_ns)}" for path, s in zip(paths, stats)]
         about = [VERSION, self.dataset.name, self.dataset.names[i], *self.dataset.modalities, self.dataset.labels[i].tolist()]
         return splits.fingerprint([*map(str, about), *files])[:32] if files else None
+
+
+def same_tiles(name, datasets, records):
+    """Findings about tiles whose files another split has too, under whatever name: copies and links."""
+    first, found = {}, []
+    for split, dataset in datasets.items():
+        for tile, record in zip(dataset.names, records[split]):
+            where, other = first.setdefault(record["content"], (split, tile))
+            if record["content"] is not None and where != split:
+                found.append(finding(name, "same tile", f"its files are those of {other} in {where}, byte by byte: a score would be of tiles "
+                                     "trained on; keep one of the two", split, tile))
+    return found
 
 
 def _same(record):
@@ -383,6 +395,7 @@ def prepare(args, report, progress):
     records, new = check_all(datasets, progress, args.workers)
     findings += found + [finding(args.dataset, kind, text, split, tile, key) for split, dataset in datasets.items()
                          for tile, record in zip(dataset.names, records[split]) for key, kind, text in record["found"]]
+    findings += same_tiles(args.dataset, datasets, records)
 
     # ---- write what the tables need
     files = []

@@ -4,13 +4,15 @@
 Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody.
 """
 import csv
+import hashlib
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 
 from datasets.files import read_text, why
-from datasets.splits import drawn_val
+from datasets.splits import drawn_val, fingerprint
 from datasets.tiles import Tiles
 from utils.errors import UserError
 
@@ -50,6 +52,13 @@ class Folders(Tiles):
         val = set(drawn_val(self.release, names, labels, self.origin))
         kept = [i for i, name in enumerate(names) if (name in val) == (split == "val")]
         return [names[i] for i in kept], labels[kept]
+
+    def content(self, i):
+        """See Tiles. Files that cannot be read are another finding."""
+        try:
+            return fingerprint([hashlib.sha256(Path(self.paths[sensor.key][i]).read_bytes()).hexdigest() for sensor in self.sensors])
+        except (OSError, TypeError):    # TypeError: there is no path
+            return None
 
     def paths_of(self, sensor):
         """Reads the first tile's file as well: it decides the grid, here and not in each reading process for itself."""

@@ -7,6 +7,7 @@ seed and written at the first run.
 """
 import hashlib
 import os
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,15 @@ def differs_from_release(name, datasets):
             if not ENOUGH * number <= found <= number / ENOUGH:
                 texts.append(f"{found:,} tiles in {part}, {number:,} in the release")
     return texts + [f"no tile of {', '.join(data.lost)} in {split}" for split, data in datasets.items() if data.lost]
+
+
+def check_apart(lists):
+    """Errors: UserError that names the tiles which are in two lists. lists: {what a list is called: its tiles}."""
+    for (one, names), (other, others) in combinations(lists.items(), 2):
+        if both := sorted(set(names) & set(others)):
+            some = ", ".join(both[:5]) + (f" and {len(both) - 5:,} more" if len(both) > 5 else "")
+            raise UserError(f"{some}: in two lists, {one} and {other}, so that a score would be of tiles trained on; keep each tile in "
+                            "one of them, or download the lists of one release")
 
 
 def stratified_subset(labels, share, seed):

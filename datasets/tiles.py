@@ -286,6 +286,9 @@ class Tiles(torch.utils.data.Dataset):
         """What stands of a file whose Sentinel-1 may be scrambled: see TreeSatAI.orders; {} of all others."""
         return {}
 
+    def content(self, i):
+        """A hash of all that the files of tile i hold, None where tiles are told apart by their names in the release."""
+
     def remarks(self, i, key):
         """What a reader had to do about a tile beyond cleaning its series, a text each."""
         return []

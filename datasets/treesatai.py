@@ -21,7 +21,7 @@ import numpy as np
 
 from datasets import sentinel1
 from datasets.files import read_json, read_text, read_tif, walk, why
-from datasets.splits import drawn_val
+from datasets.splits import check_apart, drawn_val
 from datasets.tiles import Tiles
 from utils.errors import UserError
 from utils.files import check_pointer
@@ -282,6 +282,8 @@ class TreeSatAI(Tiles):
     def listed(self, split):
         """The names of the split and their labels; draws the validation tiles from train if the release has no list."""
         labels = read_labels(self.others[LABELS_FILE][0])
+        paths = {f"{part}_filenames.lst": part for part in ("train", "val", "test")}
+        check_apart({self.others[path][0]: read_list(self.root, self.others, part) for path, part in paths.items() if path in self.others})
 
         def read(name):
             names = read_list(self.root, self.others, name)

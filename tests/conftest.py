@@ -66,24 +66,25 @@ def write_tif(path, shape=(304, 304, 4), value=None, dtype=np.uint8):
     return path
 
 
-TILES = ["Abies_alba_1_1005_WEFL_NLF.tif", "Betula_spec._1_15679_WEFL_NLF.tif", "Picea_abies_3_6925_BI_NLF.tif"]
+TILES = ["Abies_alba_1_1005_WEFL_NLF.tif", "Betula_spec._1_15679_WEFL_NLF.tif", "Picea_abies_3_6925_BI_NLF.tif"]    # in training and validation
+TEST_TILE = "Fagus_sylvatica_5_88_WEFL_NLF.tif"
 
 
 @pytest.fixture
 def release(tmp_path):
-    """A miniature of the release: two tiles in train, one in val, one of them in test again; one tile has no label."""
-    for tile in TILES:
+    """A miniature of the release: two tiles in train, one in val, one in test; one of train has no label."""
+    for tile in (*TILES, TEST_TILE):
         write_tif(tmp_path / "aerial" / tile)
         write_h5(tmp_path / "sentinel-ts" / f"{tile[:-4]}_2021.h5")
         write_tif(tmp_path / "sentinel" / "s1" / "60m" / tile, (6, 6, 3), [-9.0, -15.0, 6.0], np.float32)
         write_tif(tmp_path / "sentinel" / "s1" / "200m" / tile, (20, 20, 3), 0, np.float32)
         write_tif(tmp_path / "sentinel" / "s2" / "60m" / tile, (6, 6, 12), range(1, 13), np.uint16)
-    lists = {"train": TILES, "val": TILES[1:2], "test": TILES[:1]}
+    lists = {"train": TILES[::2], "val": TILES[1:2], "test": [TEST_TILE]}
     (tmp_path / "split").mkdir()
     for split, names in lists.items():
         (tmp_path / "split" / f"{split}_filenames.lst").write_bytes("".join(f"{n}\r\n" for n in names).encode())
     labels = {TILES[0]: [["Abies", 0.9], ["Picea", 0.07]], TILES[1]: [["Betula", 0.5], ["Betula", 0.0], ["Fagus", 0.0701]],
-              TILES[2]: [["Picea", 0.04], ["Picea", 0.05]]}
+              TILES[2]: [["Picea", 0.04], ["Picea", 0.05]], TEST_TILE: [["Fagus", 0.9]]}
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "TreeSatBA_v9_60m_multi_labels.json").write_text(json.dumps(labels))
     return tmp_path

@@ -83,6 +83,13 @@ def spoilt(array, value, rng):
     return array
 
 
+def uncovered(array, rng):
+    """0 in all bands of a part of the pixels, on one date or all."""
+    array, dates = array.copy(), slice(None) if rng.random() < 0.5 else int(rng.integers(len(array)))
+    array[dates, ..., :int(rng.integers(1, array.shape[-1] + 1))] = 0
+    return array
+
+
 def structured(array):
     return np.zeros(array.shape, [("a", array.dtype), ("b", np.int8)])
 
@@ -92,6 +99,8 @@ ARRAYS = {
     "int8": lambda a, rng: a.astype(np.int8), "uint16": lambda a, rng: a.astype(np.uint16), "int64": lambda a, rng: a.astype(np.int64),
     "big-endian": lambda a, rng: a.astype(a.dtype.newbyteorder(">")), "complex": lambda a, rng: a.astype(np.complex64),
     "bool": lambda a, rng: a > 0, "bytes": lambda a, rng: a.astype("S6"), "text": lambda a, rng: a.astype("U6"),
+    "float32": lambda a, rng: a.astype(np.float32), "high uint16": lambda a, rng: a.astype(np.uint16) | (1 << 15),
+    "not covered": lambda a, rng: uncovered(a, rng),
     "uint32": lambda a, rng: a.astype(np.uint32), "structured": lambda a, rng: structured(a),
     "Fortran order": lambda a, rng: np.asfortranarray(a), "one number": lambda a, rng: a.ravel()[0],
     "no dates": lambda a, rng: a[:0], "no pixels": lambda a, rng: a[..., :0], "a date less": lambda a, rng: a[1:],
@@ -157,16 +166,33 @@ def damage_tif(path, rng, bomb):
     image = tifffile.imread(path)
     image = image.transpose(2, 0, 1) if image.ndim == 3 else image
     while True:
-        what, array = changed(image, rng)
+        what, array = changed(image, rng) if rng.random() < 0.7 else ("another layout", image)
         if not array.size:                                                       # tifffile writes no such files
             continue
+        planes = "separate" if rng.random() < 0.4 else "contig"
+        cut = [{}, {"rowsperstrip": int(rng.integers(1, 70))}, {"tile": (16 * int(rng.integers(1, 17)),) * 2}][rng.integers(3)]
         try:
-            tifffile.imwrite(path, np.moveaxis(array, 0, -1) if array.ndim == 3 else array, photometric="minisblack", metadata=None,
-                             compression=rng.choice([None, "lzw", "zlib"]), planarconfig="contig" if array.ndim == 3 else None,
-                             rowsperstrip=int(rng.integers(1, 70)) if rng.random() < 0.7 else None)
-            return what
+            tifffile.imwrite(path, array if planes == "separate" or array.ndim != 3 else np.moveaxis(array, 0, -1),
+                             photometric="minisblack", metadata=None, compression=rng.choice([None, "lzw", "zlib"]),
+                             planarconfig=planes if array.ndim == 3 else None, **cut)
+            return what + leave_out(path, rng) if rng.random() < 0.3 else what
         except (ValueError, TypeError, LookupError, RuntimeError):    # a shape or type that images do not have
             continue
+
+
+def leave_out(path, rng):
+    """A strip or tile is left out as in sparse files, with neither bytes nor place, or damaged: with one of the two."""
+    what = str(rng.choice(["sparse", "sparse", "no place", "no size"]))
+    with tifffile.TiffFile(path, mode="r+") as file:
+        page = file.pages[0]
+        at = int(rng.integers(len(page.dataoffsets)))
+        for codes, lost in (((273, 324), ("sparse", "no place")), ((279, 325), ("sparse", "no size"))):
+            tag = page.tags.get(codes[page.is_tiled])
+            values = list(tag.value) if isinstance(tag.value, (tuple, list)) else [tag.value]
+            if what in lost:
+                values[at] = 0
+                tag.overwrite(values if len(values) > 1 else values[0])
+    return f", {what}"
 
 
 def scramble(path, name):

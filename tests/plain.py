@@ -23,7 +23,7 @@ REAL = Path(__file__).parent.parent.parent / "shared" / "real" / "treesatai-ts"
 STEM = "Abies_alba_1_1005_WEFL_NLF"
 OWN = {sensor.key: sensor for sensor in (
     Sensor("photo", "image", ("R", "G", "B"), 1, 20, files="photo/{tile}.tif"),
-    Sensor("height", "image", ("h",), 2, 10, files="height/{tile}.npy"),
+    Sensor("height", "image", ("h",), 2, 10, files="height/{tile}.npy", nodata=-9999),
     Sensor("planet", "series", ("B", "G"), 10, 2, 366, files="planet/{tile}.npz"),
     Sensor("water", "series", ("w",), 20, 1, 1200, "2019-01-01", files="water/{tile}.npz", nodata=65535))}
 KEYS = {"treesatai-ts": ("vhr", "s2", "s1", "s1-des"), "treesatai": ("vhr", "s2", "s1"), "pastis-hd": ("vhr", "s2", "s1"),
@@ -46,7 +46,9 @@ def build(name, root):
         write_treesatai(root, train=16, test=2, workers=1)
         train, test = (root / "split" / f"{split}_filenames.lst" for split in ("train", "test"))
         if name == "treesatai":                                                  # a list for validation, which some releases have
-            (root / "split" / "val_filenames.lst").write_text("".join(f"{tile}\r\n" for tile in train.read_text().split()[:2]))
+            tiles = train.read_text().split()
+            for path, some in ((train.with_name("val_filenames.lst"), tiles[:2]), (train, tiles[2:])):
+                path.write_text("".join(f"{tile}\r\n" for tile in some))
         elif REAL.is_dir():
             for folder, file in (("aerial", f"{STEM}.tif"), ("sentinel-ts", f"{STEM}_2020.h5")):
                 shutil.copyfile(REAL / folder / file, root / folder / file)
@@ -76,7 +78,9 @@ def write_own(root):
         lines.append(f"{tile},{'train' if n < 16 else 'test'},{n % 2},{n // 2 % 2}")
         tifffile.imwrite(root / "photo" / f"{tile}.tif", rng.integers(0, 255, (60, 40, 3)).astype(np.uint8), photometric="rgb",
                          compression=(None, "lzw", "zlib")[n % 3])
-        np.save(root / "height" / f"{tile}.npy", rng.normal(20, 5, (1, 30, 20)).astype((np.float64, np.float16)[n % 2]))
+        height = rng.normal(20, 5, (1, 30, 20))
+        height[0, :n, 3] = -9999
+        np.save(root / "height" / f"{tile}.npy", height.astype((np.float64, np.float16)[n % 2]))
         dates = np.array([year * 10000 + month * 100 + day for month in range(1, 13) for day in (3, 17)])
         save(root / "planet" / f"{tile}.npz", data=rng.normal(500, 90, (24, 2, 6, 4)).astype(np.float32), dates=dates)
         water = rng.integers(0, 40000, (24, 1, 3, 2)).astype(np.uint16)
@@ -97,22 +101,30 @@ def demand(holds, text):
 
 
 def plain_tif(path):
-    """(C, H, W) of an image in strips, every one of them there and whole."""
+    """(C, H, W) of an image in strips or tiles, every one of them whole or, in sparse files, without bytes and place: 0."""
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
-        demand(not page.is_tiled and page.predictor == 1 and page.fillorder == 1, f"{path}: layout that nothing here writes")
+        demand(page.predictor == 1 and page.fillorder == 1, f"{path}: layout that nothing here writes")
         decode = {1: lambda code: code, 5: imagecodecs.lzw_decode, 8: zlib.decompress, 32946: zlib.decompress}[int(page.compression)]
-        content, dtype, parts = Path(path).read_bytes(), page.dtype.newbyteorder(file.byteorder), []
+        content, dtype = Path(path).read_bytes(), page.dtype.newbyteorder(file.byteorder)
         bands, height, width = page.samplesperpixel, page.imagelength, page.imagewidth
-        tops, across = list(range(0, height, page.rowsperstrip)), bands
-        if page.planarconfig == 2:                                               # each band by itself
-            tops, across = tops * bands, 1
-        for top, at, size in zip(tops, page.dataoffsets, page.databytecounts, strict=True):
-            part, length = decode(content[at:at + size]), min(page.rowsperstrip, height - top) * width * across * dtype.itemsize
-            demand(at and len(part) >= length, f"{path}: strip of {len(part)} bytes, not {length}")
-            parts.append(part[:length])
-        image = np.frombuffer(b"".join(parts), dtype).astype(dtype.newbyteorder("="))
-        return image.reshape(bands, height, width) if across == 1 else image.reshape(height, width, bands).transpose(2, 0, 1)
+        rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, height), width)
+        planes, samples = (bands, 1) if page.planarconfig == 2 else (1, bands)   # each band by itself, or all of a pixel
+        blocks = iter(list(zip(page.dataoffsets, page.databytecounts, strict=True)))
+        image = np.zeros((planes, height, width, samples), dtype.newbyteorder("="))
+        for plane in range(planes):
+            for top in range(0, height, rows):
+                for left in range(0, width, columns):
+                    (at, size), there = next(blocks), image[plane, top:top + rows, left:left + columns]
+                    demand((at == 0) == (size == 0), f"{path}: a block of {size} bytes at {at}")
+                    if size:
+                        shape = (rows if page.is_tiled else len(there)), columns, samples
+                        part, length = decode(content[at:at + size]), int(np.prod(shape)) * dtype.itemsize
+                        demand(len(part) >= length, f"{path}: a block of {len(part)} bytes, not {length}")
+                        part = np.frombuffer(part[:length], dtype).reshape(shape)
+                        there[:] = part[:there.shape[0], :there.shape[1]]
+        demand(next(blocks, None) is None, f"{path}: more blocks than there is room for")
+        return image.transpose(0, 3, 1, 2).reshape(bands, height, width)
 
 
 def plain_days(texts, origin=None):
@@ -189,7 +201,13 @@ def plain_image(data, i, sensor):
     path = data.paths[sensor.key][i]
     image = np.load(path) if path.endswith(".npy") else plain_tif(path)
     if data.name in ("pastis-hd", "own"):
-        return image.astype(np.float32) if image.dtype.itemsize == 8 else image
+        image = image.astype(np.float32) if image.dtype.kind == "f" and image.dtype.itemsize == 8 else image
+        if sensor.nodata is not None:
+            for band in (lost := ~np.isfinite(image) | (image == sensor.nodata)).any((1, 2)).nonzero()[0]:
+                demand(lost[band].mean() <= 0.5, f"{path}: more is missing than there is")
+                mean = image[band][~lost[band]].mean(dtype=np.float64)
+                image[band][lost[band]] = mean if image.dtype.kind == "f" else round(mean)
+        return image
     side = data.side // 50 * 50 if data.name == "flair" else 300
     top, left = ((size - side) // 2 for size in image.shape[1:])
     return image[:, top:top + side, left:left + side]

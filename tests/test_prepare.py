@@ -22,6 +22,7 @@ from conftest import write_tif
 import prepare
 from datasets import band_statistics, demo, open_dataset, sentinel1, splits
 from datasets.flair import CENTROIDS
+from datasets.sensors import SENSORS, Sensor
 from datasets.treesatai import LABELS_FILE
 from utils.errors import UserError
 
@@ -293,6 +294,70 @@ def test_a_split_that_is_not_there_does_not_hide_the_others(copy, capsys):
     code, rows = run("flair", root)
     (row,) = [row for row in rows if row["kind"] == "not listed"]
     assert code == 1 and row["split"] == "test" and "train 19, val 5, test 0" in capsys.readouterr().out
+
+
+def write_own(root, tiles):
+    """A dataset of one's own. tiles: {name: (split, number that the pixels come from)}."""
+    for part in ("photo", "planet"):
+        (root / part).mkdir(parents=True)
+    for tile, (_, number) in tiles.items():
+        rng = np.random.default_rng(number)
+        tifffile.imwrite(root / "photo" / f"{tile}.tif", rng.integers(1, 250, (20, 20, 3), np.uint8), photometric="rgb")
+        np.savez(root / "planet" / f"{tile}.npz", data=rng.integers(1, 900, (3, 2, 2, 2)).astype(np.int16),
+                 dates=[20200103, 20200303, 20200503])
+    (root / "labels.csv").write_text("".join(f"{line}\n" for line in (
+        "tile,split,forest,lake", *(f"{tile},{split},{number % 2},{1 - number % 2}" for tile, (split, number) in tiles.items()))))
+
+
+OWN = {sensor.key: sensor for sensor in (Sensor("photo", "image", ("R", "G", "B"), 1, 10, files="photo/{tile}.tif", nodata=0),
+                                         Sensor("planet", "series", ("B", "G"), 10, 1, 366, files="planet/{tile}.npz"))}
+
+
+def test_the_same_tile_in_two_splits(tmp_path, monkeypatch, capsys):
+    """Under another name, copied or linked; one that shares an image alone is another."""
+    monkeypatch.setitem(SENSORS, "mine", OWN)
+    root, tiles = tmp_path / "mine", {f"t{n}": (split, n) for n, split in enumerate(["train"] * 4 + ["val"] * 2 + ["test"] * 3)}
+    write_own(root, tiles)
+    assert run("mine", root) == (0, [])
+    for part, ending in (("photo", "tif"), ("planet", "npz")):
+        shutil.copy(root / part / f"t0.{ending}", root / part / f"t6.{ending}")
+        (root / part / f"t5.{ending}").unlink()
+        (root / part / f"t5.{ending}").symlink_to(f"t1.{ending}")
+    shutil.copy(root / "photo" / "t2.tif", root / "photo" / "t7.tif")
+    shutil.copy(root / "photo" / "t2.tif", root / "photo" / "t3.tif")
+    code, rows = run("mine", root)
+    assert code == 1 and [(row["split"], row["tile"], row["kind"], row["severity"]) for row in rows] == [
+        ("val", "t5", "same tile", "error"), ("test", "t6", "same tile", "error")]
+    assert rows[1]["detail"] == ("its files are those of t0 in train, byte by byte: a score would be of tiles trained on; keep one of "
+                                 "the two") and "mine is NOT ready: 2 errors in 2 tiles" in capsys.readouterr().out
+    assert run("mine", root) == (code, rows)                                      # also from what an earlier run found
+
+
+def test_lists_that_share_a_tile_are_an_error(copy):
+    root = copy("treesatai-ts")
+    train, test = (root / "split" / f"{split}_filenames.lst" for split in ("train", "test"))
+    tile = train.read_text().split()[3]
+    test.write_text(test.read_text() + tile + "\n")
+    with pytest.raises(UserError, match=rf"^{tile}: in two lists, .*train_filenames.lst and .*test_filenames.lst"):
+        run("treesatai-ts", root)
+
+
+def test_pixels_that_were_not_seen(tmp_path, monkeypatch):
+    monkeypatch.setitem(SENSORS, "mine", OWN)
+    root = tmp_path / "mine"
+    write_own(root, {f"t{n}": (split, n) for n, split in enumerate(["train"] * 4 + ["val"] * 2 + ["test"] * 3)})
+    image = tifffile.imread(root / "photo" / "t1.tif")
+    tifffile.imwrite(root / "photo" / "t1.tif", assign((slice(None), slice(3)), 0)(image), photometric="rgb")
+    tifffile.imwrite(root / "photo" / "t2.tif", assign((slice(None), slice(11)), 0)(image), photometric="rgb")
+    with np.load(root / "planet" / "t3.npz") as file:
+        content = dict(file)
+    content["data"][1, :, 0, 1] = 0
+    np.savez(root / "planet" / "t3.npz", **content)
+    code, rows = run("mine", root)
+    assert code == 1 and sorted((row["tile"], row["kind"], row["detail"]) for row in rows) == [
+        ("t1", "nodata", "60 pixels"),
+        ("t2", "broken", "55% of the pixels of R are nodata, expected at most 50%: leave the tile out of the list"),
+        ("t3", "partly covered", "1 pixels on 1 of 3 dates are 0 in all bands")]
 
 
 # ---- stopping and going on ------------------------------------------------------------------------------------------

@@ -80,18 +80,18 @@ def test_fine_tuning_steps_and_evaluation(real):
 
 
 def test_the_scripts_take_the_real_files(real, tmp_path, monkeypatch, capsys):
-    """A root with the real tile, and again under a second name for validation, through the scripts in the paper's sizes."""
+    """A root with the real tile, and again under other names for validation and test, through the scripts in the paper's sizes."""
     monkeypatch.setattr("datasets.band_statistics.FOLDER", tmp_path / "stats")
-    root, second = tmp_path / "root", "Abies_alba_1_1006_WEFL_NLF"
+    root, names = tmp_path / "root", {"train": STEM, "val": "Abies_alba_1_1006_WEFL_NLF", "test": "Abies_alba_1_1007_WEFL_NLF"}
     root.mkdir()
     labels = json.loads((real / "labels" / LABELS_FILE).read_text())
-    (root / LABELS_FILE).write_text(json.dumps({f"{STEM}.tif": labels[f"{STEM}.tif"], f"{second}.tif": labels[f"{STEM}.tif"]}))
+    (root / LABELS_FILE).write_text(json.dumps({f"{name}.tif": labels[f"{STEM}.tif"] for name in names.values()}))
     for folder, ending in (("aerial", ".tif"), ("sentinel-ts", "_2020.h5")):
         (root / folder).mkdir()
-        for name in (STEM, second):
+        for name in names.values():
             (root / folder / f"{name}{ending}").symlink_to(real / folder / f"{STEM}{ending}")
-    for split, names in {"train": (STEM, second), "val": (second,), "test": (STEM,)}.items():
-        (root / f"{split}_filenames.lst").write_text("".join(f"{name}.tif\r\n" for name in names))
+    for split, name in names.items():
+        (root / f"{split}_filenames.lst").write_text(f"{name}.tif\r\n")
     common = ["--dataset", "treesatai-ts", "--data-root", str(root), "--workers", "0"]
     pretrain.main([*common, "--epochs", "3", "--output", str(tmp_path / "pretrain")])
     lines = [json.loads(line) for line in (tmp_path / "pretrain" / "log.jsonl").read_text().splitlines()[1:]]

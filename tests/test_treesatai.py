@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import TILES, write_h5, write_tif
+from conftest import TEST_TILE, TILES, write_h5, write_tif
 
 from datasets.files import _read_plain_tif, read_tif
 from datasets.loading import collate
@@ -99,7 +99,7 @@ def test_split_labels_and_empty_tiles(release):
     assert train.labels[0].nonzero().flatten().tolist() == [CLASSES.index("Abies")]    # exactly 0.07 does not count
     val = TreeSatAI(release, "val", ALL)
     assert val.labels[0].nonzero().flatten().tolist() == [CLASSES.index("Betula"), CLASSES.index("Fagus")]
-    assert TreeSatAI(release, "test", ALL).names == [TILES[0]]
+    assert TreeSatAI(release, "test", ALL).names == [TEST_TILE]
 
 
 @pytest.mark.parametrize("move", [
@@ -290,6 +290,19 @@ def no_label(root):
     labels = json.loads(path.read_text())
     del labels[TILES[0]]
     path.write_text(json.dumps(labels))
+
+
+@pytest.mark.parametrize("one, other", [("train", "val"), ("train", "test"), ("val", "test")])
+def test_a_tile_in_two_lists_is_named(release, one, other):
+    """Whichever split is opened: a score would be of tiles trained on."""
+    path, more = (release / "split" / f"{split}_filenames.lst" for split in (other, one))
+    path.write_bytes(path.read_bytes() + more.read_bytes())
+    tiles = ", ".join(sorted(more.read_text().split()))
+    for split in ("train", "val", "test"):
+        with pytest.raises(UserError) as error:
+            TreeSatAI(release, split, ALL)
+        assert str(error.value) == (f"{tiles}: in two lists, {more} and {path}, so that a score would be of tiles trained on; keep each "
+                                    "tile in one of them, or download the lists of one release")
 
 
 @pytest.mark.parametrize("damage, culprit", [
