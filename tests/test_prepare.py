@@ -316,18 +316,18 @@ OWN = {sensor.key: sensor for sensor in (Sensor("photo", "image", ("R", "G", "B"
 def test_the_same_tile_in_two_splits(tmp_path, monkeypatch, capsys):
     """Under another name, copied or linked; one that shares an image alone is another."""
     monkeypatch.setitem(SENSORS, "mine", OWN)
-    root, tiles = tmp_path / "mine", {f"t{n}": (split, n) for n, split in enumerate(["train"] * 4 + ["val"] * 2 + ["test"] * 3)}
+    root, tiles = tmp_path / "mine", {f"t{n}": (split, n) for n, split in enumerate(["train"] * 20 + ["val"] * 2 + ["test"] * 3)}
     write_own(root, tiles)
     assert run("mine", root) == (0, [])
     for part, ending in (("photo", "tif"), ("planet", "npz")):
-        shutil.copy(root / part / f"t0.{ending}", root / part / f"t6.{ending}")
-        (root / part / f"t5.{ending}").unlink()
-        (root / part / f"t5.{ending}").symlink_to(f"t1.{ending}")
-    shutil.copy(root / "photo" / "t2.tif", root / "photo" / "t7.tif")
+        shutil.copy(root / part / f"t0.{ending}", root / part / f"t23.{ending}")
+        (root / part / f"t21.{ending}").unlink()
+        (root / part / f"t21.{ending}").symlink_to(f"t1.{ending}")
+    shutil.copy(root / "photo" / "t2.tif", root / "photo" / "t24.tif")
     shutil.copy(root / "photo" / "t2.tif", root / "photo" / "t3.tif")
     code, rows = run("mine", root)
     assert code == 1 and [(row["split"], row["tile"], row["kind"], row["severity"]) for row in rows] == [
-        ("val", "t5", "same tile", "error"), ("test", "t6", "same tile", "error")]
+        ("val", "t21", "same tile", "error"), ("test", "t23", "same tile", "error")]
     assert rows[1]["detail"] == ("its files are those of t0 in train, byte by byte: a score would be of tiles trained on; keep one of "
                                  "the two") and "mine is NOT ready: 2 errors in 2 tiles" in capsys.readouterr().out
     assert run("mine", root) == (code, rows)                                      # also from what an earlier run found
