@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+import curves
 from utils.errors import UserError, run
 from utils.metrics import f1_scores
 from utils.results import (KEYS, SCORED, TABLES, check_test_lists, folder_of, key_of, read_cells, read_rows, remarks,
@@ -280,8 +281,8 @@ def write_csv(path, header, lines):
         csv.writer(file, lineterminator="\n").writerows([header, *lines])
 
 
-def draw(folder, tables, entries, remark):
-    """A picture of each table and of figure 5; without matplotlib a line that says so."""
+def draw(folder, tables, entries, probes, remark):
+    """A picture of each table, of figure 5 and of frozen evaluation; without matplotlib a line that says so."""
     try:
         import pictures
     except ModuleNotFoundError as error:
@@ -293,27 +294,31 @@ def draw(folder, tables, entries, remark):
         pictures.draw_table(folder / f"{table}.png", cells, remark, repaired)
     if entries:
         pictures.draw_figure5(folder / "fig5.png", entries, remark)
+    if probes:
+        pictures.draw_probe(folder / "probe.png", probes, remark)
 
 
 def main(argv=None):
     # ---- options
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("tables", nargs="*", metavar="TABLE", help="table2 ... table5, fig5 (default: all there is)")
+    arguments.add_argument("tables", nargs="*", metavar="TABLE", help="table2 ... table5, fig5, probe (default: all there is)")
     arguments.add_argument("--demo", action="store_true", help="the demo's results instead of the paper-scale ones")
     arguments.add_argument("--results", metavar="DIR", help="folder of the tables (default: results, or results/demo)")
     args = arguments.parse_args(argv)
     folder, scale = Path(args.results or (RESULTS / "demo" if args.demo else RESULTS)), "demo" if args.demo else "paper"
     for name in args.tables:
-        if name not in TABLES + ("fig5",):
-            raise UserError(f"unknown table '{name}': there are {', '.join(TABLES)}, fig5")
+        if name not in TABLES + ("fig5", "probe"):
+            raise UserError(f"unknown table '{name}': there are {', '.join(TABLES)}, fig5, probe")
     there = [table for table in TABLES if any((folder_of(folder, s1) / f"{table}.csv").exists() for s1 in LINES)]
-    if not args.tables and not there:
+    has_probe = "probe" in args.tables or (not args.tables and (folder / "probe.csv").exists())
+    if not args.tables and not there and not has_probe:
         raise UserError(f"no rows yet: {folder} has no table2.csv ... table5.csv; run_tables.sh writes them")
 
     # ---- cells
     blocks, tables, entries, problems = [], {}, [], []    # blocks: (title, (header, lines), notes)
     remark, end = (DEMO, f". {DEMO}") if args.demo else ("", "")
-    for name in args.tables or there + ["fig5"] * (folder / "table2.csv").exists():
+    shown = there + ["fig5"] * (folder / "table2.csv").exists() if not args.tables else [n for n in args.tables if n != "probe"]
+    for name in shown:
         table = "table2" if name == "fig5" else name
         both = [s1 for s1 in LINES if (folder_of(folder, s1) / f"{table}.csv").exists()] if name != "fig5" else []
         found = {}                                                            # {s1: (cells, notes)}
@@ -342,6 +347,12 @@ def main(argv=None):
             if repaired and (found := repairs(cells, repaired) | differences(repaired)):
                 blocks.append((f"{name}: differences, S1 repaired, paired by seed{end}", difference_lines(found), []))
 
+    probes = curves.collect(folder / "probe.csv", scale) if has_probe else {}
+    if probes:
+        blocks.append((f"probe: F1 of simple classifiers on frozen features, on test, %, between what it lies{end}", curves.lines(probes), []))
+    elif has_probe:
+        problems.append(f"{folder / 'probe.csv'} has no rows of scale {scale} yet; run_tables.sh probe writes them")
+
     # ---- files, pictures, text
     if blocks:
         markdown = ["\n\n".join([f"**{title}**", as_markdown(*lines), *notes]) for title, lines, notes in blocks]
@@ -354,7 +365,7 @@ def main(argv=None):
         if entries:
             write_csv(folder / "fig5.csv", FIGURE5, [[decimals(v, 4) if isinstance(v, float) else v for v in row.values()]
                                                      for row in entries])
-        draw(folder, tables, entries, remark)
+        draw(folder, tables, entries, probes, remark)
         print("\n\n".join("\n".join([title, as_text(*lines), *notes]) for title, lines, notes in blocks))
     if problems:
         text = "\n".join(dict.fromkeys(problems))

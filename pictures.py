@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from curves import KINDS, metric_of
 from datasets.sentinel1 import restored
 
 DATASETS = {"treesatai": "TreeSatAI (single dates)", "treesatai-ts": "TreeSatAI-TS (time series)", "pastis-hd": "PASTIS-HD",
@@ -16,6 +17,8 @@ DATASETS = {"treesatai": "TreeSatAI (single dates)", "treesatai-ts": "TreeSatAI-
 MODALITIES = {"all": "all modalities", "s1": "Sentinel-1", "s2": "Sentinel-2", "vhr": "VHR image"}
 PRETRAINING = {"none": "from scratch", "self": "self-supervised", "imagenet": "ImageNet", "external": "external data"}
 BLUE, ORANGE = "#0072B2", "#D55E00"    # of Okabe and Ito: told apart by the colour-blind
+PROBES = {("self", "tile"): (BLUE, "o"), ("self", "tokens"): (BLUE, "s"), ("none", "tile"): ("0.55", "o"),
+          ("none", "tokens"): ("0.55", "s"), ("none", "handmade"): (ORANGE, "^")}    # colour and marker, by curves.KINDS
 LARGEST = 56    # diameter of figure 5's largest disc, points
 DURATIONS = {"1 s": 1 / 3600, "5 s": 1 / 720, "20 s": 1 / 180, "1 min": 1 / 60, "5 min": 1 / 12, "20 min": 1 / 3, "1 h": 1,
              "5 h": 5, "1 day": 24, "4 days": 96, "16 days": 384}    # hours
@@ -208,4 +211,41 @@ def draw_figure5(path, entries, remark):
     figure.set_layout_engine("none")    # the panel stays where the labels are placed for
     place_labels(panel, texts, [(*panel.transData.transform(point), max(4, diameter(hours) / 2 * figure.dpi / 72))
                                 for point, hours in zip(points, total)])
+    figure.savefig(path)
+
+
+# ---- frozen evaluation ----------------------------------------------------------------------------------------------
+
+def draw_probe(path, found, remark):
+    """F1 over the share of the labels, logistic regression: a row of panels a dataset, a panel for all sensors and for each alone.
+
+    found: as curves.collect gives it.
+    """
+    datasets = list(dict.fromkeys(key[0] for key in found))
+    modalities = [name for name in MODALITIES if any(key[1] == name for key in found)]
+    figure = new_figure(3.4 * len(modalities) + 1, 3 * len(datasets) + 1.4, "Frozen features, logistic regression: F1 on the test set over "
+                        "the share of the training labels", remark)
+    panels = figure.subplots(len(datasets), len(modalities), sharex=True, sharey="row", squeeze=False)
+    for dataset, row in zip(datasets, panels):
+        for modality, panel in zip(modalities, row):
+            for (pretraining, features), (color, marker) in PROBES.items():
+                cells = found.get((dataset, modality, pretraining, features, "logistic"), {})
+                if cells:
+                    means = np.array([cell[:3] for cell in cells.values()])
+                    panel.plot(list(cells), means[:, 0], color=color, marker=marker, markersize=4.5, linewidth=1.3,
+                               linestyle="-" if features != "tokens" else "--")
+                    panel.fill_between(list(cells), means[:, 1], means[:, 2], color=color, alpha=0.13, linewidth=0)
+            panel.set_xscale("log")
+            panel.set_title(f"{DATASETS[dataset]}, {MODALITIES[modality]}", fontsize=9)
+            panel.grid(color="0.92")
+            ticks = sorted({percent for key, cells in found.items() if key[0] == dataset for percent in cells})
+            panel.set_xticks(ticks, map(str, ticks))
+            panel.minorticks_off()
+        row[0].set_ylabel(f"{'macro' if metric_of(dataset) == 'f1_macro' else 'weighted'} F1 (%)")
+    for panel in panels[-1]:
+        panel.set_xlabel("share of the labels (%)")
+    seeds = sorted({cell[3] for cells in found.values() for cell in cells.values()})
+    signs = [sign(marker, color=color, label=KINDS[kind]) for kind, (color, marker) in PROBES.items()]
+    signs.append(sign("s", size=9, color="0.85", label="95 % of a bootstrap over test tiles" if seeds == [1] else "± standard deviation over seeds"))
+    figure.legend(handles=signs, loc="outside lower center", ncols=6 if len(modalities) > 2 else 2, fontsize=8.5)
     figure.savefig(path)

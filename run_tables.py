@@ -4,6 +4,7 @@
     bash run_tables.sh table2                        the paper's configuration on the release, in data/ or --data DIR
     bash run_tables.sh table3 --dry-run              only print the commands, each of them can be run alone
     bash run_tables.sh all --demo                    every table on simulated data
+    bash run_tables.sh probe                         frozen evaluation of OmniSat's pretrainings, results/probe.csv (also --demo)
     bash run_tables.sh table2 --s1 repaired          the cells that see Sentinel-1 of TreeSatAI-TS, its scrambled files put in order
 
 Rows go to results/TABLE.csv (demo: results/demo/; repaired: results/repaired/), checkpoints and logs to runs/. What is there already
@@ -24,8 +25,8 @@ from typing import NamedTuple
 from utils.errors import BUSY, SIGNALS, STOPPED, UserError, run
 from utils.files import end_with_parent
 from utils.numbers import whole, whole_list
-from utils.results import (COLUMNS, KEYS, SCORED, TABLES, finetuning_folder, folder_of, identity, key_of,
-                           pretraining_folder, read_cells, read_rows, write_row)
+from utils.results import (COLUMNS, KEYS, PROBE_COLUMNS, PROBE_KEYS, SCORED, TABLES, finetuning_folder, folder_of, identity,
+                           key_of, pretraining_folder, read_cells, read_rows, write_row)
 
 ROOT = Path(__file__).parent
 RETRY = 30    # seconds until a job whose folder is taken is tried again
@@ -48,8 +49,12 @@ DEMO_LARGE, DEMO_SMALL = ({percent: ["--batch-size", "4", "--epoch-steps", "1", 
 
 
 def paper_cells(table):
-    """Rows of cells.csv, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of table 2."""
+    """Rows of cells.csv, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of table 2; probe: of each
+    dataset OmniSat's that begins with the pretraining."""
     rows = [row for row in read_cells() if row["table"] in TABLES]
+    if table == "probe":
+        wanted = {"model": "omnisat", "pretraining": "self", "ablation": "none", "modality": "all", "label_percent": "100"}
+        return list({row["dataset"]: row for row in reversed(rows) if wanted.items() <= row.items()}.values())[::-1]
     if table == "demo":
         return [row for row in rows if row["table"] == "table2" and row["model"] == "omnisat"]
     if table == "fig5":
@@ -164,6 +169,11 @@ class Commands:
         return self.start + ["evaluate.py", "--checkpoint", str(self.finetuned(cell, seed)), "--data-root",
                              self.root(cell["dataset"]), "--csv", self.csv(cell), *(DEMO_COMMON if self.demo else [])]
 
+    def probe(self, cell, seed):
+        (start,) = self.pretrained(cell, seed).values()
+        return self.start + ["probe.py", "--checkpoint", str(start), "--data-root", self.root(cell["dataset"]),
+                             "--csv", str(self.results / "probe.csv"), *(DEMO_COMMON if self.demo else [])]
+
 
 class Job(NamedTuple):
     """A command, the names of the jobs it needs, and where its output goes if several run at a time."""
@@ -217,6 +227,37 @@ def jobs(cells, seeds, commands, is_dry=False):
             needs = needs or before
             trained[target] = plan(name, commands.finetune(cell, seed), needs, target.parent)
     return list(planned.values()), blocked, without
+
+
+def probe_jobs(cells, seeds, commands):
+    """The jobs of frozen evaluation that are still to do, and what they need; {name: why} of those that cannot be done."""
+    scale, planned, blocked = "demo" if commands.demo else "paper", {}, {}
+    done = {(row["dataset"], row["seed"]) for row in read_rows(commands.results / "probe.csv", PROBE_KEYS, PROBE_COLUMNS)
+            if row["scale"] == scale and row["features"] == "handmade" and row["modality"] == "s2"}    # among the last of a run
+    for seed in seeds:
+        for cell in cells:
+            dataset, needs = cell["dataset"], ()
+            (start,) = commands.pretrained(cell, seed).values()
+            if (dataset, seed) in done:
+                continue
+            try:
+                found = finished_scale(start)
+            except UserError as error:                                        # a damaged checkpoint
+                blocked[f"probe of {dataset}, seed {seed}"] = str(error)
+                continue
+            if commands.demo:
+                name, folder = f"data of {FOLDERS[dataset]}", commands.runs / FOLDERS[dataset]
+                planned[name], needs = Job(name, commands.generate(dataset), (), folder / "output.txt"), (name,)
+            if found is None:
+                name = f"pretraining on {dataset}, seed {seed}"
+                planned[name] = Job(name, commands.pretrain(cell, "all", seed), needs, start.parent / "output.txt")
+                needs = (name,)
+            name = f"probe of {dataset}, seed {seed}"
+            if found not in (None, scale):
+                blocked[name] = f"{start.parent} holds a run that is not of scale {scale}: move it away"
+                continue
+            planned[name] = Job(name, commands.probe(cell, seed), needs, start.parent / "probe.txt")
+    return list(planned.values()), blocked
 
 
 def missing_weights(cell):
@@ -324,8 +365,8 @@ def tail(log):
 def main(argv=None):
     arguments = argparse.ArgumentParser(prog="run_tables.sh", description=__doc__,
                                         formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("table", choices=[*TABLES, "fig5", "all", "demo"],
-                           help="a table; fig5: what figure 5 shows; all; or demo: OmniSat's cells of table2 --demo, ten minutes")
+    arguments.add_argument("table", choices=[*TABLES, "fig5", "all", "demo", "probe"],
+                           help="a table; fig5: what figure 5 shows; all; probe: frozen evaluation, not in the paper; or demo: OmniSat's cells of table2 --demo, ten minutes")
     arguments.add_argument("--list", action="store_true", help="print the cells, as CSV, and stop")
     arguments.add_argument("--dry-run", action="store_true", help="print the commands that would run, one a line, and stop")
     arguments.add_argument("--only", metavar="PATTERN", help="only cells whose line of --list matches this regular expression, "
@@ -369,14 +410,15 @@ def main(argv=None):
     if not demo and not args.dry_run and not Path(data).is_dir():
         arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data (see README)")
     commands = Commands(args.python, data, demo, args.nproc, args.s1)
-    planned, failed, without = jobs(cells, seeds, commands, args.dry_run)
+    planned, failed, *without = (probe_jobs(cells, seeds, commands) if args.table == "probe" else
+                                 jobs(cells, seeds, commands, args.dry_run))
     for name, why in failed.items():
         print(f"FAILED {name}: {why}", file=sys.stderr)
     if args.dry_run:
         print(*(shlex.join(job.command) for job in planned), sep="\n")
         return 0
 
-    for path, row in without:
+    for path, row in sum(without, []):
         write_row(path, {name: row.get(name, "") for name in COLUMNS})
     total = len(planned) + len(failed)
     failed |= run_all(planned, at_a_time)
