@@ -11,7 +11,7 @@ import pytest
 
 import compare
 from utils.errors import UserError
-from utils.results import COLUMNS, KEYS, write_row
+from utils.results import COLUMNS, KEYS, PROBE_COLUMNS, PROBE_KEYS, write_row
 
 ROOT = Path(__file__).parent.parent
 DEFAULTS = {"table": "table2", "dataset": "treesatai-ts", "model": "omnisat", "pretraining": "self", "ablation": "none",
@@ -296,6 +296,24 @@ def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch, capsys
     compare.main(["--results", str(tmp_path)])
     assert capsys.readouterr().out.count("the package matplotlib is not installed") == 1
     assert (tmp_path / "compare.md").exists() and (tmp_path / "fig5.csv").exists() and not list(tmp_path.glob("*.png"))
+
+
+def test_probes_are_told_with_what_they_lie_between(tmp_path, capsys):
+    """One seed: its bootstrap; several: mean and standard deviation over seeds; other scales and ablations are left out."""
+    usual = dict.fromkeys(PROBE_COLUMNS, "") | {"dataset": "pastis-hd", "model": "omnisat", "pretraining": "self", "ablation": "none",
+                                                "modality": "s2", "features": "tile", "classifier": "logistic", "scale": "paper"}
+    rows = [{"label_percent": 10, "seed": seed, "f1_macro": f1, "f1_macro_low": f1 - 3, "f1_macro_high": f1 + 4, "f1_weighted": 1}
+            for seed, f1 in enumerate((40, 44))]
+    rows += [{"label_percent": 100, "seed": 0, "f1_macro": 60, "f1_macro_low": 55.5, "f1_macro_high": 66, "f1_weighted": 1},
+             rows[0] | {"ablation": "no_contrastive", "f1_macro": 99}, rows[0] | {"scale": "custom", "f1_macro": 99}]
+    for row in rows:
+        write_row(tmp_path / "probe.csv", usual | row, keys=PROBE_KEYS, columns=PROBE_COLUMNS)
+    compare.main(["probe", "--results", str(tmp_path)])
+    assert re.search(r"s2 +pretrained, f\* +logistic regression +42\.0 \(39\.2 to 44\.8\) +60\.0 \(55\.5 to 66\.0\)\n",
+                     capsys.readouterr().out)
+    assert "99" not in (tmp_path / "compare.md").read_text() and png_size(tmp_path / "probe.png")[1] > 300
+    with pytest.raises(UserError, match="no rows of scale demo yet; run_tables.sh probe writes them"):
+        compare.main(["probe", "--demo", "--results", str(tmp_path)])
 
 
 def test_errors_name_the_culprit(tmp_path, capsys):

@@ -13,6 +13,7 @@ import pytest
 import evaluate
 import finetune
 import pretrain
+import probe
 import run_tables
 from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
@@ -22,7 +23,7 @@ from run_tables import Job, run_all
 from utils.options import chosen_modalities
 from utils import checkpoint, weights
 from utils.errors import BUSY, STOPPED
-from utils.results import KEYS, finetuning_folder, folder_of, pretraining_folder, read_rows, write_row
+from utils.results import KEYS, PROBE_COLUMNS, PROBE_KEYS, finetuning_folder, folder_of, pretraining_folder, read_rows, write_row
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +47,8 @@ def test_figure_5_is_table_2_with_all_labels(capsys):
 @pytest.mark.parametrize("options, number", [
     (["table2"], 107 + 2 + 7), (["demo", "--seeds", "0,1"], (24 + 2) * 2 + 1), (["table3"], 52 + 1 + 3), (["table4", "--demo"], 30 + 1 + 2 + 1),
     (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 201 + 4 + 5 + 12), (["all", "--demo"], 201 + 4 + 5 + 12 + 3),
-    (["table2", "--s1", "repaired"], 24 + 1), (["table5", "--s1", "repaired"], 12 + 6), (["demo", "--s1", "repaired"], 12 + 1 + 1)])
+    (["table2", "--s1", "repaired"], 24 + 1), (["table5", "--s1", "repaired"], 12 + 6), (["demo", "--s1", "repaired"], 12 + 1 + 1),
+    (["probe", "--seeds", "0,1"], 4 * 2 * 2), (["probe", "--demo"], 4 * 2 + 3)])
 def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)    # nothing done yet, so every line is printed
     run_tables.main([*options, "--dry-run"])
@@ -60,8 +62,11 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
         if "datasets.demo" in words:
             continue
         script = next(word for word in words if word.endswith(".py"))
-        module = {"pretrain.py": pretrain, "finetune.py": finetune, "evaluate.py": evaluate}[script]
+        module = {"pretrain.py": pretrain, "finetune.py": finetune, "evaluate.py": evaluate, "probe.py": probe}[script]
         args = module.command_line().parse_args(words[words.index(script) + 1:])
+        if module is probe:
+            assert args.checkpoint in written and args.csv.endswith("probe.csv")
+            continue
         assert (args.s1 if module is not evaluate else "repaired" if "repaired/" in args.csv else "released") == (
             "repaired" if "repaired" in options else "released")
         assert module is pretrain or ("/repaired/" in args.csv) == ("repaired" in options)
@@ -157,6 +162,18 @@ def test_a_cell_of_two_tables_is_trained_once(elsewhere, capfd):
     run_tables.main(["table2", "--demo", "--dry-run", "--only", "treesatai-ts,omnisat,self,none,all,100$"])
     assert [next(w for w in line.split() if w.endswith((".py", ".demo"))) for line in capfd.readouterr().out.splitlines()] == [
         "datasets.demo", "evaluate.py"]
+
+
+def test_probes_are_run_once(elsewhere, capfd):
+    command = ["probe", "--demo", "--only", "treesatai-ts", "--jobs", "1"]
+    assert run_tables.main(command) == 0
+    out = capfd.readouterr()
+    rows = read_rows(elsewhere / "results" / "probe.csv", PROBE_KEYS, PROBE_COLUMNS)
+    assert {row["modality"] for row in rows} == {"all", "vhr", "s2", "s1"} and {row["pretraining"] for row in rows} == {"self", "none"}
+    assert "probe: F1 of simple classifiers on frozen features" in out.out and "DEMO" in out.out
+    assert (elsewhere / "results" / "probe.png").stat().st_size > 20_000
+    assert run_tables.main([*command, "--dry-run"]) == 0
+    assert capfd.readouterr().out.strip() == ""
 
 
 def test_repaired_sentinel_1_is_a_table_of_its_own(elsewhere, capfd):
