@@ -1,7 +1,8 @@
 """CROMA (Fuller et al., 2023): a radar image and an optical image, pretrained by contrast between them and by masked reconstruction.
 
-Each sensor has a transformer of its own; a third one, the radar's tokens attending to the optical ones, fuses them. Places are known
-by 2D-ALiBi alone. Sizes are those of the official configuration of OmniSat: half as wide as the published base model.
+Each sensor has a transformer of its own; a third one, the radar's tokens attending to the optical ones, fuses them. These know places
+by 2D-ALiBi alone; the decoder is told them by sinusoids alone, as in the authors' code. Sizes are those of the official configuration of
+OmniSat: half as wide as the published base model.
 Dimensions: B tiles, C bands, H x W pixels, P patches, V visible patches, N queries, S keys, D embedding, A heads.
 """
 import math
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.mae import encoding
 from models.omnisat import patchify
 from utils.distributed import send
 
@@ -43,9 +45,10 @@ def info_nce(a, b, log_scale):
 
 
 def normalized_patches(x, patch):
-    """The targets of reconstruction: x (B, C, H, W) -> (B, P, C x patch x patch), each patch of mean 0 and variance 1."""
+    """The targets of reconstruction: x (B, C, H, W) -> (B, P, C x patch x patch), each patch of mean 0 and unbiased variance 1."""
     x = patchify(x, patch).flatten(2)
-    return F.layer_norm(x, x.shape[2:], eps=1e-6)
+    variance, mean = torch.var_mean(x, 2, keepdim=True)
+    return (x - mean) / (variance + 1e-6).sqrt()
 
 
 def feed_forward(dim):
@@ -53,7 +56,7 @@ def feed_forward(dim):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of normed tokens, with a bias on the scores; queries and keys share the norm."""
+    """Multi-head attention of normed tokens, with a bias on the scores, or none; queries and keys share the norm."""
 
     def __init__(self, dim, heads):
         super().__init__()
@@ -62,12 +65,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x, bias, context=None):
-        """x (B, N, D) attends to context (B, S, D), else to itself; bias (B or 1, A, N, S). Returns (B, N, D)."""
+        """x (B, N, D) attends to context (B, S, D), else to itself; bias (B or 1, A, N, S) or None. Returns (B, N, D)."""
         x = self.norm(x)
         context = x if context is None else self.norm(context)
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # B x A x N x D/A
         k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         return self.out(x.transpose(1, 2).flatten(2))
 
 
@@ -95,8 +98,11 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, cross) for _ in range(depth))
 
     def forward(self, x, places, context=None, context_places=None):
-        """x (B, N, D) at places (B or 1, N, 2), context (B, S, D) at context_places (B or 1, S, 2). Returns (B, N, D)."""
-        bias = alibi(places, places, self.heads)
+        """x (B, N, D) at places (B or 1, N, 2), context (B, S, D) at context_places (B or 1, S, 2). Returns (B, N, D).
+
+        places: None for no 2D-ALiBi.
+        """
+        bias = None if places is None else alibi(places, places, self.heads)
         context_bias = None if context is None else alibi(places, context_places, self.heads)
         for block in self.blocks:
             x = block(x, bias, context, context_bias)
@@ -118,24 +124,26 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """From the fused tokens of the visible patches to the pixels of both sensors at patches that each has masked.
 
-    dim: D of the tokens. inner: the decoder's own. sizes: of a patch of each sensor, a dict.
+    dim: D of the tokens. inner: the decoder's own. sizes: of a patch of each sensor, a dict. rows: of patches, as many columns.
     """
 
-    def __init__(self, dim, inner, sizes):
+    def __init__(self, dim, inner, sizes, rows):
         super().__init__()
         self.embed, self.mask_token = nn.Linear(dim, inner), nn.Parameter(0.02 * torch.randn(inner))
         self.transformer = Transformer(inner, 1, DECODER_HEADS)
         self.outs = nn.ModuleDict({sensor: nn.Linear(inner, size) for sensor, size in sizes.items()})
+        # a token's place, fixed; in checkpoints, so that weights learned with another decoder are told apart
+        self.register_buffer("encoding", encoding(1, rows, 1, inner, 0))                  # P x inner
 
-    def forward(self, tokens, visible, places, masked):
-        """tokens (B, V, D), visible (B, V): their patches; places (1, P, 2); masked {sensor: (B, N)}: the patches to give.
+    def forward(self, tokens, visible, masked):
+        """tokens (B, V, D), visible (B, V): their patches; masked {sensor: (B, N)}: the patches to give.
 
         Returns {sensor: (B, N, size)}.
         """
         tokens = self.embed(tokens).to(self.mask_token.dtype)                             # whatever autocast made of it
-        x = self.mask_token.expand(len(tokens), places.shape[1], -1)
+        x = self.mask_token.expand(len(tokens), len(self.encoding), -1)
         x = x.scatter(1, visible[:, :, None].expand_as(tokens), tokens)                   # B x P x inner
-        x = self.transformer(x, places)
+        x = self.transformer(x + self.encoding, None)
         return {sensor: out(take(x, masked[sensor])) for sensor, out in self.outs.items()}
 
 
@@ -171,7 +179,7 @@ class CROMA(nn.Module):
             self.projections = nn.ModuleDict({sensor: nn.Linear(dim, dim) for sensor in sizes})
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
             inner = DECODER_HEADS * max(1, round(256 * width / DECODER_HEADS))
-            self.decoder = Decoder(dim, inner, sizes)
+            self.decoder = Decoder(dim, inner, sizes, side // patch)
 
     def encode(self, sensor, x, visible=None):
         """Tokens of one sensor (B, P, D). sensor: "radar" or "optical"; x (B, C, H, W): its standardised images, H = W = side.
@@ -226,7 +234,7 @@ class CROMA(nn.Module):
 
         places = {sensor: take(self.places, index) for sensor, index in visible.items()}
         fused = self.cross_encoder(tokens["radar"], places["radar"], tokens["optical"], places["optical"])    # at the radar's patches
-        predictions = self.decoder(fused, visible["radar"], self.places, masked)
+        predictions = self.decoder(fused, visible["radar"], masked)
         reconstruction = sum(F.mse_loss(predictions[sensor], take(normalized_patches(x, self.patch), masked[sensor]))
                              for sensor, x in images.items())
         return contrastive + reconstruction, {"contrastive": contrastive, "reconstruction": reconstruction}

@@ -20,17 +20,16 @@ def single_date(x, padded):
 
 
 def median(x, padded):
-    """The median of each pixel and band over the dates there are, of an even number the mean of the middle two, as numpy.
+    """The median of each pixel and band over the dates there are, of an even number the lower of the middle two, as torch.
 
     x (B, T, C, H, W) -> (B, C, H, W), zeros for a tile without any date. Whether values are standardised before or after
-    makes no difference: per band that is one increasing straight line, which keeps the order and what is half way.
+    makes no difference: per band that is one increasing straight line, which keeps the order.
     """
-    dates = (~padded).sum(dim=1)                                              # B
+    middle = ((~padded).sum(dim=1) - 1).clamp(min=0) // 2                     # B
     padded = padded[:, :, None, None, None]
     x = x.masked_fill(padded, torch.inf).sort(dim=1).values                   # padding last
-    lower, upper = ((at.clamp(min=0)[:, None, None, None, None]).expand_as(x[:, :1]) for at in ((dates - 1) // 2, dates // 2))
-    middle = (x.gather(1, lower) + x.gather(1, upper)) / 2
-    return middle.masked_fill(padded.all(dim=1, keepdim=True), 0).squeeze(1)
+    x = x.gather(1, middle[:, None, None, None, None].expand_as(x[:, :1]))
+    return x.masked_fill(padded.all(dim=1, keepdim=True), 0).squeeze(1)
 
 
 def season_medians(x, dates, padded, year_start=0):

@@ -43,6 +43,7 @@ class LTAE(nn.Module):
     bands: C. key_dim: numbers in a query. dim: D, a multiple of 2 H. outputs: size of the result.
     before: hidden widths of an MLP C -> D for each date; none makes it a linear layer. after: those of the MLP D -> outputs.
     group: channels that are normed together, at the input over all dates too, as in U-TAE; None: a layer norm of each date, as in L-TAE.
+    The input's norm stands before the linear layer, but behind the MLP (official code), where it has a scale.
     Errors: ValueError if D does not divide as said.
     """
 
@@ -53,6 +54,7 @@ class LTAE(nn.Module):
         self.heads, self.group, self.before = heads, group, before
         # no bias here: it would shift all dates alike, which changes no attention, and is lost in the batch norm behind
         self.embed = MaskedMLP(bands, *before, dim, dropout=DROPOUT) if before else nn.Linear(bands, dim, bias=False)
+        self.scale = nn.Parameter(torch.ones(dim)) if before else None                    # of the norm; its shift would do nothing, as above
         self.key = nn.Linear(dim, heads * key_dim, bias=False)
         self.query = nn.Parameter(torch.randn(heads, key_dim))
         self.attention_dropout = nn.Dropout(ATTENTION_DROPOUT)
@@ -66,9 +68,10 @@ class LTAE(nn.Module):
         Returns (B, P, outputs) and the attention of each head (B, P, T, H), 0 where padded.
         An empty series (all padded) gives a finite result, which no batch norm counts.
         """
-        # these norms have no weights: a linear layer follows
-        x = series_group_norm(x, padded, x.shape[-1] // self.group) if self.group else F.layer_norm(x, x.shape[-1:])
-        x = self.embed(x, padded[:, None]) if self.before else self.embed(x)
+        if self.before:
+            x = self.normed(self.embed(x, padded[:, None]), padded) * self.scale
+        else:
+            x = self.embed(self.normed(x, padded))                            # a norm without weights: a linear layer follows
         x = x + self.dates[dates][:, None]                                    # B x P x T x D
         # <query_h, key_h(x)> with the key's matrix folded into the query: H scores, no T x H x key_dim keys
         query = torch.einsum("hk,hkd->dh", self.query, self.key.weight.unflatten(0, (self.heads, -1)))
@@ -80,3 +83,7 @@ class LTAE(nn.Module):
         y = torch.einsum("bpth,bpthc->bphc", attention, values).flatten(2)
         y = self.dropout(self.out(y, padded.all(1)[:, None]))                 # B x P x outputs
         return self.norm_out(y.flatten(0, 1)).unflatten(0, y.shape[:2]), attention
+
+    def normed(self, x, padded):
+        """x (B, P, T, C) of mean 0 and variance 1: over the group's channels and the dates there are, or of each date."""
+        return series_group_norm(x, padded, x.shape[-1] // self.group) if self.group else F.layer_norm(x, x.shape[-1:])

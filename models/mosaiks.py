@@ -1,6 +1,7 @@
 """MOSAIKS: random convolutional features of images (Rolf et al., 2021), and the nearest neighbours among the training tiles.
 
-OmniSat's table 2 quotes 56.0 from Corley et al. (2024), whose sizes we take: 512 filters of 3 x 3 pixels, enlarged images, k = 5.
+OmniSat's table 2 quotes 56.0 from Corley et al. (2024), whose sizes we take: 256 patches of 3 x 3 pixels, both signs of the answer to
+each, enlarged images, features standardised on the training tiles, k = 5.
 But 56.0 is a micro F1, of images of 200 m, with a label for any area of a class: no F1 of 60 m tiles compares with it.
 Dimensions: B tiles, N training tiles, C bands, H x W pixels, D = 9 C, F features, K classes.
 """
@@ -47,17 +48,20 @@ def near(distances, k):
 
 
 class MOSAIKS(nn.Module):
-    """F patches of training tiles as filters, a tile's mean answer to each as its features; k nearest neighbours vote.
+    """Patches of training tiles as filters, a tile's mean answers to each as its features; k nearest neighbours vote.
 
-    bands: C; num_classes: K; filters: F. Nothing here has a gradient. First prepare, then features of all training tiles, then fit.
+    bands: C; num_classes: K; filters: F / 2, each gives relu(answer - 1) and relu(1 - answer). Nothing here has a gradient. First prepare,
+    then features of all training tiles, then fit.
     """
 
-    def __init__(self, bands, num_classes, filters=512):
+    def __init__(self, bands, num_classes, filters=256):
         super().__init__()
         self.filters = filters
-        self.register_buffer("weight", torch.zeros(0, bands, SIDE, SIDE))     # F filters, from prepare on
+        self.register_buffer("weight", torch.zeros(0, bands, SIDE, SIDE))     # F / 2 filters, from prepare on
         self.register_buffer("bias", torch.zeros(0))
-        self.register_buffer("tiles", torch.zeros(0, filters))                # features of N training tiles, from fit on
+        self.register_buffer("mean", torch.zeros(2 * filters))                # of the features of training tiles, from fit on
+        self.register_buffer("deviation", torch.ones(2 * filters))
+        self.register_buffer("tiles", torch.zeros(0, 2 * filters))            # of N training tiles, standardised by these
         self.register_buffer("labels", torch.zeros(0, num_classes, dtype=torch.bool))
 
     def prepare(self, x, seed):
@@ -72,7 +76,7 @@ class MOSAIKS(nn.Module):
         try:
             patches = draw_patches(x, generator)
             mean, whiten = whitening(patches)
-            chosen = F.normalize((patches[:self.filters] - mean) @ whiten)    # F x D; their answers have variance 1
+            chosen = F.normalize((patches[:self.filters] - mean) @ whiten)    # F/2 x D; their answers have variance 1
             weight = chosen @ whiten                                # <chosen, (patch - mean) W> = <weight, patch - mean>
             bias = -weight @ mean - THRESHOLD
         finally:
@@ -80,7 +84,7 @@ class MOSAIKS(nn.Module):
         self.weight, self.bias = weight.view(-1, *self.weight.shape[1:]).to(self.weight), bias.to(self.bias)
 
     def features(self, inputs):
-        """inputs: {key: (B, C, H, W), standardised}, one entry. Returns (B, F) float32, the mean answers.
+        """inputs: {key: (B, C, H, W), standardised}, one entry. Returns (B, F) float32: mean answers above 1, then below.
 
         Errors: ValueError for other bands; RuntimeError before prepare.
         """
@@ -89,7 +93,8 @@ class MOSAIKS(nn.Module):
         if not len(self.weight):
             raise RuntimeError("MOSAIKS has its filters after prepare, or from a checkpoint")
         weight, bias = self.weight.double(), self.bias.double()    # in float32 a GPU would round the factors to 10 bits
-        return torch.cat([F.conv2d(zoom(part).double(), weight, bias).relu().mean((2, 3)).float() for part in x.split(TILES)])
+        answers = (F.conv2d(zoom(part).double(), weight, bias) for part in x.split(TILES))
+        return torch.cat([torch.cat([y.relu(), (-y).relu()], 1).mean((2, 3)).float() for y in answers])
 
     def check(self, x):
         if x.shape[1] != self.weight.shape[1]:
@@ -102,9 +107,17 @@ class MOSAIKS(nn.Module):
         """
         x, y = torch.as_tensor(x).to(self.tiles), torch.as_tensor(y).to(self.labels)
         if len(x) < NEIGHBOURS or x.shape[1:] != self.tiles.shape[1:] or y.shape != (len(x), self.labels.shape[1]):
-            raise ValueError(f"features {tuple(x.shape)} and labels {tuple(y.shape)}, expected (N, {self.filters}) and "
+            raise ValueError(f"features {tuple(x.shape)} and labels {tuple(y.shape)}, expected (N, {2 * self.filters}) and "
                              f"(N, {self.labels.shape[1]}) of at least {NEIGHBOURS} tiles")
-        self.tiles, self.labels = x, y
+        rows = x.double().cpu().numpy()                                       # there sums have one order
+        mean, deviation = rows.mean(0), rows.std(0)
+        deviation[deviation <= 1e-6 * abs(mean)] = 1                          # a feature that is the same for all, but for rounding
+        self.mean, self.deviation = (torch.from_numpy(value).to(self.mean) for value in (mean, deviation))
+        self.tiles, self.labels = self.standardized(x), y
+
+    def standardized(self, x):
+        """Features (N, F) with mean 0 and variance 1 over the training tiles."""
+        return (x - self.mean) / self.deviation
 
     def forward(self, inputs):
         """Logits (B, K) of the share of the k nearest training tiles that have a class. inputs: of features.
@@ -114,7 +127,7 @@ class MOSAIKS(nn.Module):
         if not len(self.tiles):
             raise RuntimeError("MOSAIKS predicts after fit, or from a checkpoint")
         shares = []
-        for x in self.features(inputs).split(TILES):    # distances term by term: a matrix product loses the small ones
+        for x in self.standardized(self.features(inputs)).split(TILES):    # distances term by term: a matrix product loses the small ones
             distances = torch.cdist(x, self.tiles, compute_mode="donot_use_mm_for_euclid_dist")    # B x N
             votes = near(distances, NEIGHBOURS).float() @ self.labels.float()    # B x K, whole numbers, exact in bfloat16 too
             shares.append(votes.float() / NEIGHBOURS)

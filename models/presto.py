@@ -1,7 +1,7 @@
 """Presto (Tseng et al., 2023): a transformer for the time series of single pixels, of all sensors that there are.
 
 At each date each group of bands is a token, which knows its month, its group and its number in the series; what there is not has no
-token. This is the published encoder, with its names of weights; a tile is the mean of its pixels' embeddings.
+token. This is the published encoder, with its names of weights; a tile is mean and standard deviation of its pixels' embeddings.
 Dimensions: B tiles, N pixels, T dates, C bands, H x W pixels of a tile, L tokens, D embedding.
 """
 import math
@@ -71,14 +71,18 @@ class Presto(nn.Module):
         self.norm = nn.LayerNorm(DIM)
 
     def forward(self, groups, months, padded, latlon):
-        """The mean of a tile's pixels, (B, D), each encoded apart; they share dates and place.
+        """Mean and standard deviation (unbiased, of one pixel 0) of a tile's pixels, (B, 2 D), each encoded apart.
+
+        They share dates and place. Source: its authors' code, aggregate "mean", since January 2024.
 
         groups: {group: (B, T, C, H, W)}, of s1_inputs or s2_inputs. months, padded (B, T), latlon (B, 2) and errors: as encode.
         """
         pixels = next(iter(groups.values()))[0, 0, 0].numel()
         groups = {group: x.permute(0, 3, 4, 1, 2).flatten(0, 2) for group, x in groups.items()}
         months, padded, latlon = (x.repeat_interleave(pixels, 0) for x in (months, padded, latlon))
-        return self.encode(groups, months, padded, latlon).unflatten(0, (-1, pixels)).mean(1)
+        embeddings = self.encode(groups, months, padded, latlon).unflatten(0, (-1, pixels))
+        deviation, mean = torch.std_mean(embeddings, 1, correction=min(1, pixels - 1))    # its gradient is finite at 0, torch sees to it
+        return torch.cat([mean, deviation], 1)
 
     def encode(self, groups, months, padded, latlon):
         """The embedding of each pixel, (N, D): the normed mean of its tokens.

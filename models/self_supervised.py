@@ -189,7 +189,7 @@ class AnyBands(Pretrained):
 
 
 class PixelTransformer(Pretrained):
-    """PRESTO (Tseng et al., 2023): each pixel of a single date is a series of one step; a tile is the mean of its pixels.
+    """PRESTO (Tseng et al., 2023): each pixel of a single date is a series of one step; a tile is their mean and standard deviation.
 
     Inputs have the scales that the published weights were trained with, not ours. Logits are above 0 where a class is more
     probable than a threshold, which is chosen on the validation tiles, as by PRESTO's authors: the printed numbers are of such.
@@ -206,7 +206,7 @@ class PixelTransformer(Pretrained):
         self.networks = nn.ModuleDict({"presto": Presto()})
         self.register_buffer("latlon", torch.tensor([LOWER_SAXONY]), persistent=False)
         self.register_buffer("threshold", torch.zeros(()))                    # a logit
-        self.build_heads(dict.fromkeys(self.sensors, DIM), num_classes)
+        self.build_heads(dict.fromkeys(self.sensors, 2 * DIM), num_classes)
 
     def embed(self, batch):
         (key, sensor), = self.sensors.items()

@@ -19,17 +19,14 @@ SIZES = {"treesatai-ts": ((64, 64, 128), 2), "pastis-hd": ((64, 64, 128, 128), 4
 class Fusion(nn.Module):
     """What one series adds to each map of the U-Net's encoder: its own map, put over the image, and its mean over the tile.
 
-    dim: D of the series' map; levels: channels of the encoder's maps. The official code adds to the image itself too, which the
+    dim: D of the series' map; levels: channels of the encoder's maps. For 64 and ResNet-34's 520,738 parameters. The official code adds to the image itself too, which the
     decoder does not use.
     """
 
     def __init__(self, dim, levels):
         super().__init__()
         self.maps = nn.ModuleList(nn.Conv2d(dim, level, 1) for level in levels)
-        # not in the paper: how wide these are; 2 D and 4 D give the official model's number of parameters
-        self.means = nn.ModuleList(nn.Sequential(nn.Linear(dim, 2 * dim), nn.Dropout(0.3), nn.ReLU(),
-                                                 nn.Linear(2 * dim, 4 * dim), nn.Dropout(0.3), nn.ReLU(), nn.Linear(4 * dim, level))
-                                   for level in levels)
+        self.means = nn.ModuleList(mean_mlp(dim, level) for level in levels)
 
     def forward(self, x, sizes, ratio):
         """x (B, D, h, w): a series' map of the whole tile. sizes: sides of the levels, pixels. ratio: the side of the ground that the
@@ -38,6 +35,14 @@ class Fusion(nn.Module):
         for conv, mlp, size in zip(self.maps, self.means, sizes):
             summands.append(place(conv(x), size, ratio) + mlp(mean)[:, :, None, None])
         return summands
+
+
+def mean_mlp(dim, level):
+    """The MLP on a mean, in three steps of one width from D to the level's, or by way of 2 D where these are equal."""
+    step = int(abs(dim - level) / 3) * (1 if level > dim else -1)
+    first, second = (dim + step, dim + 2 * step) if step else (2 * dim, 2 * dim)
+    return nn.Sequential(nn.Linear(dim, first), nn.Dropout(0.3), nn.ReLU(), nn.Linear(first, second), nn.Dropout(0.3), nn.ReLU(),
+                         nn.Linear(second, level))
 
 
 def place(x, size, ratio):

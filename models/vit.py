@@ -14,6 +14,7 @@ from models.omnisat import patchify
 
 HEADS = 8
 DROP = 0.2        # of patches, attention weights, what attention and MLP give, pooled features, and whole branches
+EPSILON = 1e-6    # of the norms
 
 
 class Attention(nn.Module):
@@ -38,8 +39,8 @@ class Block(nn.Module):
 
     def __init__(self, dim, drop_path):
         super().__init__()
-        self.norm, self.attention, self.dropout, self.drop_path = nn.LayerNorm(dim), Attention(dim), nn.Dropout(DROP), drop_path
-        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(DROP),
+        self.norm, self.attention, self.dropout, self.drop_path = nn.LayerNorm(dim, EPSILON), Attention(dim), nn.Dropout(DROP), drop_path
+        self.mlp = nn.Sequential(nn.LayerNorm(dim, EPSILON), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(DROP),
                                  nn.Linear(4 * dim, dim), nn.Dropout(DROP))
 
     def forward(self, x, is_bucket):
@@ -75,7 +76,10 @@ class ViT(nn.Module):
         self.absolute = nn.Parameter(0.02 * torch.randn(len(buckets), dim))
         # not in the paper: from 0 at the first block to DROP at the last, as Huang et al.
         self.blocks = nn.ModuleList(Block(dim, DROP * i / max(1, depth - 1)) for i in range(depth))
-        self.norm, self.dropout, self.head = nn.LayerNorm(dim), nn.Dropout(DROP), nn.Linear(dim, outputs)
+        self.norm, self.dropout, self.head = nn.LayerNorm(dim, EPSILON), nn.Dropout(DROP), nn.Linear(dim, outputs)
+        for module in (*self.blocks.modules(), self.head):
+            if isinstance(module, nn.Linear):                                             # official code
+                nn.init.trunc_normal_(module.weight, std=0.02), nn.init.zeros_(module.bias)
 
     def forward(self, x):
         """x (B, C, H, W): standardised images, H = W = side. Returns (B, outputs).
@@ -104,12 +108,12 @@ class ViT(nn.Module):
         return self.embed(x.flatten(0, 1))[0].unflatten(0, x.shape[:2])
 
     def some_patches(self, x):
-        """Patch dropout (Liu et al., 2023): the class token, and of each tile 1 - DROP of its patches, with the place they had.
+        """Patch dropout (Liu et al., 2023): the class token, and of each tile 1 - DROP of its patches, rounded down, with the place they had.
 
         x (B, 1 + P, D). Returns x (B, N, D) and buckets (B, N, N) of what is left.
         """
         patches = x.shape[1] - 1
-        kept = torch.rand(len(x), patches, device=x.device).argsort(dim=1)[:, :round(patches * (1 - DROP))]
+        kept = torch.rand(len(x), patches, device=x.device).argsort(dim=1)[:, :int(patches * (1 - DROP))]
         kept = F.pad(kept + 1, (1, 0))                                                    # B x N, 0 is the class token
         return x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2])), self.buckets[kept[:, :, None], kept[:, None]]
 

@@ -11,7 +11,7 @@ from datasets.sensors import SENSORS
 from evaluate import score_test
 from models import MODELS, build_model
 from models.resnet import ResNet
-from models.utt import Fusion, place
+from models.utt import Fusion, mean_mlp, place
 from tests.test_scripts import SMALL, torchrun
 from utils import checkpoint, weights
 from utils.errors import UserError
@@ -198,6 +198,19 @@ def test_a_map_and_its_mean_are_added_to_every_level():
         torch.testing.assert_close(summand, torch.stack(wanted), rtol=0, atol=1e-5)
 
 
+def test_utts_fusion_has_the_official_widths():
+    """facts: D, D ± m, D ± 2 m, level with m = int(|D - level| / 3), by way of 2 D where they are equal; 520,738 parameters of a series,
+    and in all 26.958 M on TreeSatAI-TS without the convolutions whose output the official code does not use."""
+    def widths(dim, level):
+        return [layer.out_features for layer in mean_mlp(dim, level) if isinstance(layer, torch.nn.Linear)]
+    assert [widths(64, level) for level in (64, 128, 256, 512, 32)] == [
+        [128, 128, 64], [85, 106, 128], [128, 192, 256], [213, 362, 512], [54, 44, 32]]
+    with torch.device("meta"):
+        fusion, model = Fusion(64, [64, 64, 128, 256, 512]), build("utt", "treesatai-ts", "all")
+    assert sum(p.numel() for p in fusion.parameters()) == 520_738
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(26.958, abs=0.0005)
+
+
 def test_utt_predicts_from_the_image_and_trains_each_series_head():
     model = build("utt", "treesatai-ts", "all", width=0.25).eval()
     batch = make_batch(model)
@@ -259,6 +272,18 @@ def test_a_compared_method_goes_on_as_if_nobody_had_stopped_it(demo, tmp_path, m
     train(demo, tmp_path / "parts", *options)
     whole, parts = (checkpoint.load(tmp_path / name / "finetuned.pt", "finetuned") for name in ("whole", "parts"))
     assert len(parts["starts"]) == 2 and all(torch.equal(value, parts["weights"][name]) for name, value in whole["weights"].items())
+
+
+def test_a_run_of_another_model_does_not_go_on(demo, tmp_path, monkeypatch):
+    """One line says why, and what to do; the checkpoint stays."""
+    options = ["treesatai", "--model", "pse", "--init", "none", "--modalities", "s2", *LENGTH]
+    stop_after_an_epoch(monkeypatch, demo, tmp_path, *options)
+    saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
+    saved["training"]["parts"]["model"]["networks.s2.network.encoder.new"] = torch.zeros(1)
+    checkpoint.save(tmp_path / "finetuned.pt", saved)
+    with pytest.raises(UserError, match="finetuned.pt: its weights are not those of today's model; commit .*encoder.new") as told:
+        train(demo, tmp_path, *options)
+    assert "\n" not in str(told.value) and checkpoint.load(tmp_path / "finetuned.pt", "finetuned")["training"] is not None
 
 
 def test_a_row(demo, tmp_path):

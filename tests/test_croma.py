@@ -155,18 +155,28 @@ def test_only_visible_patches_are_encoded():
     torch.testing.assert_close(after, before)
 
 
+def sinusoids_at(row, column, dim):
+    """Base 10,000, a quarter of the numbers each: sines and cosines of the column, then of the row (He et al., 2022)."""
+    rates = [1 / 10000 ** (i / (dim // 4)) for i in range(dim // 4)]
+    return torch.tensor([f(at * rate) for at in (column, row) for f in (math.sin, math.cos) for rate in rates], dtype=torch.float64)
+
+
 def test_decoder_sees_fused_tokens_at_the_radars_patches():
-    """Everywhere else the mask token. It knows places by 2D-ALiBi, and gives each sensor's masked patches."""
+    """Everywhere else the mask token. It knows places by fixed sinusoids, without ALiBi, and gives each sensor's masked patches."""
     model = toy(decoder=True)
     masks = model.draw_masks(3)
     _, _, seen = pretrain(model, images(), masks)
     assert seen["filled"].shape == (3, 16, 24) and seen["fused"].shape == (3, 4, 32)
     for b in range(3):
-        for at, patch in enumerate(masks["radar"]["visible"][b]):
-            torch.testing.assert_close(seen["filled"][b, patch], model.decoder.embed(seen["fused"][b, at]))
-        for patch in masks["radar"]["masked"][b]:
-            assert torch.equal(seen["filled"][b, patch], model.decoder.mask_token)
-    decoded = model.decoder.transformer(seen["filled"], model.places)
+        for at, patch in enumerate(masks["radar"]["visible"][b].tolist()):
+            expected = model.decoder.embed(seen["fused"][b, at]) + sinusoids_at(patch // 4, patch % 4, 24)
+            torch.testing.assert_close(seen["filled"][b, patch], expected, rtol=0, atol=1e-6)
+        for patch in masks["radar"]["masked"][b].tolist():
+            expected = model.decoder.mask_token + sinusoids_at(patch // 4, patch % 4, 24)
+            torch.testing.assert_close(seen["filled"][b, patch], expected, rtol=0, atol=1e-6)
+    (block,), x = model.decoder.transformer.blocks, seen["filled"]
+    x = x + block.attention(x, torch.zeros(1, 8, 16, 16).double())                        # no bias on any score
+    decoded = model.decoder.transformer.norm(x + block.feed_forward(x))
     for sensor, prediction in seen["predictions"].items():
         torch.testing.assert_close(prediction, model.decoder.outs[sensor](take(decoded, masks[sensor]["masked"])))
 
@@ -194,7 +204,7 @@ def test_contrast_is_of_the_projected_vectors():
 
 
 def test_reconstruction_is_of_masked_patches_normalised():
-    """Pixel by pixel: targets have mean 0 and variance 1 in each patch of a sensor; both sensors' mean errors are added."""
+    """Pixel by pixel: targets have mean 0 and unbiased variance 1 in each patch of a sensor; both sensors' mean errors are added."""
     model, x = toy(decoder=True), {sensor: 5 + 3 * value for sensor, value in images().items()}
     masks = model.draw_masks(3)
     loss, terms, seen = pretrain(model, x, masks)
@@ -205,7 +215,7 @@ def test_reconstruction_is_of_masked_patches_normalised():
             for at, patch in enumerate(masks[sensor]["masked"][b].tolist()):
                 row, column = 4 * (patch // 4), 4 * (patch % 4)
                 target = x[sensor][b, :, row:row + 4, column:column + 4]
-                target = (target - target.mean()) / target.std(correction=0)
+                target = (target - target.mean()) / target.std(correction=1)
                 prediction = seen["predictions"][sensor][b, at].view(bands, 4, 4)
                 errors += [(prediction[c, i, j] - target[c, i, j]) ** 2 for c in range(bands) for i in range(4) for j in range(4)]
         assert len(errors) == 3 * 12 * bands * 16

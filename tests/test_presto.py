@@ -110,7 +110,7 @@ def test_size_and_device():
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == 402_240
     assert [name for name, p in network.named_parameters() if not p.requires_grad] == ["month_embed.weight"]
     x, *rest = (tensor.to("meta") for tensor in tiles(2))
-    assert network.to("meta").double()(s2_inputs(x, S2), *rest).shape == (2, 128)                   # nothing is made on the CPU
+    assert network.to("meta").double()(s2_inputs(x, S2), *rest).shape == (2, 256)                   # nothing is made on the CPU
 
 
 @pytest.mark.parametrize("names", [(*GROUPS, "dynamic_world"), ("S1",), ("SRTM", "S2_SWIR", "NDVI")])
@@ -156,22 +156,32 @@ def test_inputs_by_hand():
         s2_inputs(x[:, :, :7], S2[:7])
 
 
-def test_a_tile_is_the_mean_of_its_pixels(network):
-    """Each pixel is a series of its own, in any order; a tile does not see another."""
+def test_a_tile_is_mean_and_deviation_of_its_pixels(network):
+    """Each pixel is a series of its own, in any order; the deviation is unbiased; a tile does not see another."""
     x, months, padded, latlon = tiles(2, dates=2)
     latlon = latlon + torch.tensor([[0.], [40]])
     padded[1, 1] = True
     vectors = network(s2_inputs(x, S2), months, padded, latlon)
-    assert vectors.shape == (2, 128)
-    mean = 0
-    for row in range(3):
-        for column in range(3):
-            groups = {name: value[..., row, column] for name, value in s2_inputs(x, S2).items()}
-            mean = mean + network.encode(groups, months, padded, latlon) / 9
-    torch.testing.assert_close(vectors, mean)
+    assert vectors.shape == (2, 256)
+    embeddings = [network.encode({name: value[..., row, column] for name, value in s2_inputs(x, S2).items()}, months, padded, latlon)
+                  for row in range(3) for column in range(3)]
+    mean = sum(embeddings) / 9
+    torch.testing.assert_close(vectors[:, :128], mean)
+    torch.testing.assert_close(vectors[:, 128:], torch.sqrt(sum((one - mean) ** 2 for one in embeddings) / 8))
     moved = x.flatten(3)[..., torch.randperm(9)].view_as(x)
     torch.testing.assert_close(network(s2_inputs(moved, S2), months, padded, latlon), vectors)
     torch.testing.assert_close(network(s2_inputs(x[1:], S2), months[1:], padded[1:], latlon[1:]), vectors[1:])
+
+
+@pytest.mark.parametrize("pixels", [1, 4])
+def test_pixels_that_are_alike_have_no_deviation_and_finite_gradients(network, pixels):
+    """A single pixel, pixels of equal values, and a tile without any date, whose pixels know their place alone."""
+    x = torch.rand(2, 1, 2, 1, 1).double().expand(-1, -1, -1, 1, pixels).clone().requires_grad_()
+    padded = torch.tensor([[False], [True]])
+    vectors = network({"S1": x}, torch.full((2, 1), 6), padded, PLACE.double().expand(2, -1))
+    assert vectors[:, 128:].abs().max() < 1e-12
+    (vectors * torch.randn(256)).sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None) and x.grad[0].any() and not x.grad[1].any()
 
 
 def test_gradients_reach_all_that_learn():

@@ -96,12 +96,16 @@ def naive_ltae(ltae, x, dates, padded):
     """Garnot and Landrieu (2020), a pixel, a date and a head at a time; {(b, p): tokens} and {(b, p, t, h): weights}."""
     pixels = [(b, p) for b in range(x.shape[0]) for p in range(x.shape[1])]
     series = {(b, p): x[b, p, ~padded[b]] for b, p in pixels}
-    if ltae.group:
-        series = {key: F.group_norm(s.t()[None], s.shape[1] // ltae.group)[0].t() for key, s in series.items()}
+
+    def normed(s, scale=None):
+        return F.group_norm(s.t()[None], s.shape[1] // ltae.group, scale)[0].t() if ltae.group else F.layer_norm(s, s.shape[1:], scale)
+    if ltae.before:                                                           # U-TAE's, in OmniSat's code: behind the MLP
+        rows = naive_mlp(ltae.embed, torch.cat(list(series.values())))
+        series = {key: normed(s, ltae.scale)
+                  for key, s in zip(pixels, rows.split([len(s) for s in series.values()]))}
+        rows = torch.cat(list(series.values()))
     else:
-        series = {key: F.layer_norm(s, s.shape[1:]) for key, s in series.items()}
-    rows = torch.cat(list(series.values()))
-    rows = naive_mlp(ltae.embed, rows) if ltae.before else ltae.embed(rows)
+        rows = ltae.embed(torch.cat([normed(s) for s in series.values()]))
     embedded = dict(zip(pixels, rows.split([len(s) for s in series.values()])))
     heads, keys = ltae.query.shape
     share = rows.shape[1] // heads

@@ -75,7 +75,7 @@ def test_medians_are_of_all_dates(name, dataset, expected):
 
 
 def test_medians_of_a_long_series(demo, tmp_path, monkeypatch):
-    """In training, validation and test numpy's of all dates; checkpoints of before are scored as they were trained."""
+    """In training, validation and test torch's of all dates; checkpoints of before are scored as they were trained."""
     whole = open_dataset("treesatai-ts", demo, "train", ("s2",)).read(0)["s2"]
     tiles = open_dataset("treesatai-ts", demo, "train", ("s2",), max_dates=max_dates("dofa", "treesatai-ts"))
     model = build("dofa", "treesatai-ts", ["s2"], num_classes=15)
@@ -83,7 +83,7 @@ def test_medians_of_a_long_series(demo, tmp_path, monkeypatch):
     assert len(whole[1]) > 60 and np.array_equal(tiles[0]["s2_dates"], whole[1])
     for item in (tiles[0], tiles[0, 1], tiles[0, 2]):
         found, = model.inputs("s2", collate([item]))
-        torch.testing.assert_close(found, resize(torch.tensor(np.median(whole[0], 0))[None], 224))
+        torch.testing.assert_close(found, resize(torch.tensor(whole[0]).median(0).values[None], 224))
 
     asked, opened = [], open_dataset
 
@@ -218,6 +218,22 @@ def test_two_processes_pretrain_as_one(demo, pretrained, tmp_path):
         # the first gradients of queries and keys are roundings, of which Adam makes steps of its own rate, whatever their size
         is_rounding = name.endswith(("query.weight", "key_value.weight"))
         torch.testing.assert_close(two["weights"][name], value, rtol=0, atol=12 * 1e-3 if is_rounding else 1e-5)
+
+
+def test_pretrainings_and_models_of_before_are_refused(demo, pretrained, tmp_path):
+    """CROMA's decoder had no sinusoids, PRESTO's vector no deviations: one line says so, and which commit reads it."""
+    saved = checkpoint.load(pretrained["croma", "all"], "pretrained")
+    del saved["weights"]["networks.croma.decoder.encoding"]
+    checkpoint.save(tmp_path / "before.pt", saved)
+    with pytest.raises(UserError, match="before.pt: its weights are not those of today's croma; commit .* Missing key.*decoder.encoding"):
+        finetune.main(["--dataset", "treesatai", "--data-root", str(demo), "--model", "croma", "--modalities", "s1", "--init",
+                       str(tmp_path / "before.pt"), "--output", str(tmp_path), *SMALL])
+    model = build_cell("presto", "treesatai", "s2")
+    weights = model.state_dict() | {"heads.s2.weight": torch.zeros(15, 128)}
+    config = {"model": "presto", "sensors": [sensor._asdict() for sensor in model.sensors.values()],
+              "options": {"num_classes": 15, "dataset": "treesatai"}}
+    with pytest.raises(UserError, match="x.pt: its weights are not those of today's presto; commit c0ffee.*size mismatch for heads.s2.weight"):
+        checkpoint.rebuild("x.pt", {"config": config, "weights": weights, "source": {"commit": "c0ffee"}})
 
 
 @pytest.mark.parametrize("options, culprit", [

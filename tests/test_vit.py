@@ -17,8 +17,11 @@ def seed():
 
 @pytest.fixture(params=KINDS)
 def network(request):
-    """One of the two kinds, small, both with 6 x 6 patches; its relative positions weigh enough to be seen."""
+    """One of the two kinds, small, both with 6 x 6 patches; its layers and relative positions weigh enough to be seen."""
     network = KINDS[request.param]().double().eval()
+    for module in (*network.blocks.modules(), network.head):
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
     for block in network.blocks:
         nn.init.normal_(block.attention.relative)
     return network
@@ -119,16 +122,27 @@ def test_tokens_are_patches_and_their_places():
     torch.testing.assert_close(blocks_see(network, x)[0][1, 1 + 6 * 2 + 5], token[0] + network.absolute[17], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind, linears", [("image", 12 * 4 + 1), ("pixel", 4 * 4 + 1)])
+def test_weights_begin_as_in_the_official_code(kind, linears):
+    """Linear layers of the blocks and the head: a normal distribution of 0.02, biases 0; norms add 1e-6 to variances."""
+    network = image_vit(4, 15) if kind == "image" else pixel_vit(12, 15)
+    found = [module for module in (*network.blocks.modules(), network.head) if isinstance(module, nn.Linear)]
+    assert len(found) == linears and not any(module.bias.any() for module in found)
+    for module in found:
+        assert module.weight.std().item() == pytest.approx(0.02, rel=0.1) and module.weight.abs().max() < 0.12
+    assert {module.eps for module in (*network.blocks.modules(), network.norm) if isinstance(module, nn.LayerNorm)} == {1e-6}
+
+
 def test_patch_dropout_keeps_four_fifths_and_their_places():
-    """29 of 36 patches of each tile and the class token; what is left keeps its absolute and its relative positions."""
+    """28 of 36 patches of each tile and the class token; what is left keeps its absolute and its relative positions."""
     network = KINDS["pixel"]()
     assert blocks_see(network.eval(), torch.zeros(2, 3, 6, 6))[0].shape[1] == 37
     tokens, is_bucket = blocks_see(network.train(), torch.zeros(500, 3, 6, 6))    # of zeros only positions are left
-    assert tokens.shape[1] == 30 and torch.equal(tokens[:, 0], network.token.expand(500, -1))
-    place = torch.cdist(tokens[:, 1:], network.absolute).argmin(2)                # which patch each of the 29 is
+    assert tokens.shape[1] == 29 and torch.equal(tokens[:, 0], network.token.expand(500, -1))
+    place = torch.cdist(tokens[:, 1:], network.absolute).argmin(2)                # which patch each of the 28 is
     torch.testing.assert_close(tokens[:, 1:], network.absolute[place])
     counts = nn.functional.one_hot(place, 36).sum(1)
-    assert counts.max() == 1 and (counts.float().mean(0) - 29 / 36).abs().max() < 0.08    # 4.5 standard deviations
+    assert counts.max() == 1 and (counts.float().mean(0) - 28 / 36).abs().max() < 0.08    # 4.5 standard deviations
     at = nn.functional.pad(place + 1, (1, 0))
     for b in range(5):
         expected = [[network.buckets[i, j] for j in at[b]] for i in at[b]]

@@ -88,8 +88,11 @@ def start_from(model, pretrained):
 
     pretrained: [(path, checkpoint)]. Of these, what only pretraining needs and what belongs to modalities that the model lacks stay
     unused.
-    Errors: UserError if a modality of the model is in none of them, or if sizes differ.
+    Errors: UserError if a modality of the model is in none of them, if sizes differ, or if a checkpoint's whole model has changed since,
+    what only pretraining needs too: another pretraining would be another method.
     """
+    for path, checkpoint in pretrained:
+        rebuild(path, checkpoint)
     paths, trained, weights = " and ".join(str(path) for path, _ in pretrained), {}, {}
     for _, checkpoint in pretrained:
         trained |= {sensor["key"]: Sensor(**sensor) for sensor in checkpoint["config"]["sensors"]}

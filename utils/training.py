@@ -96,8 +96,12 @@ class Training:
                 raise UserError(f"{self.target} was begun with other data: {what} changed; restore it, choose another --output, or "
                                 "delete it to start anew", is_told=self.rank > 0)
         state = saved["training"]
-        for part, values in state["parts"].items():
-            getattr(self, part).load_state_dict(values)
+        try:
+            for part, values in state["parts"].items():
+                getattr(self, part).load_state_dict(values)
+        except (RuntimeError, ValueError) as error:                           # other names, shapes, or numbers of them
+            raise UserError(f"{self.target}: its weights are not those of today's model; commit {saved['source']['commit']}, which wrote "
+                            f"it, goes on with it; else delete it ({' '.join(str(error).split())})", is_told=self.rank > 0) from error
         self.sums.copy_(state["sums"])
         for name in ("epoch", "step", "best", "best_epoch"):
             setattr(self, name, state[name])
