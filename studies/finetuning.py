@@ -34,6 +34,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from losses.reconstruction import top_dates
+from models import combiner
 from models.image import ImageEncoder, images, rows as pixels
 from models.norms import BatchNorm
 from models.omnisat import OmniSat
@@ -47,6 +48,7 @@ from utils.numbers import whole
 ROOT = Path(__file__).parent.parent
 OUT, PAPER = ROOT / "results" / "study", ROOT / "PAPER.md"
 DIM, DEPTH, EPOCH = 64, 2, 20
+DROP = 0.2                    # of variant dropout: the official code's
 BATCH = {"forest": 16, "crops": 32}
 PRETRAIN_STEPS, STEPS = 1500, 400
 SEEDS = range(5)
@@ -104,6 +106,57 @@ class RawToken(ImageEncoder):
 IMAGES = {"linear": LinearToken, "norm": NormedToken, "raw": RawToken}
 
 
+class DroppedAttention(combiner.Attention):
+    """The combiner's attention, a share DROP of its weights dropped; term by term, for few tokens."""
+
+    def forward(self, x, context, buckets):
+        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # B x H x N x D/H
+        k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        by_bucket = (q @ self.relative.t()).gather(3, buckets.long().expand(*q.shape[:2], -1, -1))    # B x H x N x S
+        weights = F.dropout(((q @ k.mT + by_bucket) / q.shape[-1] ** 0.5).softmax(-1), DROP, self.training)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class DroppedBlock(combiner.Block):
+    """The combiner's block with the official code's dropout, of what attention and MLP give, of the MLP's hidden units and of attention
+    weights; and with its drop-path: a share DROP of the tiles go without attention, as many without MLP. Cross-attention has no drop-path,
+    as all that a tile says goes through it."""
+
+    def __init__(self, dim, heads, cross=False):
+        super().__init__(dim, heads, cross)
+        self.attention, self.drop_path = DroppedAttention(dim, heads), 0 if cross else DROP
+
+    def forward(self, x, buckets, context=None):
+        normed = self.norm(x)
+        context = normed if context is None else self.norm_context(context)
+        x = x + self.dropped(self.attention(normed, context, buckets))
+        norm, first, gelu, last = self.mlp
+        return x + self.dropped(last(F.dropout(gelu(first(norm(x))), DROP, self.training)))
+
+    def dropped(self, branch):
+        """Dropout, then stochastic depth: of whole tiles (B, N, D), the expectation kept."""
+        path = F.dropout(branch.new_ones(len(branch), 1, 1), self.drop_path, self.training)
+        return F.dropout(branch, DROP, self.training) * path
+
+
+def add_dropout(model):
+    """The official code's dropout in the combiner, and behind the MLP of each L-TAE; weights are those that the model has."""
+    parts = model.combiner
+    with torch.random.fork_rng():                                             # what is drawn later stays what it was
+        for number, block in enumerate(parts.blocks):
+            parts.blocks[number] = dropped_like(block, False)
+        parts.cross = dropped_like(parts.cross, True)
+    for key, sensor in model.sensors.items():
+        if sensor.kind == "series":
+            model.encoders[key].out[0].append(nn.Dropout(DROP))
+
+
+def dropped_like(block, cross):
+    new = DroppedBlock(block.norm.weight.numel(), block.attention.heads, cross)
+    new.load_state_dict(block.state_dict())
+    return new
+
+
 class TileDates(OmniSat):
     """Equation 5 looks at one set of dates a tile, by the attention averaged over its patches."""
 
@@ -115,7 +168,7 @@ class TileDates(OmniSat):
 
 
 def build(variant, sensors, statistics, classes=0):
-    """A model: "as_now", "image_<of IMAGES>", "ltae_start" (queries and keys from N(0, 2 / d_k)), "tile_dates"."""
+    """A model: "as_now", "image_<of IMAGES>", "ltae_start" (queries and keys from N(0, 2 / d_k)), "tile_dates", "dropout"."""
     model = (TileDates if variant == "tile_dates" else OmniSat)(sensors, DIM, DEPTH, num_classes=classes)
     model.standardize.set(statistics)
     for key, sensor in model.sensors.items():
@@ -124,6 +177,8 @@ def build(variant, sensors, statistics, classes=0):
         if sensor.kind == "series" and variant == "ltae_start":
             for weight in (model.encoders[key].query, model.encoders[key].key.weight):
                 nn.init.normal_(weight, 0, math.sqrt(2 / model.encoders[key].query.shape[1]))
+    if variant == "dropout":
+        add_dropout(model)
     return model
 
 
@@ -328,6 +383,7 @@ def plan():
     add("image", ("forest",), ("all",), ("pretrained",), variants=("as_now", IMAGE), percents=(10,))
     add("ltae", both, ("s2",), starts, variants=("as_now", "ltae_start"), seeds=range(3))    # 4. where L-TAE starts from
     add("filter", ("forest",), ("s2",), ("pretrained",), variants=("as_now", "tile_dates"), seeds=range(3))    # 5. dates of a tile
+    add("dropout", both, ("s2",), starts, variants=("as_now", "dropout"))     # 8. dropout, in pretraining too
     return list(dict.fromkeys(runs))
 
 
@@ -477,6 +533,7 @@ def tables():
     for number, (name, title) in enumerate((("image", "The image's token"), ("ltae", "Where L-TAE starts from"),
                                             ("filter", "Dates chosen for a tile, not for each patch")), 3):
         add(f"{number}. {title}, fine-tuned", of.get(name, []), "variant", "as_now")
+    add("8. Dropout of 0.2, as in the official code", of.get("dropout", []), "variant", "as_now")
     frozen = [row | {"what": f"{row['start']}, {row['variant']}"} for row in read(OUT / "features.csv")]
     for data in ("forest", "crops"):
         add(f"Frozen features, {data}: logistic regression", [row for row in frozen if row["data"] == data], "what", "pretrained, as_now",

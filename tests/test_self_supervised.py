@@ -1,5 +1,6 @@
 """The compared methods that begin pretrained, as wholes: their inputs, their pretraining and fine-tuning by the scripts."""
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -230,7 +231,7 @@ def test_pretrainings_and_models_of_before_are_refused(demo, pretrained, tmp_pat
                        str(tmp_path / "before.pt"), "--output", str(tmp_path), *SMALL])
     model = build_cell("presto", "treesatai", "s2")
     weights = model.state_dict() | {"heads.s2.weight": torch.zeros(15, 128)}
-    config = {"model": "presto", "sensors": [sensor._asdict() for sensor in model.sensors.values()],
+    config = {"model": "presto", "sensors": [asdict(sensor) for sensor in model.sensors.values()],
               "options": {"num_classes": 15, "dataset": "treesatai"}}
     with pytest.raises(UserError, match="x.pt: its weights are not those of today's presto; commit c0ffee.*size mismatch for heads.s2.weight"):
         checkpoint.rebuild("x.pt", {"config": config, "weights": weights, "source": {"commit": "c0ffee"}})
