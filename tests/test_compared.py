@@ -276,7 +276,7 @@ def test_a_compared_method_goes_on_as_if_nobody_had_stopped_it(demo, tmp_path, m
 
 def test_a_run_of_another_model_does_not_go_on(demo, tmp_path, monkeypatch):
     """One line says why, and what to do; the checkpoint stays."""
-    options = ["treesatai", "--model", "pse", "--init", "none", "--modalities", "s2", *LENGTH]
+    options = ["treesatai", "--model", "pse", "--init", "none", "--modalities", "s2", *SMALL]
     stop_after_an_epoch(monkeypatch, demo, tmp_path, *options)
     saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
     saved["training"]["parts"]["model"]["networks.s2.network.encoder.new"] = torch.zeros(1)

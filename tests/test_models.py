@@ -259,6 +259,35 @@ def test_combiner_is_equations_1_and_2():
     assert not torch.allclose(combiner(tokens, where), f, atol=1e-3)
 
 
+def test_biases_and_the_residual_that_the_official_combiner_has_otherwise():
+    """PAPER.md says that they change nothing that can be learned: the residual of equation 2 and a bias of values are constants, which the
+    bias behind the attention can be; a bias of queries is one of the layer norm before, but for what it does to values and keys."""
+    combiner, g = sharp_combiner(), double(2, 12, 32)
+    cross, buckets = combiner.cross, distance_buckets(grid(2)).repeat(1, 3)
+    f = combiner.token.expand(2, 4, 32)
+    expected = cross(f, buckets, g)
+    attention, token = cross.attention, combiner.token.detach()
+    attention.out.bias.data += token                                          # no residual
+    y = attention(cross.norm(f), cross.norm_context(g), buckets)
+    torch.testing.assert_close(y + cross.mlp(y), expected)
+    attention.out.bias.data -= token
+
+    values = torch.zeros(64, dtype=torch.float64)
+    values[32:] = double(32)                                                  # of the values; of keys softmax would cancel it
+    hook = attention.key_value.register_forward_hook(lambda module, inputs, output: output + values)
+    with_bias = cross(f, buckets, g)
+    hook.remove()
+    attention.out.bias.data += attention.out.weight @ values[32:]
+    torch.testing.assert_close(cross(f, buckets, g), with_bias)
+
+    queries = double(32)
+    hook = attention.query.register_forward_hook(lambda module, inputs, output: output + queries)
+    with_bias = cross(f, buckets, g)
+    hook.remove()
+    cross.norm.bias.data += torch.linalg.solve(attention.query.weight, queries)
+    torch.testing.assert_close(cross(f, buckets, g), with_bias)
+
+
 # Masks and patches
 
 def test_random_mask_masks_three_quarters_of_each_tile():

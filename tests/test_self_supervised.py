@@ -333,7 +333,7 @@ def test_prestos_weights_are_taken(demo, tmp_path, monkeypatch):
     row, saved = finetuned(demo, tmp_path, "--model", "presto", "--modalities", "s2", *SMALL)
     published = weights.load("presto")
     assert all(torch.equal(value, published[f"encoder.{name}"]) for name, value in begun.items())
-    assert row["status"] == "ok" and row["params"] == str(402_240 + 12 * 32 + 15 * 129)    # the table of months; the head
+    assert row["status"] == "ok" and row["params"] == str(402_240 + 12 * 32 + 15 * 257)    # the table of months; the head
     again = score_test(tmp_path / "finetuned.pt", demo, 3, 0, (0, 1, torch.device("cpu")))
     assert f"{again['f1_weighted']:.4f}" == row["f1_weighted"]
     assert saved["weights"]["threshold"].item() in [pytest.approx(torch.logit(torch.tensor(p / 10)).item()) for p in range(1, 10)]
