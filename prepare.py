@@ -120,7 +120,8 @@ def check_data(dataset, i, sensor, data, days):
     wrong = {"NaN": np.isnan(data) if is_float else None, "infinite": np.isinf(data) if is_float else None,
              "nodata": missing(data, sensor.nodata, sensor.lowest) & np.isfinite(data)}
     if data.shape[1] > 1 and (pixels := uncovered(data)[kept]).any():
-        yield "partly covered", f"{pixels.sum()} pixels on {pixels.any((1, 2)).sum()} of {len(days)} dates are 0 in all bands"
+        yield "partly covered", (f"{pixels.sum()} pixels on {pixels.any((1, 2)).sum()} of {len(days)} dates are 0 in all "
+                                 "bands")
     for kind, is_wrong in wrong.items():
         if is_wrong is not None and (pixels := is_wrong[kept].any(1)).any():
             yield kind, f"{pixels.sum()} pixels on {pixels.any((1, 2)).sum()} of {len(days)} dates"
@@ -184,8 +185,8 @@ def same_tiles(name, datasets, records):
         for tile, record in zip(dataset.names, records[split]):
             where, other = first.setdefault(record["content"], (split, tile))
             if record["content"] is not None and where != split:
-                found.append(finding(name, "same tile", f"its files are those of {other} in {where}, byte by byte: a score would be of tiles "
-                                     "trained on; keep one of the two", split, tile))
+                found.append(finding(name, "same tile", f"its files are those of {other} in {where}, byte by byte: a score "
+                                     "would be of tiles trained on; keep one of the two", split, tile))
     return found
 
 

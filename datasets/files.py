@@ -53,9 +53,9 @@ def read_json(path, what):
 
 
 def _read_plain_tif(file, bands):
-    """The pixels (C, H, W) of the commonest kind of open TIFF, in a third of tifffile's time; None of any other and of odd ones.
+    """The pixels (C, H, W) of the commonest kind of open TIFF, in a third of tifffile's time; None of any other.
 
-    These are bytes, not compressed, bands interleaved, in strips that lie one behind the other, and the file's one image.
+    These are bytes, not compressed, bands interleaved, in strips that lie one behind the other, in a file of one image.
     """
     head, tags = file.read(8192), {}
     try:
@@ -72,7 +72,8 @@ def _read_plain_tif(file, bands):
         one_behind_the_other = tuple(accumulate(sizes[:-1], initial=starts[0]))
         plain = {256: (width,), 257: (height,), 258: (8,) * bands, 259: (1,), 273: one_behind_the_other, 277: (bands,),
                  278: (rows,), 279: sizes, 284: (1,), 339: (1,) * bands}
-        if mark != b"II*\0" or another or tags != plain or len(sizes) != -(-height // rows) or sum(sizes) != height * width * bands:
+        is_whole = len(sizes) == -(-height // rows) and sum(sizes) == height * width * bands
+        if mark != b"II*\0" or another or tags != plain or not is_whole:
             return None
     except (struct.error, ValueError, LookupError, ArithmeticError):
         return None
@@ -82,7 +83,7 @@ def _read_plain_tif(file, bands):
 
 
 def _block_sizes(page):
-    """Bytes of each strip or tile of a page without compression; tiles are whole also where they stick out over the border."""
+    """Bytes of each strip or tile of a page without compression; tiles are whole also where they stick out."""
     whole = math.prod(page.chunks) * page.dtype.itemsize
     if page.is_tiled:
         return [whole] * math.prod(page.chunked)
@@ -106,23 +107,24 @@ def _read_any_tif(file):
     with tifffile.TiffFile(file) as tif:                                          # by its path it is opened more slowly
         page, *more = tif.pages
         starts, sizes = page.dataoffsets, page.databytecounts
-        # tifffile would guess, and take zeros for missing strips; a sparse file says of a strip that it has no place and no bytes
+        # tifffile would guess, and take zeros for missing strips; those of sparse files have neither place nor bytes
         is_whole = page.planarconfig in (1, 2) and len(starts) == len(sizes) == math.prod(page.chunked) and all(
             (start == 0) == (size == 0) for start, size in zip(starts, sizes))
         is_plain = page.compression == 1 and page.bitspersample == 8 * page.dtype.itemsize
         if not is_whole or is_plain and any(size not in (0, full) for size, full in zip(sizes, _block_sizes(page))):
             raise ValueError(f"its strips are not those of an image of shape {page.shape}")
         if any(other.shape == page.shape and not other.subfiletype for other in more):    # smaller ones are overviews
-            raise UserError(f"{file.name}: {1 + len(more)} images in one file, expected one that has all bands; write it so")
+            raise UserError(f"{file.name}: {1 + len(more)} images in one file, expected one that has all bands; "
+                            "write it so")
         page.nodata = _nodata(page)
-        image = page.asarray().reshape(page.shaped)                               # planes, depth, rows, columns, samples
+        image = page.asarray().reshape(page.shaped)                               # plane, depth, row, column, sample
         if image.shape[1] != 1 or 1 not in (image.shape[0], image.shape[4]):
             raise ValueError(f"an image of shape {page.shape}")
         return image[:, 0].transpose(0, 3, 1, 2).reshape(-1, *image.shape[2:4])
 
 
 def read_tif(path, bands):
-    """An image of the given number of bands, (C, H, W) in the file's type, however the file interleaves or cuts them."""
+    """An image of the given number of bands, (C, H, W) in the file's type, however the file orders or cuts them."""
     try:
         with open(path, "rb") as file:
             image = _read_plain_tif(file, bands)
@@ -160,7 +162,8 @@ def read_npz(path):
         if dates.dtype.kind not in "iufSU":
             raise ValueError(f"dates of type {dates.dtype}")
         if dates.dtype.kind == "f" and dates.dtype.itemsize < 8:
-            raise ValueError(f"dates of type {dates.dtype.name}, which cannot hold eight digits: 20200321 becomes 20200320; int32 can")
+            raise ValueError(f"dates of type {dates.dtype.name}, which cannot hold eight digits: 20200321 becomes 20200320; "
+                             "int32 can")
         return data, dates
     except Exception as error:    # numpy, zipfile and zlib raise many kinds for damaged files
         check_pointer(path)

@@ -56,7 +56,8 @@ class Folders(Tiles):
     def content(self, i):
         """See Tiles. Files that cannot be read are another finding."""
         try:
-            return fingerprint([hashlib.sha256(Path(self.paths[sensor.key][i]).read_bytes()).hexdigest() for sensor in self.sensors])
+            files = [Path(self.paths[sensor.key][i]).read_bytes() for sensor in self.sensors]
+            return fingerprint([hashlib.sha256(content).hexdigest() for content in files])
         except (OSError, TypeError):    # TypeError: there is no path
             return None
 

@@ -51,8 +51,8 @@ def check_apart(lists):
     for (one, names), (other, others) in combinations(lists.items(), 2):
         if both := sorted(set(names) & set(others)):
             some = ", ".join(both[:5]) + (f" and {len(both) - 5:,} more" if len(both) > 5 else "")
-            raise UserError(f"{some}: in two lists, {one} and {other}, so that a score would be of tiles trained on; keep each tile in "
-                            "one of them, or download the lists of one release")
+            raise UserError(f"{some}: in two lists, {one} and {other}, so that a score would be of tiles trained on; keep each "
+                            "tile in one of them, or download the lists of one release")
 
 
 def stratified_subset(labels, share, seed):

@@ -43,13 +43,14 @@ def fetch(mapped, dates, nodata=None):
 def native(data, nodata=None):
     """Numbers in a type that torch computes with, no wider than needed: float64 becomes float32, half precision stays.
 
-    Unsigned numbers of over one byte become int16, or what is wide enough for the largest of them and for nodata: no value
-    changes. Double precision beyond the range of single becomes infinite, and so missing.
+    Unsigned numbers of over one byte become int16, or what is wide enough for the largest of them and for nodata: no
+    value changes. Double precision beyond the range of single becomes infinite, and so missing.
     """
     dtype = data.dtype.newbyteorder("=")
     if dtype.kind == "u" and dtype.itemsize > 1:
         highest = max(int(data.max(initial=0)), nodata or 0)
-        dtype = next((signed for signed in (np.int16, np.int32, np.int64) if highest <= np.iinfo(signed).max), np.float32)
+        fitting = (signed for signed in (np.int16, np.int32, np.int64) if highest <= np.iinfo(signed).max)
+        dtype = next(fitting, np.float32)
     elif dtype.kind == "f" and dtype.itemsize > 4:
         dtype = np.float32
     with np.errstate(over="ignore", invalid="ignore"):
@@ -105,8 +106,8 @@ def missing(data, nodata=None, lowest=None):
 def uncovered(data):
     """Which pixels of a series (T, C, H, W) are 0 in all bands, (T, H, W) bool: outside of what the products cover.
 
-    No ground is: in real tiles the least of an optical band is 1, and radar has zeros in one polarisation alone. With one band
-    that is not certain: clean keeps such a 0 as a value beside others that are not, and `nodata` of the sensor's entry can tell.
+    No ground is: in real tiles the least of an optical band is 1, and radar has zeros in one polarisation alone. With one
+    band that is not certain: clean keeps such a 0 beside others that are not, and `nodata` of the sensor's entry can tell.
     """
     outside = data[:, 0] == 0
     if outside.any():                                                             # one band clears most
@@ -116,18 +117,19 @@ def uncovered(data):
 
 
 def filled(data, is_missing):
-    """The mean of the others of a band (of a date) in place of missing pixels: data (..., H, W), bool of the same shape."""
+    """The mean of a band's others (of a date) in place of missing pixels: data (..., H, W), bool of the same shape."""
     values = np.where(is_missing, np.zeros((), data.dtype), data)
-    mean = values.sum((-2, -1), dtype=np.float64, keepdims=True) / np.maximum(1, (~is_missing).sum((-2, -1), keepdims=True))
+    count = np.maximum(1, (~is_missing).sum((-2, -1), keepdims=True))
+    mean = values.sum((-2, -1), dtype=np.float64, keepdims=True) / count
     return np.where(is_missing, mean if data.dtype.kind == "f" else mean.round(), values).astype(data.dtype)
 
 
 def clean(data, days, is_cloudy=False, nodata=None, lowest=None):
     """What makes a series usable: data (T, C, H, W) and days (T,) in, the same with fewer dates out, in time order.
 
-    A date goes, and its day with it, if a band lacks over half of its pixels (see missing and uncovered), or all bands are 0;
-    so do cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first that
-    is left stays: they are slices of one pass. Other missing pixels become the mean of their band on that date.
+    A date goes, and its day with it, if a band lacks over half of its pixels (see missing and uncovered), or all bands
+    are 0; so do cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first that is left stays: they
+    are slices of one pass. Other missing pixels become the mean of their band on that date.
     """
     is_bad, is_missing = np.zeros(len(data), bool) | is_cloudy, missing(data, nodata, lowest)
     if (outside := uncovered(data)).any():
@@ -242,8 +244,8 @@ class Tiles(torch.utils.data.Dataset):
         if sensor.files is None:
             return self.own_paths(sensor)
         if not sensor.files.lower().endswith(ENDINGS):
-            raise UserError(f"{sensor.key}: its entry in datasets/sensors.py has files={sensor.files!r}, expected one of "
-                            f"{', '.join(ENDINGS)} at its end")
+            raise UserError(f"{sensor.key}: its entry in datasets/sensors.py has files={sensor.files!r}, expected one "
+                            f"of {', '.join(ENDINGS)} at its end")
         paths = [os.path.join(self.base(), sensor.files.format(tile=self.tile(i))) for i in range(len(self.names))]
         folders = {os.path.dirname(path) for path in paths}
         there = {os.path.join(folder, name) for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)}
@@ -287,7 +289,7 @@ class Tiles(torch.utils.data.Dataset):
         return {}
 
     def content(self, i):
-        """A hash of all that the files of tile i hold, None where tiles are told apart by their names in the release."""
+        """A hash of all that the files of tile i hold, None where the release's names tell tiles apart."""
 
     def remarks(self, i, key):
         """What a reader had to do about a tile beyond cleaning its series, a text each."""
@@ -381,19 +383,20 @@ class Tiles(torch.utils.data.Dataset):
     def cleaned_image(self, i, key, data):
         """An image (C, H, W), its missing pixels filled as those of a series if its sensor's entry has a nodata value.
 
-        Errors: UserError naming the file if a band lacks over half of its pixels, or if NaN comes without such an entry.
+        Errors: UserError naming the file if a band lacks over half of its pixels, or if NaN comes without an entry.
         """
         sensor = self.sensor[key]
         is_missing = missing(data, sensor.nodata, sensor.lowest)
         if not is_missing.any():
             return data
         if sensor.nodata is None:
-            raise UserError(f"{self.paths[key][i]}: holds values that are not finite, expected numbers in every pixel of an image; if "
-                            f"such were not seen, the entry of {key} in datasets/sensors.py needs nodata=, and they are filled")
+            raise UserError(f"{self.paths[key][i]}: holds values that are not finite, expected numbers in every pixel of an "
+                            f"image; if such were not seen, the entry of {key} in datasets/sensors.py needs nodata=, and they "
+                            "are filled")
         share = is_missing.mean((1, 2))
         if share.max() > MISSING_SHARE:
-            raise UserError(f"{self.paths[key][i]}: {share.max():.0%} of the pixels of {sensor.bands[share.argmax()]} are nodata, expected "
-                            f"at most {MISSING_SHARE:.0%}: leave the tile out of the list")
+            raise UserError(f"{self.paths[key][i]}: {share.max():.0%} of the pixels of {sensor.bands[share.argmax()]} are "
+                            f"nodata, expected at most {MISSING_SHARE:.0%}: leave the tile out of the list")
         return filled(data, is_missing)
 
     def cleaned(self, key, data, days, is_cloudy=False):
