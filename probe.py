@@ -33,7 +33,7 @@ from utils.errors import UserError, run
 from utils.files import written_whole
 from utils.log import provenance, together
 from utils.numbers import whole
-from utils.results import PROBE_COLUMNS, PROBE_KEYS, read_rows, s1_of, write_row
+from utils.results import PROBE_KEYS, read_rows, s1_of, write_row
 
 FEATURES = {"tile": "the mean of f* over the patches, D numbers; of a compared method what its last linear layer sees",
             "tokens": "OmniSat's tokens, their mean over the patches, the sensors' side by side, M x D numbers",
@@ -286,7 +286,7 @@ def report(args, saved, source, test, scores, labels, row):
                              "test_hash": test.split_hash[:12],
                              "scale": "demo" if test.is_demo else saved.get("scale") or ("paper" if saved["is_paper"] else "custom"),
                              **{f"checkpoint_{name}": together(saved["starts"])[name] for name in ("commit", "dirty")},
-                             **source}, {"classes": list(test.classes)} | counts, PROBE_KEYS, PROBE_COLUMNS)
+                             **source}, {"classes": list(test.classes)} | counts, PROBE_KEYS)
 
 
 if __name__ == "__main__":

@@ -212,3 +212,15 @@ def test_rows_of_tiles(demo):
     rows = probe.rows_of(train, some)
     assert [train.names[row] for row in rows] == list(some.names)
     assert torch.equal(rows_of({"label": train.labels}, torch.from_numpy(rows))["label"], some.labels)
+
+
+def test_a_row_says_of_its_checkpoint_and_its_test_tiles(pretrained, demo, tmp_path):
+    """Where the checkpoint is from is not where the probe is run."""
+    saved = checkpoint.load(pretrained, "pretrained")
+    saved["starts"] = [saved["starts"][0] | {"commit": "decade", "dirty": True}]
+    checkpoint.save(tmp_path / "pretrained.pt", saved)
+    probe.main(["--checkpoint", str(tmp_path / "pretrained.pt"), "--data-root", str(demo), "--workers", "0", "--modalities", "s2",
+                "--features", "handmade", "--classifiers", "knn", "--label-percent", "100", "--csv", str(tmp_path / "probe.csv")])
+    row, = read_rows(tmp_path / "probe.csv", PROBE_KEYS)
+    assert (row["checkpoint_commit"], row["checkpoint_dirty"], row["processes"]) == ("decade", "True", "1 x 1")
+    assert row["commit"] != "decade" and row["test_hash"] == open_dataset("treesatai-ts", demo, "test", ("s2",)).split_hash[:12]

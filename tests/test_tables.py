@@ -130,7 +130,7 @@ def test_driver_runs_skips_and_reports(elsewhere, monkeypatch, capfd):
     for at_a_time in ("1", "2"):
         assert run_tables.main(["demo", "--jobs", at_a_time, "--only", "treesatai-ts,omnisat,none,none,(s2,100|s1,10)$"]) == 1
         error = capfd.readouterr().err
-        assert "1 of 2 jobs failed" in error and "argument --lr: invalid float value: 'nonsense'" in error
+        assert "1 of 2 jobs failed" in error and "argument --lr: must be a number over 0, not nonsense" in error
 
 
 def test_without_published_weights_a_row_says_where_they_belong(elsewhere, monkeypatch, capfd):

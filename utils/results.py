@@ -24,13 +24,15 @@ PROBE_COLUMNS = PROBE_KEYS + (
     "seed", "f1_weighted", "f1_weighted_low", "f1_weighted_high", "f1_macro", "f1_macro_low", "f1_macro_high",
     "f1_micro", "map", "n_test", "test_hash", "s1", "setting", "dimensions", "scale", "commit", "dirty", "command",
     "split_hash", "checkpoint_hash", "checkpoint_commit", "checkpoint_dirty", "torch", "device", "processes", "date")
+COLUMNS_OF = {KEYS: COLUMNS, PROBE_KEYS: PROBE_COLUMNS}
 
 
-def read_rows(path, keys=KEYS, columns=COLUMNS):
+def read_rows(path, keys=KEYS):
     """List of dicts of text, empty if there is no file. Columns that there were not when a table was written are empty.
 
     Errors: UserError if it is another kind of table, or has columns that are not known here.
     """
+    columns = COLUMNS_OF[keys]
     if not Path(path).exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
@@ -82,7 +84,7 @@ def identity(row, keys=KEYS):
     return tuple(str(row[name]) for name in keys + ("seed", "scale")) + (s1_of(row),)
 
 
-def write_row(path, row, counts=None, keys=KEYS, columns=COLUMNS):
+def write_row(path, row, counts=None, keys=KEYS):
     """Add a row, in place of an earlier one of the same cell and seed; files are replaced whole, one writer at a time.
 
     counts: {"classes", "tp", "fp", "fn", "tn"}, kept in <table>.counts.jsonl, so that a metric can be recomputed; None for a row
@@ -93,14 +95,14 @@ def write_row(path, row, counts=None, keys=KEYS, columns=COLUMNS):
     beside = path.with_suffix(".counts.jsonl")
     with open(path.with_suffix(".lock"), "w") as lock:
         wait_for_lock(lock)
-        rows = [r for r in read_rows(path, keys, columns) if identity(r, keys) != identity(row, keys)] + [row]
+        rows = [r for r in read_rows(path, keys) if identity(r, keys) != identity(row, keys)] + [row]
         lines = [json.loads(line) for line in beside.read_text().splitlines()] if beside.exists() else []
         lines = [line for line in lines if identity(line, keys) != identity(row, keys)]
         lines += [dict(zip(keys + ("seed", "scale", "s1"), identity(row, keys))) | counts] if counts else []
         with written_whole(beside) as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         with written_whole(path) as file:                                     # last: a row without counts would not be noticed
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer = csv.DictWriter(file, COLUMNS_OF[keys], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
