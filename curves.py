@@ -3,7 +3,7 @@ import collections
 
 import numpy as np
 
-from utils.results import PROBE_COLUMNS, PROBE_KEYS, read_rows
+from utils.results import PROBE_KEYS, read_rows
 
 CLASSIFIERS = {"logistic": "logistic regression", "knn": "nearest neighbours"}
 KINDS = {("self", "tile"): "pretrained, f*", ("self", "tokens"): "pretrained, tokens", ("none", "tile"): "random weights, f*",
@@ -22,7 +22,7 @@ def collect(path, scale):
     low, high: of one seed the bootstrap's middle 95 % over the test tiles; of several the mean ± standard deviation over seeds.
     """
     values = collections.defaultdict(lambda: collections.defaultdict(list))
-    for row in read_rows(path, PROBE_KEYS, PROBE_COLUMNS):
+    for row in read_rows(path, PROBE_KEYS):
         if row["scale"] == scale and row["ablation"] == "none" and (row["pretraining"], row["features"]) in KINDS:
             name = metric_of(row["dataset"])
             values[tuple(row[key] for key in ("dataset", "modality", "pretraining", "features", "classifier"))][

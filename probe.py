@@ -209,7 +209,7 @@ def main(argv=None):
     arguments = command_line()
     args = arguments.parse_args(argv)
     if args.csv:
-        read_rows(args.csv, PROBE_KEYS, PROBE_COLUMNS)                                       # another kind of table is told now, not at the end
+        read_rows(args.csv, PROBE_KEYS)                                       # another kind of table is told now, not at the end
     rank, world, device = place = distributed.setup()
     saved = read_checkpoint(args.checkpoint)
     args.dataset, method = saved["dataset"], MODELS[saved["config"]["model"]]

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from utils.errors import BUSY, SIGNALS, STOPPED, UserError, run
 from utils.files import end_with_parent
 from utils.numbers import whole, whole_list
-from utils.results import (COLUMNS, KEYS, PROBE_COLUMNS, PROBE_KEYS, SCORED, TABLES, finetuning_folder, folder_of, identity,
+from utils.results import (COLUMNS, KEYS, PROBE_KEYS, SCORED, TABLES, finetuning_folder, folder_of, identity,
                            key_of, pretraining_folder, read_cells, read_rows, write_row)
 
 ROOT = Path(__file__).parent
@@ -232,7 +232,7 @@ def jobs(cells, seeds, commands, is_dry=False):
 def probe_jobs(cells, seeds, commands):
     """The jobs of frozen evaluation that are still to do, and what they need; {name: why} of those that cannot be done."""
     scale, planned, blocked = "demo" if commands.demo else "paper", {}, {}
-    done = {(row["dataset"], row["seed"]) for row in read_rows(commands.results / "probe.csv", PROBE_KEYS, PROBE_COLUMNS)
+    done = {(row["dataset"], row["seed"]) for row in read_rows(commands.results / "probe.csv", PROBE_KEYS)
             if row["scale"] == scale and row["features"] == "handmade" and row["modality"] == "s2"}    # among the last of a run
     for seed in seeds:
         for cell in cells:

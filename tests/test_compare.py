@@ -307,7 +307,7 @@ def test_probes_are_told_with_what_they_lie_between(tmp_path, capsys):
     rows += [{"label_percent": 100, "seed": 0, "f1_macro": 60, "f1_macro_low": 55.5, "f1_macro_high": 66, "f1_weighted": 1},
              rows[0] | {"ablation": "no_contrastive", "f1_macro": 99}, rows[0] | {"scale": "custom", "f1_macro": 99}]
     for row in rows:
-        write_row(tmp_path / "probe.csv", usual | row, keys=PROBE_KEYS, columns=PROBE_COLUMNS)
+        write_row(tmp_path / "probe.csv", usual | row, keys=PROBE_KEYS)
     compare.main(["probe", "--results", str(tmp_path)])
     assert re.search(r"s2 +pretrained, f\* +logistic regression +42\.0 \(39\.2 to 44\.8\) +60\.0 \(55\.5 to 66\.0\)\n",
                      capsys.readouterr().out)

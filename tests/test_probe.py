@@ -19,7 +19,7 @@ from models.handmade import handmade
 from studies.data import rows_of
 from utils import checkpoint, metrics
 from utils.errors import UserError
-from utils.results import PROBE_COLUMNS, PROBE_KEYS, read_rows
+from utils.results import PROBE_KEYS, read_rows
 
 SMALL = ["--embed-dim", "32", "--depth", "1", "--workers", "0", "--epochs", "1", "--epoch-steps", "1", "--batch-size", "8"]
 
@@ -89,7 +89,7 @@ def test_rows_and_curve_of_a_checkpoint(pretrained, demo, tmp_path):
     """Every row once; a second run reads the features it kept; no row changes if the test labels do, but for its scores."""
     table, command = tmp_path / "probe.csv", ["--checkpoint", str(pretrained), "--data-root", str(demo), "--workers", "0"]
     probe.main([*command, "--label-percent", "25", "100", "--csv", str(table)])
-    rows = read_rows(table, PROBE_KEYS, PROBE_COLUMNS)
+    rows = read_rows(table, PROBE_KEYS)
     assert len(rows) == 4 * (2 * 2 + 1) * 2 * 2 and len({tuple(row[name] for name in PROBE_KEYS) for row in rows}) == len(rows)
     assert {row["pretraining"] for row in rows} == {"self", "none"} and {row["scale"] for row in rows} == {"demo"}
     for row in rows:
@@ -101,7 +101,7 @@ def test_rows_and_curve_of_a_checkpoint(pretrained, demo, tmp_path):
     assert len(kept) == 4 * 5 * 3
     probe.main([*command, "--label-percent", "25", "--modalities", "s2", "--features", "tile", "--csv", str(table)])
     assert {path: path.stat().st_mtime_ns for path in (pretrained.parent / "features").iterdir()} == kept
-    again = read_rows(table, PROBE_KEYS, PROBE_COLUMNS)
+    again = read_rows(table, PROBE_KEYS)
     assert len(again) == len(rows)
     with open(table.with_suffix(".counts.jsonl")) as file:
         assert len(file.readlines()) == len(rows)
@@ -203,7 +203,7 @@ def test_a_fine_tuned_checkpoint_has_features_too(demo, tmp_path):
     table = tmp_path / "probe.csv"
     probe.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(demo), "--workers", "0", "--label-percent", "100",
                 "--features", "tile", "--csv", str(table)])
-    assert {row["pretraining"] for row in read_rows(table, PROBE_KEYS, PROBE_COLUMNS)} == {"none, fine-tuned", "none"}
+    assert {row["pretraining"] for row in read_rows(table, PROBE_KEYS)} == {"none, fine-tuned", "none"}
 
 
 def test_rows_of_tiles(demo):

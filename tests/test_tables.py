@@ -23,7 +23,7 @@ from run_tables import Job, run_all
 from utils.options import chosen_modalities
 from utils import checkpoint, weights
 from utils.errors import BUSY, STOPPED
-from utils.results import KEYS, PROBE_COLUMNS, PROBE_KEYS, finetuning_folder, folder_of, pretraining_folder, read_rows, write_row
+from utils.results import KEYS, PROBE_KEYS, finetuning_folder, folder_of, pretraining_folder, read_rows, write_row
 
 ROOT = Path(__file__).parent.parent
 
@@ -168,7 +168,7 @@ def test_probes_are_run_once(elsewhere, capfd):
     command = ["probe", "--demo", "--only", "treesatai-ts", "--jobs", "1"]
     assert run_tables.main(command) == 0
     out = capfd.readouterr()
-    rows = read_rows(elsewhere / "results" / "probe.csv", PROBE_KEYS, PROBE_COLUMNS)
+    rows = read_rows(elsewhere / "results" / "probe.csv", PROBE_KEYS)
     assert {row["modality"] for row in rows} == {"all", "vhr", "s2", "s1"} and {row["pretraining"] for row in rows} == {"self", "none"}
     assert "probe: F1 of simple classifiers on frozen features" in out.out and "DEMO" in out.out
     assert (elsewhere / "results" / "probe.png").stat().st_size > 20_000
