@@ -1,8 +1,8 @@
 """CROMA (Fuller et al., 2023): a radar image and an optical image, pretrained by contrast between them and by masked reconstruction.
 
-Each sensor has a transformer of its own; a third one, the radar's tokens attending to the optical ones, fuses them. These know places
-by 2D-ALiBi alone; the decoder is told them by sinusoids alone, as in the authors' code. Sizes are those of the official configuration of
-OmniSat: half as wide as the published base model.
+Each sensor has a transformer of its own; a third one, the radar's tokens attending to the optical ones, fuses them.
+These know places by 2D-ALiBi alone; the decoder is told them by sinusoids alone, as in the authors' code. Sizes are
+those of the official configuration of OmniSat: half as wide as the published base model.
 Dimensions: B tiles, C bands, H x W pixels, P patches, V visible patches, N queries, S keys, D embedding, A heads.
 """
 import math
@@ -45,7 +45,10 @@ def info_nce(a, b, log_scale):
 
 
 def normalized_patches(x, patch):
-    """The targets of reconstruction: x (B, C, H, W) -> (B, P, C x patch x patch), each patch of mean 0 and unbiased variance 1."""
+    """The targets of reconstruction: x (B, C, H, W) -> (B, P, C x patch x patch).
+
+    Each patch has mean 0 and unbiased variance 1.
+    """
     x = patchify(x, patch).flatten(2)
     variance, mean = torch.var_mean(x, 2, keepdim=True)
     return (x - mean) / (variance + 1e-6).sqrt()
@@ -65,7 +68,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x, bias, context=None):
-        """x (B, N, D) attends to context (B, S, D), else to itself; bias (B or 1, A, N, S) or None. Returns (B, N, D)."""
+        """x (B, N, D) attends to context (B, S, D), else to itself. Returns (B, N, D).
+
+        bias: (B or 1, A, N, S) or None.
+        """
         x = self.norm(x)
         context = x if context is None else self.norm(context)
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # B x A x N x D/A
@@ -124,7 +130,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """From the fused tokens of the visible patches to the pixels of both sensors at patches that each has masked.
 
-    dim: D of the tokens. inner: the decoder's own. sizes: of a patch of each sensor, a dict. rows: of patches, as many columns.
+    dim: D of the tokens. inner: the decoder's own. sizes: of a patch of each sensor, a dict. rows: of patches; as many
+    are the columns.
     """
 
     def __init__(self, dim, inner, sizes, rows):

@@ -20,7 +20,7 @@ def single_date(x, padded):
 
 
 def median(x, padded):
-    """The median of each pixel and band over the dates there are, of an even number the lower of the middle two, as torch.
+    """The median of each pixel and band over the dates there are; of an even number the lower of the middle two.
 
     x (B, T, C, H, W) -> (B, C, H, W), zeros for a tile without any date. Whether values are standardised before or after
     makes no difference: per band that is one increasing straight line, which keeps the order.

@@ -54,7 +54,8 @@ class LTAE(nn.Module):
         self.heads, self.group, self.before = heads, group, before
         # no bias here: it would shift all dates alike, which changes no attention, and is lost in the batch norm behind
         self.embed = MaskedMLP(bands, *before, dim, dropout=DROPOUT) if before else nn.Linear(bands, dim, bias=False)
-        self.scale = nn.Parameter(torch.ones(dim)) if before else None                    # of the norm; its shift would do nothing, as above
+        # of the norm; its shift would do nothing, as above
+        self.scale = nn.Parameter(torch.ones(dim)) if before else None
         self.key = nn.Linear(dim, heads * key_dim, bias=False)
         self.query = nn.Parameter(torch.randn(heads, key_dim))
         self.attention_dropout = nn.Dropout(ATTENTION_DROPOUT)
@@ -71,7 +72,7 @@ class LTAE(nn.Module):
         if self.before:
             x = self.normed(self.embed(x, padded[:, None]), padded) * self.scale
         else:
-            x = self.embed(self.normed(x, padded))                            # a norm without weights: a linear layer follows
+            x = self.embed(self.normed(x, padded))    # a norm without weights: a linear layer follows
         x = x + self.dates[dates][:, None]                                    # B x P x T x D
         # <query_h, key_h(x)> with the key's matrix folded into the query: H scores, no T x H x key_dim keys
         query = torch.einsum("hk,hkd->dh", self.query, self.key.weight.unflatten(0, (self.heads, -1)))
@@ -85,5 +86,5 @@ class LTAE(nn.Module):
         return self.norm_out(y.flatten(0, 1)).unflatten(0, y.shape[:2]), attention
 
     def normed(self, x, padded):
-        """x (B, P, T, C) of mean 0 and variance 1: over the group's channels and the dates there are, or of each date."""
+        """x (B, P, T, C) of mean 0 and variance 1: over a group's channels and the dates there are, or of each date."""
         return series_group_norm(x, padded, x.shape[-1] // self.group) if self.group else F.layer_norm(x, x.shape[-1:])

@@ -1,7 +1,7 @@
 """MOSAIKS: random convolutional features of images (Rolf et al., 2021), and the nearest neighbours among the training tiles.
 
-OmniSat's table 2 quotes 56.0 from Corley et al. (2024), whose sizes we take: 256 patches of 3 x 3 pixels, both signs of the answer to
-each, enlarged images, features standardised on the training tiles, k = 5.
+OmniSat's table 2 quotes 56.0 from Corley et al. (2024), whose sizes we take: 256 patches of 3 x 3 pixels, both signs of
+the answer to each, enlarged images, features standardised on the training tiles, k = 5.
 But 56.0 is a micro F1, of images of 200 m, with a label for any area of a class: no F1 of 60 m tiles compares with it.
 Dimensions: B tiles, N training tiles, C bands, H x W pixels, D = 9 C, F features, K classes.
 """
@@ -50,8 +50,8 @@ def near(distances, k):
 class MOSAIKS(nn.Module):
     """Patches of training tiles as filters, a tile's mean answers to each as its features; k nearest neighbours vote.
 
-    bands: C; num_classes: K; filters: F / 2, each gives relu(answer - 1) and relu(1 - answer). Nothing here has a gradient. First prepare,
-    then features of all training tiles, then fit.
+    bands: C; num_classes: K; filters: F / 2, each gives relu(answer - 1) and relu(1 - answer). Nothing here has a
+    gradient. First prepare, then features of all training tiles, then fit.
     """
 
     def __init__(self, bands, num_classes, filters=256):
@@ -59,9 +59,9 @@ class MOSAIKS(nn.Module):
         self.filters = filters
         self.register_buffer("weight", torch.zeros(0, bands, SIDE, SIDE))     # F / 2 filters, from prepare on
         self.register_buffer("bias", torch.zeros(0))
-        self.register_buffer("mean", torch.zeros(2 * filters))                # of the features of training tiles, from fit on
+        self.register_buffer("mean", torch.zeros(2 * filters))    # of the features of training tiles, from fit on
         self.register_buffer("deviation", torch.ones(2 * filters))
-        self.register_buffer("tiles", torch.zeros(0, 2 * filters))            # of N training tiles, standardised by these
+        self.register_buffer("tiles", torch.zeros(0, 2 * filters))    # of N training tiles, standardised by these
         self.register_buffer("labels", torch.zeros(0, num_classes, dtype=torch.bool))
 
     def prepare(self, x, seed):
@@ -84,7 +84,7 @@ class MOSAIKS(nn.Module):
         self.weight, self.bias = weight.view(-1, *self.weight.shape[1:]).to(self.weight), bias.to(self.bias)
 
     def features(self, inputs):
-        """inputs: {key: (B, C, H, W), standardised}, one entry. Returns (B, F) float32: mean answers above 1, then below.
+        """Mean answers above 1, then below: (B, F) float32. inputs: {key: (B, C, H, W), standardised}, one entry.
 
         Errors: ValueError for other bands; RuntimeError before prepare.
         """
@@ -107,11 +107,12 @@ class MOSAIKS(nn.Module):
         """
         x, y = torch.as_tensor(x).to(self.tiles), torch.as_tensor(y).to(self.labels)
         if len(x) < NEIGHBOURS or x.shape[1:] != self.tiles.shape[1:] or y.shape != (len(x), self.labels.shape[1]):
-            raise ValueError(f"features {tuple(x.shape)} and labels {tuple(y.shape)}, expected (N, {2 * self.filters}) and "
+            raise ValueError(f"features {tuple(x.shape)} and labels {tuple(y.shape)}, expected "
+                             f"(N, {2 * self.filters}) and "
                              f"(N, {self.labels.shape[1]}) of at least {NEIGHBOURS} tiles")
         rows = x.double().cpu().numpy()                                       # there sums have one order
         mean, deviation = rows.mean(0), rows.std(0)
-        deviation[deviation <= 1e-6 * abs(mean)] = 1                          # a feature that is the same for all, but for rounding
+        deviation[deviation <= 1e-6 * abs(mean)] = 1    # a feature that is the same for all, but for rounding
         self.mean, self.deviation = (torch.from_numpy(value).to(self.mean) for value in (mean, deviation))
         self.tiles, self.labels = self.standardized(x), y
 
@@ -127,7 +128,8 @@ class MOSAIKS(nn.Module):
         if not len(self.tiles):
             raise RuntimeError("MOSAIKS predicts after fit, or from a checkpoint")
         shares = []
-        for x in self.standardized(self.features(inputs)).split(TILES):    # distances term by term: a matrix product loses the small ones
+        for x in self.standardized(self.features(inputs)).split(TILES):
+            # distances term by term: a matrix product loses the small ones
             distances = torch.cdist(x, self.tiles, compute_mode="donot_use_mm_for_euclid_dist")    # B x N
             votes = near(distances, NEIGHBOURS).float() @ self.labels.float()    # B x K, whole numbers, exact in bfloat16 too
             shares.append(votes.float() / NEIGHBOURS)

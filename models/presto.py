@@ -1,7 +1,7 @@
 """Presto (Tseng et al., 2023): a transformer for the time series of single pixels, of all sensors that there are.
 
 At each date each group of bands is a token, which knows its month, its group and its number in the series; what there is not has no
-token. This is the published encoder, with its names of weights; a tile is mean and standard deviation of its pixels' embeddings.
+token. This is the published encoder, with its names of weights; a tile is mean and deviation of its pixels' embeddings.
 Dimensions: B tiles, N pixels, T dates, C bands, H x W pixels of a tile, L tokens, D embedding.
 """
 import math
@@ -81,7 +81,8 @@ class Presto(nn.Module):
         groups = {group: x.permute(0, 3, 4, 1, 2).flatten(0, 2) for group, x in groups.items()}
         months, padded, latlon = (x.repeat_interleave(pixels, 0) for x in (months, padded, latlon))
         embeddings = self.encode(groups, months, padded, latlon).unflatten(0, (-1, pixels))
-        deviation, mean = torch.std_mean(embeddings, 1, correction=min(1, pixels - 1))    # its gradient is finite at 0, torch sees to it
+        # the gradient of a deviation of 0 is finite: torch sees to it
+        deviation, mean = torch.std_mean(embeddings, 1, correction=min(1, pixels - 1))
         return torch.cat([mean, deviation], 1)
 
     def encode(self, groups, months, padded, latlon):

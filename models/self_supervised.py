@@ -189,7 +189,8 @@ class AnyBands(Pretrained):
 
 
 class PixelTransformer(Pretrained):
-    """PRESTO (Tseng et al., 2023): each pixel of a single date is a series of one step; a tile is their mean and standard deviation.
+    """PRESTO (Tseng et al., 2023): each pixel of a single date is a series of one step; a tile is their mean
+    and standard deviation.
 
     Inputs have the scales that the published weights were trained with, not ours. Logits are above 0 where a class is more
     probable than a threshold, which is chosen on the validation tiles, as by PRESTO's authors: the printed numbers are of such.

@@ -19,8 +19,8 @@ SIZES = {"treesatai-ts": ((64, 64, 128), 2), "pastis-hd": ((64, 64, 128, 128), 4
 class Fusion(nn.Module):
     """What one series adds to each map of the U-Net's encoder: its own map, put over the image, and its mean over the tile.
 
-    dim: D of the series' map; levels: channels of the encoder's maps. For 64 and ResNet-34's 520,738 parameters. The official code adds to the image itself too, which the
-    decoder does not use.
+    dim: D of the series' map; levels: channels of the encoder's maps. For 64 and ResNet-34's 520,738 parameters. The
+    official code adds to the image itself too, which the decoder does not use.
     """
 
     def __init__(self, dim, levels):
@@ -41,8 +41,8 @@ def mean_mlp(dim, level):
     """The MLP on a mean, in three steps of one width from D to the level's, or by way of 2 D where these are equal."""
     step = int(abs(dim - level) / 3) * (1 if level > dim else -1)
     first, second = (dim + step, dim + 2 * step) if step else (2 * dim, 2 * dim)
-    return nn.Sequential(nn.Linear(dim, first), nn.Dropout(0.3), nn.ReLU(), nn.Linear(first, second), nn.Dropout(0.3), nn.ReLU(),
-                         nn.Linear(second, level))
+    return nn.Sequential(nn.Linear(dim, first), nn.Dropout(0.3), nn.ReLU(),
+                         nn.Linear(first, second), nn.Dropout(0.3), nn.ReLU(), nn.Linear(second, level))
 
 
 def place(x, size, ratio):

@@ -39,7 +39,8 @@ class Block(nn.Module):
 
     def __init__(self, dim, drop_path):
         super().__init__()
-        self.norm, self.attention, self.dropout, self.drop_path = nn.LayerNorm(dim, EPSILON), Attention(dim), nn.Dropout(DROP), drop_path
+        self.norm, self.attention = nn.LayerNorm(dim, EPSILON), Attention(dim)
+        self.dropout, self.drop_path = nn.Dropout(DROP), drop_path
         self.mlp = nn.Sequential(nn.LayerNorm(dim, EPSILON), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(DROP),
                                  nn.Linear(4 * dim, dim), nn.Dropout(DROP))
 
@@ -108,7 +109,8 @@ class ViT(nn.Module):
         return self.embed(x.flatten(0, 1))[0].unflatten(0, x.shape[:2])
 
     def some_patches(self, x):
-        """Patch dropout (Liu et al., 2023): the class token, and of each tile 1 - DROP of its patches, rounded down, with the place they had.
+        """Patch dropout (Liu et al., 2023): the class token, and of each tile 1 - DROP of its patches, rounded down,
+        with the place they had.
 
         x (B, 1 + P, D). Returns x (B, N, D) and buckets (B, N, N) of what is left.
         """

@@ -118,9 +118,12 @@ class DroppedAttention(combiner.Attention):
 
 
 class DroppedBlock(combiner.Block):
-    """The combiner's block with the official code's dropout, of what attention and MLP give, of the MLP's hidden units and of attention
-    weights; and with its drop-path: a share DROP of the tiles go without attention, as many without MLP. Cross-attention has no drop-path,
-    as all that a tile says goes through it."""
+    """The combiner's block with the official code's dropout and drop-path.
+
+    Dropped are a share DROP of what attention and MLP give, of the MLP's hidden units and of attention weights; and by
+    drop-path attention for a share DROP of the tiles, the MLP for as many. Cross-attention has no drop-path, as all
+    that a tile says goes through it.
+    """
 
     def __init__(self, dim, heads, cross=False):
         super().__init__(dim, heads, cross)
@@ -140,7 +143,7 @@ class DroppedBlock(combiner.Block):
 
 
 def add_dropout(model):
-    """The official code's dropout in the combiner, and behind the MLP of each L-TAE; weights are those that the model has."""
+    """The official code's dropout in the combiner, and behind the MLP of each L-TAE; weights stay."""
     parts = model.combiner
     with torch.random.fork_rng():                                             # what is drawn later stays what it was
         for number, block in enumerate(parts.blocks):
@@ -168,7 +171,7 @@ class TileDates(OmniSat):
 
 
 def build(variant, sensors, statistics, classes=0):
-    """A model: "as_now", "image_<of IMAGES>", "ltae_start" (queries and keys from N(0, 2 / d_k)), "tile_dates", "dropout"."""
+    """A model: "as_now", "image_<of IMAGES>", "ltae_start" (queries, keys: N(0, 2 / d_k)), "tile_dates", "dropout"."""
     model = (TileDates if variant == "tile_dates" else OmniSat)(sensors, DIM, DEPTH, num_classes=classes)
     model.standardize.set(statistics)
     for key, sensor in model.sensors.items():

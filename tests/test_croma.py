@@ -156,13 +156,14 @@ def test_only_visible_patches_are_encoded():
 
 
 def sinusoids_at(row, column, dim):
-    """Base 10,000, a quarter of the numbers each: sines and cosines of the column, then of the row (He et al., 2022)."""
+    """Base 10,000, a quarter of the numbers each: sines, cosines of the column, then of the row (He et al., 2022)."""
     rates = [1 / 10000 ** (i / (dim // 4)) for i in range(dim // 4)]
-    return torch.tensor([f(at * rate) for at in (column, row) for f in (math.sin, math.cos) for rate in rates], dtype=torch.float64)
+    numbers = [f(at * rate) for at in (column, row) for f in (math.sin, math.cos) for rate in rates]
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def test_decoder_sees_fused_tokens_at_the_radars_patches():
-    """Everywhere else the mask token. It knows places by fixed sinusoids, without ALiBi, and gives each sensor's masked patches."""
+    """Everywhere else the mask token. Places are fixed sinusoids, no ALiBi; each sensor's masked patches come out."""
     model = toy(decoder=True)
     masks = model.draw_masks(3)
     _, _, seen = pretrain(model, images(), masks)
@@ -204,7 +205,7 @@ def test_contrast_is_of_the_projected_vectors():
 
 
 def test_reconstruction_is_of_masked_patches_normalised():
-    """Pixel by pixel: targets have mean 0 and unbiased variance 1 in each patch of a sensor; both sensors' mean errors are added."""
+    """Pixel by pixel: targets have mean 0, unbiased variance 1 in each patch; both sensors' mean errors are added."""
     model, x = toy(decoder=True), {sensor: 5 + 3 * value for sensor, value in images().items()}
     masks = model.draw_masks(3)
     loss, terms, seen = pretrain(model, x, masks)

@@ -168,8 +168,8 @@ def test_whitening_gives_the_identity_as_covariance():
 
 
 def test_mosaiks_filters_are_whitened_patches_of_training_tiles():
-    """Against loops over tiles, places and filters: means over the places of relu(answer - 1) and of relu(1 - answer), where the answer is
-    <filter, (patch - mean) W>; 256 filters, 512 features."""
+    """Against loops over tiles, places and filters: means over the places of relu(answer - 1) and relu(1 - answer);
+    the answer is <filter, (patch - mean) W>; 256 filters, 512 features."""
     x, model = scene(20)[0], MOSAIKS(2, 4)
     model.prepare(x, 0)
     assert model.weight.shape == (256, 2, 3, 3) and model.features({"a": x}).shape == (20, 512)
@@ -206,7 +206,7 @@ def test_zoom_is_the_sources():
 
 
 def test_neighbours_are_sklearns():
-    """Shares of the 5 nearest by Euclidean distance of features standardised on the training tiles, as scikit-learn has it."""
+    """Shares of the 5 nearest by Euclidean distance of features standardised on the training tiles, as scikit-learn."""
     (x, y), new = scene(), scene(100)[0]
     y ^= torch.rand(y.shape) < 0.2                                            # so that neighbours differ
     model = fitted("mosaiks", x, y)
@@ -221,7 +221,7 @@ def test_neighbours_are_sklearns():
 
 
 def test_features_that_say_nothing_weigh_nothing():
-    """One that is the same for all training tiles, but for its last digit, decides no distance; all others weigh alike."""
+    """One that is the same for all training tiles, but for its last digit, decides nothing; all others weigh alike."""
     model, x = fresh("mosaiks"), torch.rand(60, 24) * torch.logspace(-3, 3, 24)
     x[:, 5], x[:, 6] = 7., 0.
     x[::2, 5] = torch.nextafter(torch.tensor(7.), torch.tensor(8.))

@@ -1,4 +1,4 @@
-"""What compared methods do to a batch before their network: hand-worked cases, torch's median, and the sizes they ask for."""
+"""What compared methods do to a batch before their network: cases by hand, torch's median, the sizes they ask for."""
 import pytest
 import torch
 

@@ -260,8 +260,8 @@ def test_combiner_is_equations_1_and_2():
 
 
 def test_biases_and_the_residual_that_the_official_combiner_has_otherwise():
-    """PAPER.md says that they change nothing that can be learned: the residual of equation 2 and a bias of values are constants, which the
-    bias behind the attention can be; a bias of queries is one of the layer norm before, but for what it does to values and keys."""
+    """PAPER.md says that they change nothing that can be learned: the residual of equation 2 and a bias of values are
+    constants, which the bias behind the attention can be; a bias of queries is one of the layer norm before."""
     combiner, g = sharp_combiner(), double(2, 12, 32)
     cross, buckets = combiner.cross, distance_buckets(grid(2)).repeat(1, 3)
     f = combiner.token.expand(2, 4, 32)
@@ -273,7 +273,7 @@ def test_biases_and_the_residual_that_the_official_combiner_has_otherwise():
     attention.out.bias.data -= token
 
     values = torch.zeros(64, dtype=torch.float64)
-    values[32:] = double(32)                                                  # of the values; of keys softmax would cancel it
+    values[32:] = double(32)    # of the values; of keys softmax would cancel it
     hook = attention.key_value.register_forward_hook(lambda module, inputs, output: output + values)
     with_bias = cross(f, buckets, g)
     hook.remove()

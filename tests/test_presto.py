@@ -110,7 +110,7 @@ def test_size_and_device():
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == 402_240
     assert [name for name, p in network.named_parameters() if not p.requires_grad] == ["month_embed.weight"]
     x, *rest = (tensor.to("meta") for tensor in tiles(2))
-    assert network.to("meta").double()(s2_inputs(x, S2), *rest).shape == (2, 256)                   # nothing is made on the CPU
+    assert network.to("meta").double()(s2_inputs(x, S2), *rest).shape == (2, 256)    # nothing is made on the CPU
 
 
 @pytest.mark.parametrize("names", [(*GROUPS, "dynamic_world"), ("S1",), ("SRTM", "S2_SWIR", "NDVI")])
@@ -163,8 +163,9 @@ def test_a_tile_is_mean_and_deviation_of_its_pixels(network):
     padded[1, 1] = True
     vectors = network(s2_inputs(x, S2), months, padded, latlon)
     assert vectors.shape == (2, 256)
-    embeddings = [network.encode({name: value[..., row, column] for name, value in s2_inputs(x, S2).items()}, months, padded, latlon)
-                  for row in range(3) for column in range(3)]
+    groups = [{name: value[..., row, column] for name, value in s2_inputs(x, S2).items()}
+              for row in range(3) for column in range(3)]
+    embeddings = [network.encode(pixel, months, padded, latlon) for pixel in groups]
     mean = sum(embeddings) / 9
     torch.testing.assert_close(vectors[:, :128], mean)
     torch.testing.assert_close(vectors[:, 128:], torch.sqrt(sum((one - mean) ** 2 for one in embeddings) / 8))
@@ -181,7 +182,8 @@ def test_pixels_that_are_alike_have_no_deviation_and_finite_gradients(network, p
     vectors = network({"S1": x}, torch.full((2, 1), 6), padded, PLACE.double().expand(2, -1))
     assert vectors[:, 128:].abs().max() < 1e-12
     (vectors * torch.randn(256)).sum().backward()
-    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None) and x.grad[0].any() and not x.grad[1].any()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+    assert x.grad[0].any() and not x.grad[1].any()
 
 
 def test_gradients_reach_all_that_learn():

@@ -98,8 +98,10 @@ def naive_ltae(ltae, x, dates, padded):
     series = {(b, p): x[b, p, ~padded[b]] for b, p in pixels}
 
     def normed(s, scale=None):
-        return F.group_norm(s.t()[None], s.shape[1] // ltae.group, scale)[0].t() if ltae.group else F.layer_norm(s, s.shape[1:], scale)
-    if ltae.before:                                                           # U-TAE's, in OmniSat's code: behind the MLP
+        if not ltae.group:
+            return F.layer_norm(s, s.shape[1:], scale)
+        return F.group_norm(s.t()[None], s.shape[1] // ltae.group, scale)[0].t()
+    if ltae.before:    # U-TAE's, in OmniSat's code: behind the MLP
         rows = naive_mlp(ltae.embed, torch.cat(list(series.values())))
         series = {key: normed(s, ltae.scale)
                   for key, s in zip(pixels, rows.split([len(s) for s in series.values()]))}

@@ -226,14 +226,14 @@ def test_pretrainings_and_models_of_before_are_refused(demo, pretrained, tmp_pat
     saved = checkpoint.load(pretrained["croma", "all"], "pretrained")
     del saved["weights"]["networks.croma.decoder.encoding"]
     checkpoint.save(tmp_path / "before.pt", saved)
-    with pytest.raises(UserError, match="before.pt: its weights are not those of today's croma; commit .* Missing key.*decoder.encoding"):
-        finetune.main(["--dataset", "treesatai", "--data-root", str(demo), "--model", "croma", "--modalities", "s1", "--init",
-                       str(tmp_path / "before.pt"), "--output", str(tmp_path), *SMALL])
+    with pytest.raises(UserError, match="before.pt: .* not those of today's croma; .* Missing key.*encoding"):
+        finetune.main(["--dataset", "treesatai", "--data-root", str(demo), "--model", "croma", "--modalities", "s1",
+                       "--init", str(tmp_path / "before.pt"), "--output", str(tmp_path), *SMALL])
     model = build_cell("presto", "treesatai", "s2")
     weights = model.state_dict() | {"heads.s2.weight": torch.zeros(15, 128)}
     config = {"model": "presto", "sensors": [asdict(sensor) for sensor in model.sensors.values()],
               "options": {"num_classes": 15, "dataset": "treesatai"}}
-    with pytest.raises(UserError, match="x.pt: its weights are not those of today's presto; commit c0ffee.*size mismatch for heads.s2.weight"):
+    with pytest.raises(UserError, match="x.pt: .* not those of today's presto; commit c0ffee.*heads.s2.weight"):
         checkpoint.rebuild("x.pt", {"config": config, "weights": weights, "source": {"commit": "c0ffee"}})
 
 
@@ -333,7 +333,8 @@ def test_prestos_weights_are_taken(demo, tmp_path, monkeypatch):
     row, saved = finetuned(demo, tmp_path, "--model", "presto", "--modalities", "s2", *SMALL)
     published = weights.load("presto")
     assert all(torch.equal(value, published[f"encoder.{name}"]) for name, value in begun.items())
-    assert row["status"] == "ok" and row["params"] == str(402_240 + 12 * 32 + 15 * 257)    # the table of months; the head
+    assert row["status"] == "ok"
+    assert row["params"] == str(402_240 + 12 * 32 + 15 * 257)    # the table of months; the head
     again = score_test(tmp_path / "finetuned.pt", demo, 3, 0, (0, 1, torch.device("cpu")))
     assert f"{again['f1_weighted']:.4f}" == row["f1_weighted"]
     assert saved["weights"]["threshold"].item() in [pytest.approx(torch.logit(torch.tensor(p / 10)).item()) for p in range(1, 10)]

@@ -17,7 +17,7 @@ def seed():
 
 @pytest.fixture(params=KINDS)
 def network(request):
-    """One of the two kinds, small, both with 6 x 6 patches; its layers and relative positions weigh enough to be seen."""
+    """One of the two kinds, small, both with 6 x 6 patches; layers and relative positions weigh enough to be seen."""
     network = KINDS[request.param]().double().eval()
     for module in (*network.blocks.modules(), network.head):
         if isinstance(module, nn.Linear):
@@ -124,13 +124,14 @@ def test_tokens_are_patches_and_their_places():
 
 @pytest.mark.parametrize("kind, linears", [("image", 12 * 4 + 1), ("pixel", 4 * 4 + 1)])
 def test_weights_begin_as_in_the_official_code(kind, linears):
-    """Linear layers of the blocks and the head: a normal distribution of 0.02, biases 0; norms add 1e-6 to variances."""
+    """Linear layers of the blocks and the head: normally distributed, 0.02, biases 0; norms add 1e-6 to variances."""
     network = image_vit(4, 15) if kind == "image" else pixel_vit(12, 15)
     found = [module for module in (*network.blocks.modules(), network.head) if isinstance(module, nn.Linear)]
     assert len(found) == linears and not any(module.bias.any() for module in found)
     for module in found:
         assert module.weight.std().item() == pytest.approx(0.02, rel=0.1) and module.weight.abs().max() < 0.12
-    assert {module.eps for module in (*network.blocks.modules(), network.norm) if isinstance(module, nn.LayerNorm)} == {1e-6}
+    norms = [module for module in (*network.blocks.modules(), network.norm) if isinstance(module, nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {1e-6}
 
 
 def test_patch_dropout_keeps_four_fifths_and_their_places():

@@ -100,8 +100,9 @@ class Training:
             for part, values in state["parts"].items():
                 getattr(self, part).load_state_dict(values)
         except (RuntimeError, ValueError) as error:                           # other names, shapes, or numbers of them
-            raise UserError(f"{self.target}: its weights are not those of today's model; commit {saved['source']['commit']}, which wrote "
-                            f"it, goes on with it; else delete it ({' '.join(str(error).split())})", is_told=self.rank > 0) from error
+            raise UserError(f"{self.target}: its weights are not those of today's model; commit "
+                            f"{saved['source']['commit']}, which wrote it, goes on with it; else delete it "
+                            f"({' '.join(str(error).split())})", is_told=self.rank > 0) from error
         self.sums.copy_(state["sums"])
         for name in ("epoch", "step", "best", "best_epoch"):
             setattr(self, name, state[name])
