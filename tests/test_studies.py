@@ -4,7 +4,7 @@ import csv
 import pytest
 import torch
 
-from studies import data, finetuning, rehearsal
+from studies import claims, claims_report, data, finetuning, rehearsal
 
 
 def test_paper_shows_what_the_rows_say():
@@ -42,10 +42,14 @@ def small(tmp_path, monkeypatch):
     """The studies with few tiles and steps, writing below tmp_path."""
     tiles = data.forest(tmp_path, train=30, test=8)
     monkeypatch.setattr(data, "forest", lambda folder: tiles)
-    for module in (finetuning, rehearsal):
-        monkeypatch.setattr(module, "forest", lambda folder: tiles)
+    for module in (finetuning, rehearsal, claims):
+        monkeypatch.setattr(module, "forest", lambda folder, **lists: tiles)
         monkeypatch.setattr(module, "OUT", tmp_path / "out")
+    for module in (finetuning, rehearsal):
         monkeypatch.setattr(module, "EPOCH", 2)
+    monkeypatch.setattr(claims, "STEPS", 4)
+    monkeypatch.setattr(claims, "PRETRAIN_STEPS", 2)
+    monkeypatch.setattr(claims, "_tiles", {})
     monkeypatch.setattr(finetuning, "PRETRAIN_STEPS", 2)
     monkeypatch.setattr(finetuning, "STEPS", 4)
     monkeypatch.setattr(finetuning, "_tiles", {})
@@ -137,3 +141,48 @@ def test_a_rehearsal_writes_its_line(training, small, monkeypatch):
     rehearsal.rehearse((training, small))
     line = rehearsal.read_lines()[training]
     assert line["kept"][0][0] == 1 and len(line["epochs"]) == 2 and rehearsal.kept_by(line, 2) == line["kept"][-1][1:]
+
+
+def test_claims_run_and_go_on(small):
+    """A pretraining with all that begins with it: each row of the plan once, and none a second time."""
+    start = claims.starts("forest", 0)[0]
+    claims.perform((start, small, None))
+    rows = claims.read(small / "out" / "claims.csv")
+    keys = [tuple(row[name] for name in claims.Run._fields) for row in rows]
+    assert len(set(keys)) == len(keys) and {tuple(map(str, run)) for run in claims.runs_of(start)} <= set(keys)
+    assert {key[-1] for key in keys} == {"fine-tuned", "random forest", "frozen f*", "frozen tokens"}
+    claims.perform((start, small, None))
+    assert len(claims.read(small / "out" / "claims.csv")) == len(rows)
+    claims.perform((claims.starts("forest", 0)[2], small, None))              # S2 alone
+    assert {(claim, what) for claim, _, what, _, _ in claims.differences(claims.read(small / "out" / "claims.csv"))} >= {
+        ("1. pretrained - from scratch", "all"), ("4. pretrained on all - on it alone", "s2")}
+
+
+def test_every_question_of_the_plan_has_its_runs():
+    """For each data and seed: scratch and pretrained of each modality, each ablation that can be asked, each sensor alone."""
+    for name, sensors, ablations in (("forest", 3, 5), ("crops", 2, 3)):
+        starts = claims.starts(name, 4)
+        assert len(starts) == 1 + sensors + ablations
+        tuned = [run for start in starts for run in claims.runs_of(start) if run.how == "fine-tuned"]
+        assert len(set(tuned)) == len(tuned) == 2 * (2 * (sensors + 1) + ablations + sensors)
+
+
+def test_claims_by_hand():
+    """Paired by seed, folds averaged first; fusion against the sensor that is best by the mean; verdicts by the interval."""
+    def row(data, seed, modality, pretraining, f1):
+        return {"data": data, "seed": str(seed), "modality": modality, "percent": "10", "pretraining": pretraining, "how": "fine-tuned",
+                "f1_weighted": str(f1), "map": "1"}
+    rows = [row("crops", seed, modality, "none", f1) for seed in (0, 5, 1) for modality, f1 in (("s2", 10 + seed), ("s1", 12), ("all", 20))]
+    rows += [row("crops", seed, "all", "all", 26 + seed) for seed in (0, 5, 1)]
+    found = {(claim, what): {unit: pair[0] for unit, pair in paired.items()} for claim, _, what, _, paired in claims.differences(rows)}
+    assert found["1. pretrained - from scratch", "all"] == {0: 8.5, 1: 7.0}   # seeds 0 and 5 are one fold
+    assert found["2. all sensors - best single one", "from scratch, best s1"] == {0: 8, 1: 8}    # 12 against 12.5 and 11: 11.75
+    assert [claims.verdict(*pair) for pair in ((3, 2), (-3, 2), (1, 2), (3, float("nan")))] == ["yes", "no", "open", "too few"]
+
+
+def test_the_page_of_claims_is_what_the_rows_say():
+    rows = claims.read(finetuning.OUT / "claims.csv")
+    if not rows:
+        pytest.skip("no rows yet: python -m studies.claims")
+    text = f"<!-- studies.claims -->\n{claims_report.tables(rows)}<!-- end of studies.claims -->\n"
+    assert text in claims_report.PAGE.read_text(encoding="utf-8"), "python -m studies.claims --report"
