@@ -385,7 +385,7 @@ def plan():
     add("image", ("forest",), ("vhr",), ("scratch",))
     add("image", ("forest",), ("all",), ("pretrained",), variants=("as_now", IMAGE), percents=(10,))
     add("ltae", both, ("s2",), starts, variants=("as_now", "ltae_start"), seeds=range(3))    # 4. where L-TAE starts from
-    add("filter", ("forest",), ("s2",), ("pretrained",), variants=("as_now", "tile_dates"), seeds=range(3))    # 5. dates of a tile
+    add("filter", ("forest",), ("s2",), ("pretrained",), variants=("as_now", "tile_dates"))    # 5. dates of a tile
     add("dropout", both, ("s2",), starts, variants=("as_now", "dropout"))     # 8. dropout, in pretraining too
     return list(dict.fromkeys(runs))
 
