@@ -22,14 +22,17 @@ from utils.files import written_whole
 
 @functools.cache
 def code():
-    """Commit, and whether files differ from it, at the first call: a process keeps the code that it began with."""
+    """Commit, and whether files differ from it, at the first call: a process keeps the code that it began with.
+
+    Rows in results/ are no code: a study that adds to them does not make itself dirty.
+    """
     def git(*arguments):
         try:
             run = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         except OSError:                                                       # there is no git
             return None
         return run.stdout.strip() if run.returncode == 0 else None
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
     return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": "unknown" if changed is None else bool(changed)}
 
 
