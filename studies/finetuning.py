@@ -386,7 +386,8 @@ def plan():
     add("image", ("forest",), ("all",), ("pretrained",), variants=("as_now", IMAGE), percents=(10,))
     add("ltae", both, ("s2",), starts, variants=("as_now", "ltae_start"), seeds=range(3))    # 4. where L-TAE starts from
     add("filter", ("forest",), ("s2",), ("pretrained",), variants=("as_now", "tile_dates"))    # 5. dates of a tile
-    add("dropout", both, ("s2",), starts, variants=("as_now", "dropout"))     # 8. dropout, in pretraining too
+    add("dropout", ("crops",), ("s2",), starts, variants=("as_now", "dropout"))    # 8. dropout, in pretraining too
+    add("dropout", ("forest",), ("s2",), starts, variants=("as_now", "dropout"), seeds=range(3))
     return list(dict.fromkeys(runs))
 
 
