@@ -380,7 +380,8 @@ def plan():
     add("head", both, ("s2",), starts, heads=("linear", "batch", "odds_batch"), percents=(100,))
     add("rate", both, ("s2",), starts, heads=("linear", "batch"), rates=(1e-4, 3e-3), percents=(10,))    # 2. at which rate
     add("rate", both, ("s2",), starts, heads=("odds_batch",), rates=(1e-4,), percents=(10,))
-    add("head", both, ("all",), starts, heads=("linear", "batch"))
+    add("head", ("crops",), ("all",), starts, heads=("linear", "batch"))
+    add("head", ("forest",), ("all",), starts, heads=("linear", "batch"))
     add("image", ("forest",), ("vhr",), ("pretrained",), variants=("as_now", IMAGE))    # 3. the image's token
     add("image", ("forest",), ("vhr",), ("scratch",))
     add("image", ("forest",), ("all",), ("pretrained",), variants=("as_now", IMAGE), percents=(10,))
