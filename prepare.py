@@ -338,7 +338,9 @@ def print_findings(findings, most):
     print(f"\n  {head if groups else 'nothing was found to be wrong'}")
     for group in order[:most]:
         rows = groups[group]
-        line = rows[0].detail + (f" ({name})" if (name := rows[0].tile or rows[0].file) else "")
+        name = rows[0].tile or rows[0].file
+        name = name if len(name) <= 36 else "..." + name[-33:]                # which file it is must not be cut off
+        line = f"{name}: {rows[0].detail}" if name else rows[0].detail
         print(f"  {group[0]:10}{group[1]:19}{group[2]:14}{len(rows):7,}  {line if len(line) <= 56 else line[:53] + '...'}")
     if len(order) > most:
         print(f"  ... and {len(order) - most} more kinds")

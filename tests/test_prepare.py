@@ -553,3 +553,11 @@ def test_a_broken_zip_is_named_before_the_list_that_it_may_hold(tmp_path):
     (tmp_path / "raw" / "labels.zip").write_bytes(b"PK, cut off")
     with pytest.raises(UserError, match=r"raw/labels.zip: broken zip, .*download it again; .*no TreeSatBA_v9"):
         prepare.main(["treesatai-ts", "--root", str(tmp_path / "raw"), "--report", str(tmp_path / "report.csv"), "--workers", "0"])
+
+
+def test_the_terminal_names_the_file_of_a_finding(capsys):
+    """However long its path and what is wrong with it."""
+    path = "/data/" + "somewhere/" * 8 + "sentinel-ts.zip"
+    prepare.print_findings([prepare.finding("treesatai-ts", "broken zip", "File is not a zip file; " * 9, modality="zip", file=path)], 5)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "sentinel-ts.zip: File is not" in line and len(line) < 120
