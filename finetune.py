@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
-from datasets.files import why
+from datasets.files import misfit
 from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
 from evaluate import score, score_test
@@ -161,7 +161,7 @@ def load_published(model, args, is_demo, rank):
             model.load_published(weights.load)
         except (RuntimeError, ValueError) as error:                           # other names or shapes, as load_state_dict has it
             raise UserError(f"{weights.find(model.weights)}: not {weights.TABLE[model.weights].about}: "
-                            f"{why(error)}") from error
+                            f"{misfit(error)}") from error
     except UserError as error:
         if not is_demo:
             raise

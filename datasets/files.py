@@ -3,6 +3,7 @@ import json
 import logging
 import math
 import os
+import re
 import struct
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +23,15 @@ def why(error):
     """What an exception says, on one short line."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:200]
+
+
+def misfit(error):
+    """What load_state_dict says of weights that do not fit, on one line: of each list of names the first three."""
+    def shorter(found):
+        names = found[0].split(", ")
+        return f"{', '.join(names[:3])} and {len(names) - 3} more"
+    text = re.sub(r'"[^"]*"(?:, "[^"]*"){3,}', shorter, " ".join(str(error).split()))
+    return text if len(text) <= 600 else f"{text[:597]}..."                  # sizes that differ are told one by one
 
 
 def walk(root):

@@ -114,8 +114,7 @@ def load_imagenet(network, state, bands):
     try:
         published.load_state_dict(state, assign=True)    # files of before num_batches_tracked may lack it
     except RuntimeError as error:
-        text = " ".join(str(error).split())[:200]                             # hundreds of names may differ
-        raise ValueError(f"not the weights of a ResNet-{network.depth} for ImageNet: {text}") from error
+        raise ValueError(f"not the weights of a ResNet-{network.depth} for ImageNet: {error}") from error
     weights = {name: value for name, value in published.state_dict().items() if not name.startswith("fc.")}
     # not in the paper: the official code gives filters to bands by position, whatever their names
     filters = weights["conv1.weight"]                                         # D x 3 x 7 x 7

@@ -337,7 +337,7 @@ def stop_after(monkeypatch, steps):
 
 
 def test_processes_must_see_the_same_checkpoint(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.training.distributed.gather", lambda value: [value, "another"])
+    monkeypatch.setattr("utils.training.distributed.gather", lambda value: [value, value if isinstance(value, dict) else "another"])
     with pytest.raises(UserError, match="do not see the same checkpoint"):
         pretraining(data, tmp_path)
 

@@ -23,7 +23,8 @@ def test_the_rehearsals_are_of_todays_regimes():
     assert {int(regime["label_percent"]) for regime in short if regime["dataset"] != "pastis-hd"} == {10}
     for row in rows:
         assert (row["passes"] == "True") == (float(row["ratio"]) >= 0.95) == (row["reason"] == ""), row
-        assert float(row["ratio"]) == pytest.approx(float(row["map"]) / float(row["map_four_times"]), abs=0.003)
+        assert float(row["ratio"]) == pytest.approx(
+            float(row["map"]) / float(row["map_four_times"]), abs=0.11 / float(row["map_four_times"]))    # one decimal each
     assert {key[:3] for key in rehearsal.trainings()} == {(row["model"], row["modality"], float(row["rate"])) for row in rows}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.files import why
+from datasets.files import misfit
 from datasets.sensors import Sensor
 from models import build_model
 from utils.errors import UserError
@@ -79,7 +79,7 @@ def rebuild(path, checkpoint):
         model.load_state_dict(checkpoint["weights"])
     except RuntimeError as error:                                             # other names or shapes
         raise UserError(f"{path}: its weights are not those of today's {config['model']}; commit {checkpoint['source']['commit']}, which "
-                        f"wrote it, reads it ({why(error)})") from error
+                        f"wrote it, reads it ({misfit(error)})") from error
     return model
 
 
