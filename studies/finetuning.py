@@ -497,27 +497,33 @@ def compare(rows, what, against, setting):
     """A markdown table: each value of a column, and what it is above one of them, paired by seed.
 
     rows: dicts. what: the column that is varied. setting: the columns that make a pair together with the seed. Differences are means over
-    the settings and seeds that all values have, a column for each of data.
+    the settings and seeds that all values have, a column for each of data; n: of the seeds of each.
     """
     known = {(row[what], *(row[name] for name in setting), row["seed"]): row for row in rows}
     values = list(dict.fromkeys(row[what] for row in rows))
     settings, seeds = sorted({key[1:-1] for key in known}), sorted({key[-1] for key in known})
     common = [each for each in settings if all(any((value, *each, seed) in known for seed in seeds) for value in values)]
-    paired = [seed for seed in seeds if all((value, *each, seed) in known for value in values for each in common)]
     data = list(dict.fromkeys(each[0] for each in common)) if setting[0] == "data" else [None]
+    chosen = {name: [each for each in common if name in (None, each[0])] for name in data}
+    paired = {name: [seed for seed in seeds if all((value, *each, seed) in known for value in values for each in chosen[name])]
+              for name in data}
+    n = " and ".join(map(str, dict.fromkeys(len(paired[name]) for name in data)))
     heads = [f"minus {against}, F1 and mAP{f', {name}' if name else ''}" for name in data]
-    lines = [f"| {what} | {' | '.join(' '.join(each) for each in settings)} | {' | '.join(heads)} | n |", "|" + "---|" * (len(settings) + len(heads) + 2)]
+    lines = [f"| {what} | {' | '.join(' '.join(each) for each in settings)} | {' | '.join(heads)} | n |",
+             "|" + "---|" * (len(settings) + len(heads) + 2)]
+
+    def score(value, each, seed, name):
+        return float(known[value, *each, seed][name])
     for value in values:
-        cells = [" / ".join(f"{np.mean(found):.1f}" for found in ([float(known[(value, *each, seed)][score]) for seed in seeds
-                                                                    if (value, *each, seed) in known] for score in SCORES) if found)
+        cells = [" / ".join(f"{np.mean(found):.1f}" for found in (
+            [score(value, each, seed, name) for seed in seeds if (value, *each, seed) in known] for name in SCORES) if found)
                  for each in settings]
         differences = []
-        for name in data:
-            chosen = [each for each in common if name in (None, each[0])]
-            pairs = [[np.mean([float(known[(value, *each, seed)][score]) - float(known[(against, *each, seed)][score]) for each in chosen])
-                      for seed in paired] for score in SCORES] if chosen and paired else []
+        for part in data:
+            pairs = [[np.mean([score(value, each, seed, name) - score(against, each, seed, name) for each in chosen[part]])
+                      for seed in paired[part]] for name in SCORES] if chosen[part] and paired[part] else []
             differences.append(", ".join("{:+.1f} ±{:.1f}".format(*interval(pair)) for pair in pairs))
-        lines.append(f"| {value} | {' | '.join(cells)} | {' | '.join(differences)} | {len(paired)} |")
+        lines.append(f"| {value} | {' | '.join(cells)} | {' | '.join(differences)} | {n} |")
     return "\n".join(lines)
 
 
