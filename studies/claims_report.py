@@ -12,12 +12,6 @@ NAMES = {"forest": "simulated forest", "crops": "real Canadian crops"}
 REMARK = "STUDY: small models on simulated tiles and a few thousand pixels, not comparable with the paper"
 
 
-def text_of(paired):
-    """"+4.0 ±1.2 yes" of {unit: difference of F1 and mAP}: mean, half of the 95 % interval, verdict; nan where one unit is all there is."""
-    middle, half = interval([f1 for f1, _ in paired.values()])
-    return f"{middle:+.1f} ±{half:.1f} {verdict(middle, half)}"
-
-
 def claims_table(rows, how):
     """Markdown: a line a claim, data and case; a column a share of labels; mAP's difference in brackets."""
     lines = ["| claim | data | case | " + " | ".join(f"{percent} %: F1, mAP, verdict, n" for percent in PERCENTS) + " |", "|" + "---|" * 5]
@@ -56,8 +50,10 @@ def tables(rows):
     steps = sorted({row["steps"] for row in rows if row["steps"]})
     params = sorted({int(row["params"]) for row in rows if row["params"] and row["how"] == "fine-tuned"})
     commits = ", ".join(dict.fromkeys(row["commit"][:7] for row in rows))
-    blocks = [f"{len(rows)} rows; " + ", ".join(f"{done[data]} of {len(SEEDS[data])} seeds of {NAMES[data]}" for data in SENSORS)
-              + f". Parameters {params[0]:,} to {params[-1]:,}, by the number of sensors; {', '.join(steps)} steps of fine-tuning. Commits {commits}.",
+    blocks = ["![differences with their intervals](claims.png)",
+              f"{len(rows)} rows; " + ", ".join(f"{done[data]} of {len(SEEDS[data])} seeds of {NAMES[data]}" for data in SENSORS)
+              + f". Parameters {params[0]:,} to {params[-1]:,}, by the number of sensors; {', '.join(steps)} steps of fine-tuning. "
+              f"Commits {commits}.",
               "**Fine-tuned**\n\n" + claims_table(rows, "fine-tuned")]
     for how in ("frozen f*", "frozen tokens"):
         blocks.append(f"**{how.capitalize()}, logistic regression**\n\n" + claims_table(rows, how))
@@ -69,8 +65,9 @@ def draw(rows):
     found = differences(rows)
     figure = new_figure(13, 9, "The paper's claims on small sets of tiles: differences of weighted F1 after fine-tuning, 95 % intervals",
                         REMARK)
-    panels = figure.subplots(1, len(SENSORS), sharex=True)
-    for panel, data in zip(panels, SENSORS):
+    there = [data for data in SENSORS if any(item[1] == data for item in found)]
+    panels = figure.subplots(1, len(there), sharex=True, squeeze=False)[0]
+    for panel, data in zip(panels, there):
         part = [item for item in found if item[1] == data]
         cases = list(dict.fromkeys((claim, what.split(", best")[0]) for claim, _, what, _, _ in part))
         labels, height = [], {}
