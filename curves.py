@@ -1,9 +1,10 @@
 """What probe.py found, for compare.py: rows to curves, curves to lines of text; pictures.py draws them."""
 import collections
+import functools
 
 import numpy as np
 
-from utils.results import PROBE_KEYS, read_rows
+from utils.results import PROBE_KEYS, read_cells, read_rows
 
 CLASSIFIERS = {"logistic": "logistic regression", "knn": "nearest neighbours"}
 KINDS = {("self", "tile"): "pretrained, f*", ("self", "tokens"): "pretrained, tokens", ("none", "tile"): "random weights, f*",
@@ -11,9 +12,11 @@ KINDS = {("self", "tile"): "pretrained, f*", ("self", "tokens"): "pretrained, to
 MODALITIES = ("all", "s1", "s2", "vhr")
 
 
+@functools.cache
 def metric_of(dataset):
-    """The column of the paper's F1 on a dataset."""
-    return "f1_macro" if dataset == "pastis-hd" else "f1_weighted"
+    """The column of the F1 that the paper prints of a dataset, weighted where it prints none (one's own)."""
+    printed = (cell["metric"] for cell in read_cells() if cell["dataset"] == dataset and cell["table"] != "table5")
+    return next(printed, "f1_weighted")
 
 
 def collect(path, scale):

@@ -232,13 +232,15 @@ def jobs(cells, seeds, commands, is_dry=False):
 def probe_jobs(cells, seeds, commands):
     """The jobs of frozen evaluation that are still to do, and what they need; {name: why} of those that cannot be done."""
     scale, planned, blocked = "demo" if commands.demo else "paper", {}, {}
-    done = {(row["dataset"], row["seed"]) for row in read_rows(commands.results / "probe.csv", PROBE_KEYS)
-            if row["scale"] == scale and row["features"] == "handmade" and row["modality"] == "s2"}    # among the last of a run
+    from datasets import default_modalities                                   # torch is only loaded where it is needed
+    there = {tuple(row[name] for name in ("dataset", "seed", "modality")) for row in read_rows(
+        commands.results / "probe.csv", PROBE_KEYS) if row["scale"] == scale
+        and (row["features"], row["classifier"], row["label_percent"]) == ("handmade", "knn", "100")}    # a modality's last row
     for seed in seeds:
         for cell in cells:
             dataset, needs = cell["dataset"], ()
             (start,) = commands.pretrained(cell, seed).values()
-            if (dataset, seed) in done:
+            if all((dataset, seed, modality) in there for modality in ("all", *default_modalities(dataset))):
                 continue
             try:
                 found = finished_scale(start)

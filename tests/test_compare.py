@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import compare
+import curves
 from utils.errors import UserError
 from utils.results import COLUMNS, KEYS, PROBE_COLUMNS, PROBE_KEYS, write_row
 
@@ -296,6 +297,12 @@ def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch, capsys
     compare.main(["--results", str(tmp_path)])
     assert capsys.readouterr().out.count("the package matplotlib is not installed") == 1
     assert (tmp_path / "compare.md").exists() and (tmp_path / "fig5.csv").exists() and not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("dataset, metric", [("treesatai", "f1_weighted"), ("treesatai-ts", "f1_weighted"), ("pastis-hd", "f1_macro"),
+                                             ("flair", "f1_macro"), ("one's own", "f1_weighted")])
+def test_probes_have_the_metric_of_the_papers_table(dataset, metric):
+    assert curves.metric_of(dataset) == metric
 
 
 def test_probes_are_told_with_what_they_lie_between(tmp_path, capsys):
