@@ -114,13 +114,18 @@ class Compared(nn.Module):
         return self.all_logits(batch)[0]
 
     def features(self, batch, level="tile"):
-        """What the head sees, (B, D): of a late fusion the networks' vectors side by side, else the input of the last linear layer.
-
-        Errors: ValueError for another level than tile, and for a network that does not end in a linear layer.
-        """
+        """Features by name, as OmniSat's: "tile" (B, D), see vector. Errors: ValueError for another name."""
         if level != "tile":
             raise ValueError(f"unknown level {level!r}: a compared method has tile")
-        seen, last = [], [self.head] if isinstance(getattr(self, "head", None), FusionHead) else [m for m in self.modules() if isinstance(m, nn.Linear)]
+        return self.vector(batch)
+
+    def vector(self, batch):
+        """What the head sees, (B, D): of a late fusion the networks' vectors side by side, else the input of the last linear layer.
+
+        Errors: ValueError for a network that does not end in a linear layer.
+        """
+        has_head = isinstance(getattr(self, "head", None), FusionHead)
+        seen, last = [], [self.head] if has_head else [m for m in self.modules() if isinstance(m, nn.Linear)]
         hooks = [module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output))) for module in last]
         try:
             logits = self.all_logits(batch)[0]

@@ -33,10 +33,8 @@ class Fitted(Compared):
     def all_logits(self, batch):
         return [self.method(self.images(batch))]
 
-    def features(self, batch, level="tile"):
-        """What is fitted on, (B, F). Errors: ValueError for another level."""
-        if level != "tile":
-            raise ValueError(f"unknown level {level!r}: a compared method has tile")
+    def vector(self, batch):
+        """What is fitted on, (B, F)."""
         return self.method.features(self.images(batch))
 
 

@@ -37,10 +37,8 @@ class Pretrained(Compared):
     def all_logits(self, batch):
         return [self.head(torch.cat([self.heads[name](x) for name, x in self.embed(batch).items()], 1))]
 
-    def features(self, batch, level="tile"):
-        """The vectors of embed side by side, (B, D). Errors: ValueError for another level than tile."""
-        if level != "tile":
-            raise ValueError(f"unknown level {level!r}: a compared method has tile")
+    def vector(self, batch):
+        """The vectors of embed side by side, (B, D)."""
         return torch.cat(list(self.embed(batch).values()), 1)
 
     def inputs(self, key, batch):

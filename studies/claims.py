@@ -23,7 +23,7 @@ import probe
 from models.handmade import handmade
 from models.omnisat import ABLATIONS, OmniSat
 from studies.data import crops_fold, forest
-from studies.finetuning import OUT, PRETRAIN_STEPS, STEPS, append, features, finetune, interval, pretrain, read
+from studies.finetuning import OUT, PRETRAIN_STEPS, STEPS, append, features, finetune, interval, pretrain, read, start_from
 from utils.files import written_whole
 from utils.log import provenance
 from utils.metrics import count, f1_scores, mean_average_precision
@@ -165,10 +165,7 @@ def perform(job):
         began, labels = time.time(), tiles.splits["train"]["label"]
         model = new_model(tiles, run.modality, run.seed, labels.shape[1], start.ablation)
         if run.pretraining != "none":
-            wanted = {n: value for n, value in pretrained.items() if n in model.state_dict()}
-            missing = model.load_state_dict(wanted, strict=False).missing_keys
-            if any(not n.startswith("head") for n in missing):
-                raise RuntimeError(f"{run}: the pretraining lacks {missing}")
+            start_from(model, pretrained, run)
         logits, kept = finetune(tiles, model, tiles.labelled(run.percent, run.seed), BATCH[run.data], RATE, STEPS, run.seed)
         write(run, logits.numpy(), tiles.splits["test"]["label"].numpy(), began, model, steps=STEPS, kept=kept)
 

@@ -10,27 +10,25 @@ share of each class, one is for test, one for validation. Prints the entries tha
 """
 import argparse
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from datasets.files import read_text
 from utils.errors import UserError, run
 from utils.files import written_whole
 
-NEEDED = "a header and lines with the columns that are named"
+NEEDED = "expected is CSV, a header and lines with the columns that are named"
 
 
 def read_table(path, columns):
     """{column: list of text} of a CSV file. Errors: UserError naming the file, and the columns it lacks."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-                raise UserError(f"{path}: no column {', '.join(missing)}; there are {', '.join(reader.fieldnames or ())[:400]}")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected is CSV, {NEEDED}") from error
+    reader = csv.DictReader(io.StringIO(read_text(path, NEEDED)))
+    if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+        raise UserError(f"{path}: no column {', '.join(missing)}; there are {', '.join(reader.fieldnames or ())[:400]}")
+    rows = list(reader)
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise UserError(f"{path}: line {number} has another number of columns than the header")

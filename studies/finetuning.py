@@ -254,6 +254,14 @@ def watch_dates(job):
         append(OUT / "dates.csv", row)
 
 
+def start_from(model, weights, what):
+    """Load what a pretraining has for a model: all but its head, which is new. what: for the error, RuntimeError."""
+    wanted = {name: value for name, value in weights.items() if name in model.state_dict() and not name.startswith("head")}
+    missing = model.load_state_dict(wanted, strict=False).missing_keys
+    if any(not name.startswith("head") for name in missing):
+        raise RuntimeError(f"{what}: its pretraining lacks {missing}")
+
+
 @torch.no_grad()
 def predict(model, split, size=128):
     """Logits (N, K) of a whole split."""
@@ -475,9 +483,7 @@ def perform(job):
     model.head = head(run.head, labels.shape[1], labels[rows])
     if run.start == "pretrained":
         weights = torch.load(Path(work) / f"{run.data}-{run.variant}-{run.seed}.pt", weights_only=True)
-        missing, _ = model.load_state_dict(weights, strict=False)
-        if any(not name.startswith("head") for name in missing):
-            raise RuntimeError(f"{run}: the pretraining lacks {missing}")
+        start_from(model, weights, run)
     logits, kept = finetune(tiles, model, rows, BATCH[run.data], run.rate, STEPS, run.seed)
     labels = tiles.splits["test"]["label"].numpy()
     scores = f1_scores(count(logits.numpy(), labels)) | {"map": mean_average_precision(logits.numpy(), labels)}

@@ -34,7 +34,7 @@ from models.inputs import median
 from models.norms import BatchNorm
 from run_tables import paper_cells
 from studies.data import Tiles, forest, rows_of
-from studies.finetuning import OUT, commit, predict, publish, steps_of
+from studies.finetuning import OUT, commit, predict, publish, start_from, steps_of
 from utils import metrics
 from utils.files import written_whole
 from utils.numbers import whole
@@ -178,10 +178,8 @@ def rehearse(job):
         model.head = torch.nn.Sequential(BatchNorm(dim, affine=False) if head != "linear" else torch.nn.Identity(), torch.nn.Linear(dim, classes))
         if head == "odds":
             model.head[1].bias.data = torch.logit(train["label"].mean(0))
-    wanted = {key: value for key, value in weights.items() if key in model.state_dict() and not key.startswith("head")}
-    missing = model.load_state_dict(wanted, strict=False).missing_keys
-    if weights and any(not key.startswith("head") for key in missing):
-        raise RuntimeError(f"{name}: its pretraining lacks {missing}")
+    if weights:
+        start_from(model, weights, name)
     optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
     constant, best, kept, curve = metrics.constant_scores(train["label"], val["label"]), None, [], []

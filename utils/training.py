@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from datasets.files import misfit
 from utils import checkpoint, distributed
 from utils.errors import SIGNALS, Stopped, UserError
 from utils.files import lock, written_whole
@@ -102,7 +103,7 @@ class Training:
         except (RuntimeError, ValueError) as error:                           # other names, shapes, or numbers of them
             raise UserError(f"{self.target}: its weights are not those of today's model; commit "
                             f"{saved['source']['commit']}, which wrote it, goes on with it; else delete it "
-                            f"({' '.join(str(error).split())})", is_told=self.rank > 0) from error
+                            f"({misfit(error)})", is_told=self.rank > 0) from error
         self.sums.copy_(state["sums"])
         for name in ("epoch", "step", "best", "best_epoch"):
             setattr(self, name, state[name])
