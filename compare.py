@@ -3,6 +3,7 @@
     python compare.py                  all there is: results/table2.csv ... table5.csv and figure 5, the paper's configuration
     python compare.py table3 fig5      these only
     python compare.py --demo           results/demo/TABLE.csv, simulated data and small models
+    python compare.py claims --demo    what the demo is to show, claim by claim, of each seed
 
 Where there are tables on repaired Sentinel-1 too (run_tables.sh --s1 repaired, results/repaired), they have a line beside ours.
 Prints the tables and writes beside them, for what was printed: compare.md (the same tables), compare.csv (a line a cell),
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+import claims
 import curves
 from utils.errors import UserError, run
 from utils.metrics import f1_scores
@@ -123,6 +125,16 @@ def best_constant(path, column, scale):
         if counts["scale"] == scale and counts["dataset"] not in found:
             tp, fp, fn, tn = (np.array(counts[name]) for name in ("tp", "fp", "fn", "tn"))
             found[counts["dataset"]] = f1_scores({"tp": tp + fn, "fp": fp + tn, "fn": 0 * fn})[column]
+    return found
+
+
+def claims_of(folder, scale):
+    """The claims of claims.py. Errors: UserError if there are no rows for any."""
+    path = folder / f"{claims.TABLE}.csv"
+    cells, _ = collect(folder, claims.TABLE, scale)
+    constant = best_constant(path, "f1_weighted", scale).get(claims.DATASET)
+    if not (found := claims.of_cells(cells, constant) + claims.of_probe(folder / "probe.csv", scale)):
+        raise UserError(f"{path}: no claim can be looked at; it needs OmniSat's cells of {claims.DATASET}, run_tables.sh demo writes them")
     return found
 
 
@@ -301,14 +313,14 @@ def draw(folder, tables, entries, probes, remark):
 def main(argv=None):
     # ---- options
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("tables", nargs="*", metavar="TABLE", help="table2 ... table5, fig5, probe (default: all there is)")
+    arguments.add_argument("tables", nargs="*", metavar="TABLE", help="table2 ... table5, fig5, probe, claims (default: all there is, but for claims)")
     arguments.add_argument("--demo", action="store_true", help="the demo's results instead of the paper-scale ones")
     arguments.add_argument("--results", metavar="DIR", help="folder of the tables (default: results, or results/demo)")
     args = arguments.parse_args(argv)
     folder, scale = Path(args.results or (RESULTS / "demo" if args.demo else RESULTS)), "demo" if args.demo else "paper"
     for name in args.tables:
-        if name not in TABLES + ("fig5", "probe"):
-            raise UserError(f"unknown table '{name}': there are {', '.join(TABLES)}, fig5, probe")
+        if name not in TABLES + ("fig5", "probe", "claims"):
+            raise UserError(f"unknown table '{name}': there are {', '.join(TABLES)}, fig5, probe, claims")
     there = [table for table in TABLES if any((folder_of(folder, s1) / f"{table}.csv").exists() for s1 in LINES)]
     has_probe = "probe" in args.tables or (not args.tables and (folder / "probe.csv").exists())
     if not args.tables and not there and not has_probe:
@@ -317,7 +329,7 @@ def main(argv=None):
     # ---- cells
     blocks, tables, entries, problems = [], {}, [], []    # blocks: (title, (header, lines), notes)
     remark, end = (DEMO, f". {DEMO}") if args.demo else ("", "")
-    shown = there + ["fig5"] * (folder / "table2.csv").exists() if not args.tables else [n for n in args.tables if n != "probe"]
+    shown = there + ["fig5"] * (folder / "table2.csv").exists() if not args.tables else [n for n in args.tables if n not in ("probe", "claims")]
     for name in shown:
         table = "table2" if name == "fig5" else name
         both = [s1 for s1 in LINES if (folder_of(folder, s1) / f"{table}.csv").exists()] if name != "fig5" else []
@@ -352,6 +364,10 @@ def main(argv=None):
         blocks.append((f"probe: F1 of simple classifiers on frozen features, on test, %, between what it lies{end}", curves.lines(probes), []))
     elif has_probe:
         problems.append(f"{folder / 'probe.csv'} has no rows of scale {scale} yet; run_tables.sh probe writes them")
+
+    if "claims" in args.tables:
+        found = claims_of(folder, scale)
+        blocks.append((f"claims: what {'the demo' if args.demo else 'OmniSat'} shows on {claims.DATASET}{end}", claims.lines(found), []))
 
     # ---- files, pictures, text
     if blocks:

@@ -1,14 +1,14 @@
 """Produce the cells of the paper's tables, a command a row. Called by run_tables.sh, which looks after the packages.
 
-    bash run_tables.sh demo                          OmniSat's cells of Table 2 on simulated data, small models, two CPU cores
+    bash run_tables.sh demo                          what OmniSat can do, on simulated tiles with a small model: 8 minutes on 2 CPU cores
     bash run_tables.sh table2                        the paper's configuration on the release, in data/ or --data DIR
     bash run_tables.sh table3 --dry-run              only print the commands, each of them can be run alone
     bash run_tables.sh all --demo                    every table on simulated data
     bash run_tables.sh probe                         frozen evaluation of OmniSat's pretrainings, results/probe.csv (also --demo)
     bash run_tables.sh table2 --s1 repaired          the cells that see Sentinel-1 of TreeSatAI-TS, its scrambled files put in order
 
-Rows go to results/TABLE.csv (demo: results/demo/; repaired: results/repaired/), checkpoints and logs to runs/. What is there already
-is not run again, what was stopped goes on. The exit code is 0 if all rows are there, 1 if some failed, 75 if it was stopped by a signal.
+Rows go to results/TABLE.csv (demo: results/demo/; with --demo: results/demo-all/; repaired: results/repaired/), checkpoints and logs to
+runs/. What is there already is not run again, what was stopped goes on. The exit code is 0 if all rows are there, 1 if some failed, 75 if it was stopped by a signal.
 """
 import argparse
 import functools
@@ -31,7 +31,13 @@ from utils.results import (COLUMNS, KEYS, PROBE_KEYS, SCORED, TABLES, finetuning
 ROOT = Path(__file__).parent
 RETRY = 30    # seconds until a job whose folder is taken is tried again
 FOLDERS = {"treesatai-ts": "treesatai", "treesatai": "treesatai", "pastis-hd": "pastis-hd", "flair": "flair"}
-# The demo's choices: few tiles, a small model, minutes of training. The paper's are the scripts' defaults.
+# What `demo` shows, chosen on validation tiles of other seeds of the forest (DEMO.md): tiles of 3 x 3 patches in place of 6 x 6, so that
+# there can be more of them and more steps
+SHOWN_DATA = ["--train", "800", "--test", "300", "--side", "3"]
+SHOWN_PRETRAIN = ["--batch-size", "16", "--epoch-steps", "120", "--epochs", "10", "--lr", "1e-3", "--no-compile"]
+SHOWN_FINETUNE = ["--batch-size", "16", "--epoch-steps", "40", "--epochs", "5", "--lr", "1e-3"]
+SHOWN_PROBE = ("all", "s2")
+# The choices of the tables with --demo: few tiles, a small model, minutes of training. The paper's are the scripts' defaults.
 DEMO_DATA = {"treesatai": ["--train", "160", "--test", "100"], "pastis-hd": ["--train", "120", "--test", "80"],
              "flair": ["--train", "160", "--test", "100"]}
 DEMO_MODEL = ["--embed-dim", "32", "--depth", "1"]
@@ -49,14 +55,14 @@ DEMO_LARGE, DEMO_SMALL = ({percent: ["--batch-size", "4", "--epoch-steps", "1", 
 
 
 def paper_cells(table):
-    """Rows of cells.csv, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of table 2; probe: of each
-    dataset OmniSat's that begins with the pretraining."""
+    """Rows of cells.csv, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of TreeSatAI-TS in table 2;
+    probe: of each dataset OmniSat's that begins with the pretraining."""
     rows = [row for row in read_cells() if row["table"] in TABLES]
     if table == "probe":
         wanted = {"model": "omnisat", "pretraining": "self", "ablation": "none", "modality": "all", "label_percent": "100"}
         return list({row["dataset"]: row for row in reversed(rows) if wanted.items() <= row.items()}.values())[::-1]
     if table == "demo":
-        return [row for row in rows if row["table"] == "table2" and row["model"] == "omnisat"]
+        return [row for row in rows if (row["table"], row["dataset"], row["model"]) == ("table2", "treesatai-ts", "omnisat")]
     if table == "fig5":
         return [row for row in rows if row["table"] == "table2" and row["label_percent"] == "100"]
     return [row for row in rows if table in ("all", row["table"])]
@@ -97,13 +103,13 @@ def key(cell):
     return ",".join(key_of(cell))
 
 
-def demo_options(cell, start):
-    """Sizes and lengths of a cell's training in the demo. start: its --init, a list."""
+def demo_options(cell, start, demo):
+    """Sizes and lengths of a cell's training. start: its --init, a list; demo: as in Commands."""
     percent = cell["label_percent"]
     is_large = cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd" or cell["model"] == "dofa"
     is_new = not start[0].endswith(".pt")                                     # a checkpoint knows its sizes
     if cell["model"] == "omnisat":
-        return (DEMO_MODEL if is_new else []) + DEMO_COMMON + DEMO_FINETUNE
+        return (DEMO_MODEL if is_new else []) + DEMO_COMMON + (SHOWN_FINETUNE if demo == "demo" else DEMO_FINETUNE)
     width = DEMO_WIDTH if is_new and method_of(cell).has_width(cell["modality"]) else []
     if method_of(cell).is_fitted:
         return width + DEMO_COMMON
@@ -113,12 +119,14 @@ def demo_options(cell, start):
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 class Commands:
-    """The command lines, at the paper's or the demo's scale, on Sentinel-1 as released or repaired (s1)."""
+    """The command lines, at the paper's or the demo's scale, on Sentinel-1 as released or repaired (s1).
+
+    demo: "" at the paper's scale, "demo" for what `demo` shows, "demo-all" for tables with --demo: the name of its folders.
+    """
 
     def __init__(self, python, data, demo, nproc, s1="released"):
         self.demo, self.data, self.s1 = demo, data, s1
-        self.results = folder_of("results/demo" if demo else "results", s1)
-        self.runs = folder_of("runs/demo" if demo else "runs", s1)
+        self.results, self.runs = folder_of(Path("results", demo), s1), folder_of(Path("runs", demo), s1)
         self.python = [python]
         self.start = self.python + (["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
                                     if nproc > 1 else [])
@@ -129,7 +137,8 @@ class Commands:
 
     def generate(self, dataset):
         return self.python + ["-m", "datasets.demo", "--dataset", FOLDERS[dataset], "--root", self.root(dataset),
-                              *DEMO_DATA[FOLDERS[dataset]], *(["--as-2017"] if self.s1 == "repaired" else [])]
+                              *(SHOWN_DATA if self.demo == "demo" else DEMO_DATA[FOLDERS[dataset]]),
+                              *(["--as-2017"] if self.s1 == "repaired" else [])]
 
     def pretrained(self, cell, seed):
         """{modality: checkpoint} that a cell's fine-tuning starts from, none if from scratch; folders are pretrain.py's defaults."""
@@ -152,7 +161,8 @@ class Commands:
         what = (["--ablation", cell["ablation"]] if cell["ablation"] != "none" else
                 ["--model", cell["model"], "--modalities", modality] if cell["model"] != "omnisat" else [])
         size = DEMO_MODEL if cell["model"] == "omnisat" else DEMO_WIDTH
-        extra = ["--output", str(self.pretrained(cell, seed)[modality].parent), *size, *DEMO_COMMON, *DEMO_PRETRAIN]
+        extra = ["--output", str(self.pretrained(cell, seed)[modality].parent), *size, *DEMO_COMMON,
+                 *(SHOWN_PRETRAIN if self.demo == "demo" else DEMO_PRETRAIN)]
         return self.start + ["pretrain.py", *self._common(cell, seed), *what, *(extra if self.demo else [])]
 
     def finetune(self, cell, seed):
@@ -162,17 +172,23 @@ class Commands:
                                 "--init", *start, "--modalities", cell["modality"], "--label-percent", percent,
                                 "--csv", self.csv(cell)]
         if self.demo:
-            command += ["--output", str(self.finetuned(cell, seed).parent), *demo_options(cell, start)]
+            command += ["--output", str(self.finetuned(cell, seed).parent), *demo_options(cell, start, self.demo)]
         return command
 
     def evaluate(self, cell, seed):
         return self.start + ["evaluate.py", "--checkpoint", str(self.finetuned(cell, seed)), "--data-root",
                              self.root(cell["dataset"]), "--csv", self.csv(cell), *(DEMO_COMMON if self.demo else [])]
 
+    def probed(self, dataset):
+        """The choices of modalities that frozen evaluation is done for."""
+        from datasets import default_modalities                               # torch is only loaded where it is needed
+        return SHOWN_PROBE if self.demo == "demo" else ("all", *default_modalities(dataset))
+
     def probe(self, cell, seed):
         (start,) = self.pretrained(cell, seed).values()
         return self.start + ["probe.py", "--checkpoint", str(start), "--data-root", self.root(cell["dataset"]),
-                             "--csv", str(self.results / "probe.csv"), *(DEMO_COMMON if self.demo else [])]
+                             "--csv", str(self.results / "probe.csv"), *(DEMO_COMMON if self.demo else []),
+                             *(["--modalities", *SHOWN_PROBE] if self.demo == "demo" else [])]
 
 
 class Job(NamedTuple):
@@ -232,7 +248,6 @@ def jobs(cells, seeds, commands, is_dry=False):
 def probe_jobs(cells, seeds, commands):
     """The jobs of frozen evaluation that are still to do, and what they need; {name: why} of those that cannot be done."""
     scale, planned, blocked = "demo" if commands.demo else "paper", {}, {}
-    from datasets import default_modalities                                   # torch is only loaded where it is needed
     there = {tuple(row[name] for name in ("dataset", "seed", "modality")) for row in read_rows(
         commands.results / "probe.csv", PROBE_KEYS) if row["scale"] == scale
         and (row["features"], row["classifier"], row["label_percent"]) == ("handmade", "knn", "100")}    # a modality's last row
@@ -240,7 +255,7 @@ def probe_jobs(cells, seeds, commands):
         for cell in cells:
             dataset, needs = cell["dataset"], ()
             (start,) = commands.pretrained(cell, seed).values()
-            if all((dataset, seed, modality) in there for modality in ("all", *default_modalities(dataset))):
+            if all((dataset, seed, modality) in there for modality in commands.probed(dataset)):
                 continue
             try:
                 found = finished_scale(start)
@@ -260,6 +275,12 @@ def probe_jobs(cells, seeds, commands):
                 continue
             planned[name] = Job(name, commands.probe(cell, seed), needs, start.parent / "probe.txt")
     return list(planned.values()), blocked
+
+
+def needed_first(planned):
+    """The jobs in the same order, but those before the others that others wait for."""
+    needed = {name for job in planned for name in job.needs}
+    return sorted(planned, key=lambda job: job.name not in needed)
 
 
 def missing_weights(cell):
@@ -368,7 +389,8 @@ def main(argv=None):
     arguments = argparse.ArgumentParser(prog="run_tables.sh", description=__doc__,
                                         formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("table", choices=[*TABLES, "fig5", "all", "demo", "probe"],
-                           help="a table; fig5: what figure 5 shows; all; probe: frozen evaluation, not in the paper; or demo: OmniSat's cells of table2 --demo, ten minutes")
+                           help="a table; fig5: what figure 5 shows; all; probe: frozen evaluation, not in the paper; or demo: OmniSat's cells of TreeSatAI-TS and "
+                                "their probe, on simulated tiles, and what they show: 8 minutes on 2 cores")
     arguments.add_argument("--list", action="store_true", help="print the cells, as CSV, and stop")
     arguments.add_argument("--dry-run", action="store_true", help="print the commands that would run, one a line, and stop")
     arguments.add_argument("--only", metavar="PATTERN", help="only cells whose line of --list matches this regular expression, "
@@ -376,7 +398,7 @@ def main(argv=None):
     arguments.add_argument("--seeds", type=whole_list(0), default=[0], metavar="LIST", help="comma-separated; each has its own pretraining and label subset (default: 0)")
     arguments.add_argument("--nproc", type=whole(1), default=1, help="processes, one a GPU (default: 1)")
     arguments.add_argument("--jobs", type=whole(1), metavar="N", help="for the demo: commands at a time, each on one core, their output in "
-                                                                  "runs/demo (default: the number of cores, at most 8)")
+                                                                  "runs/demo (with --demo: runs/demo-all; default: the number of cores, at most 8)")
     arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README; relative to the repository (default: data)")
     arguments.add_argument("--demo", action="store_true", help="the table on generated data with small models")
     arguments.add_argument("--s1", choices=("released", "repaired"), default="released",
@@ -384,7 +406,7 @@ def main(argv=None):
                                 "with the cells that see it; the demo then has such files (default: released)")
     arguments.add_argument("--python", default=sys.executable, help=argparse.SUPPRESS)    # as run_tables.sh found it
     args = arguments.parse_args(argv)
-    demo = args.demo or args.table == "demo"
+    demo = "demo" if args.table == "demo" else "demo-all" if args.demo else ""    # the name of its folders
     try:
         cells = [cell for cell in paper_cells(args.table) if re.search(args.only or "", key(cell))]
     except re.error as error:
@@ -407,13 +429,22 @@ def main(argv=None):
         print(",".join(KEYS), *map(key, cells), sep="\n")
         return 0
     if demo and args.data:
-        arguments.error("--data: the demo makes its own data in demo/; leave the option out")
-    data = str(folder_of("demo", args.s1)) if demo else args.data or "data"
+        arguments.error(f"--data: the demo makes its own data in {demo}/; leave the option out")
+    if demo == "demo" and args.s1 == "repaired":
+        arguments.error("--s1 repaired: the demo's Sentinel-1 is in order; table2 --demo has scrambled files")
+    data = str(folder_of(demo, args.s1)) if demo else args.data or "data"
     if not demo and not args.dry_run and not Path(data).is_dir():
         arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data (see README)")
     commands = Commands(args.python, data, demo, args.nproc, args.s1)
     planned, failed, *without = (probe_jobs(cells, seeds, commands) if args.table == "probe" else
                                  jobs(cells, seeds, commands, args.dry_run))
+    is_shown = demo == "demo" and not args.only                               # all that the claims are about
+    if is_shown:
+        probed = [cell for cell in cells if cell["pretraining"] == "self"][:1]
+        more, lost = probe_jobs(probed, seeds, commands)
+        planned = list({job.name: job for job in (*more, *planned)}.values())
+        failed |= lost
+    planned = needed_first(planned)
     for name, why in failed.items():
         print(f"FAILED {name}: {why}", file=sys.stderr)
     if args.dry_run:
@@ -425,7 +456,8 @@ def main(argv=None):
     total = len(planned) + len(failed)
     failed |= run_all(planned, at_a_time)
     results = commands.results.parent if args.s1 == "repaired" else commands.results
-    compare = [args.python, "compare.py", "--results", str(results), *(["--demo"] if demo else [])]
+    shown = ["table2", "probe", "claims"] if is_shown else []
+    compare = [args.python, "compare.py", *shown, "--results", str(results), *(["--demo"] if demo else [])]
     compared = subprocess.run(compare, cwd=ROOT).returncode
     if failed:
         print(f"\n{len(failed)} of {total} jobs failed; the same command runs them again:", file=sys.stderr)

@@ -25,7 +25,7 @@ import tifffile
 from tqdm import tqdm
 
 from datasets import demo_flair, demo_pastis
-from datasets.forest import (BORDER, PIXEL, UNLABELLED, aerial, backscatter, digital_numbers, ground_map, labels, observe_s2, plan,
+from datasets.forest import (BORDER, PER_PIXEL, PIXEL, UNLABELLED, aerial, backscatter, digital_numbers, ground_map, labels, observe_s2, plan,
                              reflectance, s1_series, s2_series, speckle, spoil_s1, stand_map, stand_traits, stream)
 from datasets.sentinel1 import scrambled
 from utils.errors import UserError, run
@@ -33,6 +33,7 @@ from utils.files import lock
 from utils.numbers import whole
 
 VERSION = 2
+SIDE = 6    # of a tile of TreeSatAI, in Sentinel pixels
 FOLDERS = ('aerial', 'sentinel-ts', 'sentinel/s1/60m', 'sentinel/s1/200m', 'sentinel/s2/60m', 'sentinel/s2/200m')
 V1_ORDER = [0, 1, 2, 6, 3, 4, 5, 7, 8, 9]  # of the single-date files: B02 B03 B04 B08 B05 ... B12 (B01 B09)
 
@@ -46,7 +47,7 @@ def write_h5(path, s1, s2, rng):
     dust = rng.random(masks.shape) < .001
     masks = np.where(dust & (masks == 0), 4e-9 * rng.random(masks.shape) + 1e-10, masks).astype(np.float32)
     if rng.random() < .5:
-        masks = np.concatenate([masks, np.zeros((len(masks), 8, 6, 6), np.float32)], 1)
+        masks = np.concatenate([masks, np.zeros((len(masks), 8, *masks.shape[2:]), np.float32)], 1)
     text = h5py.string_dtype()
     with h5py.File(path, 'w') as f:
         for direction in ('asc', 'des'):
@@ -68,25 +69,24 @@ def write_tif(path, image, pixel, rows_per_strip=None, rgb=False):
 
 
 def write_tile(job):
-    """Write every file of tile i. job: (root, seed, i, as_2017); returns (tif name, label entries)."""
-    root, seed, i, as_2017 = job
+    """Write every file of tile i. job: (root, seed, i, side, as_2017); returns (tif name, label entries)."""
+    root, seed, i, side, as_2017 = job
     tile = plan(seed, i)
     stem = tile.name[:-len('.tif')]
-    species, stands = ground_map(seed, i)
+    species, stands = ground_map(seed, i, side)
     values = list(range(len(species))) + [UNLABELLED]
 
-    def per_pixel(fine, side, block):                                                   # share of each stand in each pixel
+    def per_pixel(fine, block):                                                          # share of each stand in each pixel
+        side = len(fine) // block
         return np.stack([(fine == v).reshape(side, block, side, block).mean((1, 3)) for v in values])
-    shares = per_pixel(stands[BORDER:-BORDER, BORDER:-BORDER], 6, 50)                    # (K, 6, 6)
-    around = per_pixel(stand_map(tile, np.arange(-99.5, 100)), 20, 10)                   # (K, 20, 20), the 200 m files
-    around[:, 7:13, 7:13] = shares
+    shares = per_pixel(stands[BORDER:-BORDER, BORDER:-BORDER], PER_PIXEL)                # (K, H, W)
 
     write_tif(root / 'aerial' / tile.name, aerial(stream(seed, i, 1), species, stands), PIXEL, 6, rgb=True)
 
     rng = stream(seed, i, 2)
     traits = stand_traits(rng, species)
     texture = np.exp(.08 * rng.standard_normal((20, 20)))
-    s2 = s2_series(rng, traits, shares, texture[7:13, 7:13], tile.year)
+    s2 = s2_series(rng, traits, shares, texture[7:7 + side, 7:7 + side], tile.year)
 
     rng = stream(seed, i, 3)
     rain = np.convolve(rng.exponential(1.5, 366) * (rng.random(366) < .15), .6 ** np.arange(8))[:366].clip(max=3) - .5
@@ -100,7 +100,10 @@ def write_tile(job):
             data, names = s1[direction]
             s1[direction] = scrambled(data, 's1' if direction == 'asc' else 's1-des'), names
     write_h5(root / 'sentinel-ts' / f'{stem}_{tile.year}.h5', s1, s2, rng)
-    write_single_dates(root, tile.name, stream(seed, i, 4), traits, around, texture)
+    if side == SIDE:
+        around = per_pixel(stand_map(tile, np.arange(-99.5, 100)), 10)                   # (K, 20, 20), the 200 m files
+        around[:, 7:13, 7:13] = shares
+        write_single_dates(root, tile.name, stream(seed, i, 4), traits, around, texture)
     return tile.name, labels(tile, stands)
 
 
@@ -163,11 +166,12 @@ def generate(root, wanted, counts, write, jobs, finish, workers=None, unit='tile
         return root
 
 
-def write_treesatai(root, train=320, test=160, seed=0, workers=None, as_2017=False):
+def write_treesatai(root, train=320, test=160, seed=0, workers=None, as_2017=False, side=SIDE):
     """Write demo TreeSatAI-TS and TreeSatAI under `root`, laid out like the unpacked release; returns `root` as a Path.
 
     train, test: tiles in split/{train,test}_filenames.lst. seed: decides every byte. workers: processes (default: all cores).
     as_2017: Sentinel-1 of the 2017 files scrambled, as in the release (docs/sentinel1-2017.md); by default all are in order.
+    side: Sentinel pixels a side (real: 6); tiles of another one are quicker to learn from, and have no single dates.
     Does nothing when the same data is there already. UserError: `root` holds other files, or data of other arguments.
     """
     root = Path(root)
@@ -180,9 +184,9 @@ def write_treesatai(root, train=320, test=160, seed=0, workers=None, as_2017=Fal
             lines = ''.join(f'{name}\r\n' for name in sorted(name for name, _ in part))
             (root / 'split' / f'{split}_filenames.lst').write_bytes(lines.encode())
     wanted = dict(demo=True, dataset='treesatai', train=train, test=test, seed=seed, version=VERSION)
-    wanted |= dict(as_2017=True) if as_2017 else {}
-    counts = {f'{folder}/*': train + test for folder in FOLDERS}
-    return generate(root, wanted, counts, write_tile, [(root, seed, i, as_2017) for i in range(train + test)], finish, workers)
+    wanted |= (dict(as_2017=True) if as_2017 else {}) | (dict(side=side) if side != SIDE else {})
+    counts = {f'{folder}/*': train + test for folder in (FOLDERS if side == SIDE else FOLDERS[:2])}
+    return generate(root, wanted, counts, write_tile, [(root, seed, i, side, as_2017) for i in range(train + test)], finish, workers)
 
 
 def write_pastis(root, train=100, test=40, seed=0, workers=None, side=32):
@@ -237,11 +241,17 @@ def main(argv=None):
                         'flair: patches in test domains (default 40); few tiles make noisy scores')
     parser.add_argument('--seed', type=whole(0), default=0, help='decides every byte; the number of processes does not')
     parser.add_argument('--as-2017', action='store_true', help='of treesatai: Sentinel-1 of the 2017 files scrambled, as in the release')
+    parser.add_argument('--side', type=whole(2), help='of treesatai: Sentinel pixels a side (default 6, as in the release); tiles of another '
+                        'side are quicker to learn from, and have no single dates')
     args = parser.parse_args(argv)
+    if args.side is not None and args.dataset != 'treesatai':
+        raise UserError(f'--side: it is about tiles of treesatai, not of {args.dataset}; leave it out')
+    if args.as_2017 and args.side not in (None, SIDE):
+        raise UserError('--as-2017: the scrambled files have 6 x 6 pixels; leave --side out')
     if args.as_2017 and args.dataset != 'treesatai':
         raise UserError(f'--as-2017: it is about files of treesatai, not of {args.dataset}; leave it out')
     counts = {name: getattr(args, name) for name in ('train', 'test') if getattr(args, name) is not None}
-    counts |= {'as_2017': True} if args.as_2017 else {}
+    counts |= ({'as_2017': True} if args.as_2017 else {}) | ({'side': args.side} if args.side is not None else {})
     root = writers[args.dataset](args.root, seed=args.seed, **counts)
     made = json.loads((root / 'DEMO.json').read_text())
     print(f'{root}: {made["train"]} train and {made["test"]} test tiles of SIMULATED '

@@ -16,14 +16,15 @@ Nuisance hides the signal: illumination and colour per tile, phenology shifted b
 half of the dates, speckle, rain, orbit offsets. Real defects are planted on purpose; see `labels`,
 `weather`, `s1_series`, `spoil_s1`, and `write_h5` of datasets/demo.py.
 
-Dimension letters: T dates, B bands, K stands of a tile, H = W = 6 Sentinel pixels of 10 m (20 in the 200 m files).
+Dimension letters: T dates, B bands, K stands of a tile, H = W = 6 Sentinel pixels of 10 m (20 in the 200 m files). Smaller tiles,
+which demo.py writes for the demo, have fewer; they are no crops of the larger ones, but tiles of their own.
 """
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import numpy as np
 
-PIXEL, SIDE, BORDER = 0.2, 304, 2      # aerial pixel in m; tile side in px; px outside the 6 x 6 Sentinel pixels
+PIXEL, BORDER, PER_PIXEL = 0.2, 2, 50  # aerial pixel in m; px around the Sentinel pixels; px in one of these, along a side
 UNLABELLED = 255                       # ground map value of ground that no label covers (a track, bare ground)
 FIRST_20M = np.array([0, 0, 2, 3, 3, 5])   # replication of 20 m pixels in the real file: columns 0-1 and 3-4 are equal
 BANDS_20M = [3, 4, 5, 7, 8, 9]             # in the order of the series: B02 B03 B04 B05 B06 B07 B08 B8A B11 B12
@@ -120,10 +121,10 @@ def stand_map(tile, at):
     return stands
 
 
-def ground_map(seed, i):
-    """The truth of tile i: (species of each stand, (304, 304) uint8 stand index at 0.2 m, 255 where no label covers)."""
-    tile = plan(seed, i)
-    return tile.species, stand_map(tile, (np.arange(SIDE) - SIDE / 2 + .5) * PIXEL)
+def ground_map(seed, i, side=6):
+    """The truth of tile i: (species of each stand, (304, 304) uint8 stand index at 0.2 m, 255 where no label covers). side: of H, W."""
+    tile, pixels = plan(seed, i), side * PER_PIXEL + 2 * BORDER
+    return tile.species, stand_map(tile, (np.arange(pixels) - pixels / 2 + .5) * PIXEL)
 
 
 def labels(tile, stands):
@@ -241,7 +242,7 @@ def observe_s2(rng, clear, texture):
 
 
 def digital_numbers(seen):
-    """Repeat the first 10 m pixel of each 20 m pixel in the 20 m bands, round. seen (T, 10, 6, 6) or (T, 10, 20, 20)."""
+    """Repeat the first 10 m pixel of each 20 m pixel in the 20 m bands, round. seen (T, 10, H, W)."""
     start = 7 % 6 if seen.shape[-1] == 20 else 0                                         # the centre tile begins at pixel 7
     j = np.arange(seen.shape[-1]) - start
     first = j // 6 * 6 + FIRST_20M[j % 6] + start
@@ -281,7 +282,7 @@ def weather(rng, data, winter):
 
 
 def s2_series(rng, traits, shares, texture, year):
-    """A year of Sentinel-2: data (T, 10, 6, 6) digital numbers, masks (T, 2, 6, 6) snow and cloud, product names (T)."""
+    """A year of Sentinel-2: data (T, 10, H, W) digital numbers, masks (T, 2, H, W) snow and cloud, product names (T)."""
     dates = []
     for first, orbit, hour in [(2, 65, 10.4), (5, 108, 10.57)][:rng.integers(1, 3)]:     # one or two relative orbits, every 5 days
         dates += [(day, orbit, hour, 'AB'[n % 2]) for n, day in enumerate(range(first, 366, 5))]
@@ -318,15 +319,15 @@ def speckle(rng, side):
 
 
 def s1_series(rng, traits, shares, year, orbits, rain, doubled):
-    """A year of one orbit direction. Returns data (T, 2, 6, 6) VV and VH in LINEAR power, products (T) names.
+    """A year of one orbit direction. Returns data (T, 2, H, W) VV and VH in LINEAR power, products (T) names.
 
     orbits: relative orbit numbers. rain (366) dB by day of year, shared by all pixels. doubled: share of dates that occur
     twice, as two consecutive slices with identical pixels.
     """
-    rows, names = [], []
+    rows, names, side = [], [], shares.shape[-1]
     reference, lap = datetime(2020, 1, 3, 17, 8, 41), timedelta(days=12) / 175           # S1A flew relative orbit 117 then
     for orbit in orbits:
-        offset, twin = rng.normal(0, .5, 2), rng.integers(0, 5)                         # each orbit looks at its own angle
+        offset, twin = rng.normal(0, .5, 2), rng.integers(0, side - 1)                         # each orbit looks at its own angle
         first = reference + (orbit - 117) * lap + timedelta(minutes=21 if orbit in (66, 139) else 0)
         pass_0 = (datetime(year, 1, 1) - first) // timedelta(days=6) + 1                # A and B take turns, every 6 days
         for k in (pass_0 + rng.permutation(60)[:rng.integers(41, 58)]).tolist():
@@ -336,14 +337,14 @@ def s1_series(rng, traits, shares, year, orbits, rain, doubled):
     data = []
     for when, number, satellite, offset, twin in sorted(rows, key=lambda row: row[0]):
         day = when.timetuple().tm_yday
-        power = backscatter(traits, shares, day, offset + rain[day - 1] * np.array([1, .7])) * speckle(rng, 6)
+        power = backscatter(traits, shares, day, offset + rain[day - 1] * np.array([1, .7])) * speckle(rng, side)
         power[:, :, twin + 1] = power[:, :, twin]                                       # nearest-neighbour resampling
         for slice_ in range(1 + (rng.random() < doubled)):
             when = when + slice_ * timedelta(seconds=int(rng.integers(1, 20)))
             names.append(f'S1{satellite}_IW_GRDH_1SDV_{when:%Y%m%dT%H%M%S}_{when + timedelta(seconds=25):%Y%m%dT%H%M%S}'
                          f'_{number:06d}_{(number * 1234567) % 0xFFFFFF:06X}_{rng.integers(0x10000):04X}')
             data.append(power)
-    return np.array(data, np.float32).reshape(-1, 2, 6, 6), names
+    return np.array(data, np.float32).reshape(-1, 2, side, side), names
 
 
 def spoil_s1(rng, data, names):
@@ -352,7 +353,7 @@ def spoil_s1(rng, data, names):
     for chance, channels, value in [(.20, [0, 1], np.nan), (.25, [1], 0.), (.15, [1], 1.6e-12)]:
         if len(days) and rng.random() < chance:
             for day in rng.choice(days, rng.integers(1, 3)):
-                y, x = rng.integers(0, 6, 2)
+                y, x = rng.integers(0, data.shape[-1], 2)
                 data[np.ix_(days == day, channels, [y], [x])] = value
     if len(days) and rng.random() < .08:
         data[days == rng.choice(days)] = np.nan

@@ -22,7 +22,7 @@ import numpy as np
 from datasets import sentinel1
 from datasets.files import read_json, read_text, read_tif, walk, why
 from datasets.splits import check_apart, drawn_val
-from datasets.tiles import Tiles
+from datasets.tiles import Tiles, demo_side
 from utils.errors import UserError
 from utils.files import check_pointer
 
@@ -30,7 +30,7 @@ CLASSES = ("Abies", "Acer", "Alnus", "Betula", "Cleared", "Fagus", "Fraxinus", "
            "Prunus", "Pseudotsuga", "Quercus", "Tilia")
 LABELS_FILE = "TreeSatBA_v9_60m_multi_labels.json"
 AREA = 0.07                    # a class counts if an entry's area is strictly larger
-SIZE, GRID = 300, 6            # pixels of the image after the centre crop; pixels of the series
+GRID, PATCH = 6, 50            # pixels of the series, along a side; pixels of the image in one of them
 FLOOR = 1e-4                   # linear power under this is -40 dB: below a GRD product's noise
 MOST = 1 << 24                 # numbers in a dataset: a year of 46,000 dates of S2
 PLACES = 10 ** np.arange(8)[::-1]               # what the digits of YYYYMMDD stand for
@@ -112,14 +112,14 @@ def read_labels(path):
 
 # ---- one tile -------------------------------------------------------------------------------------------------------
 
-def read_vhr(path):
+def read_vhr(path, grid=GRID):
     """The centre 300 x 300 pixels (60 m, the Sentinel grid) of an aerial image: (4, 300, 300) uint8, NIR G B R."""
-    image = read_tif(path, 4)
+    image, size = read_tif(path, 4), grid * PATCH
     height, width = image.shape[1:]
-    if image.dtype != np.uint8 or height < SIZE or width < SIZE:
-        raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected at least {SIZE} x {SIZE} pixels of uint8")
-    top, left = (height - SIZE) // 2, (width - SIZE) // 2
-    return image[:, top:top + SIZE, left:left + SIZE]
+    if image.dtype != np.uint8 or height < size or width < size:
+        raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected at least {size} x {size} pixels of uint8")
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[:, top:top + size, left:left + size]
 
 
 def read_single(path, key, bands):
@@ -151,8 +151,8 @@ def _h5(path):
         raise UserError(f"{path}: cannot be read as HDF5 ({why(error)}); download it again") from error
 
 
-def read_h5(path, keys):
-    """The series of one tile: {key: (data (T, C, 6, 6) float32, days of the year (T,) int64)}, as they are in the file.
+def read_h5(path, keys, grid=GRID):
+    """The series of one tile: {key: (data (T, C, grid, grid) float32, days of the year (T,) int64)}, as they are in the file.
 
     S2 in digital numbers, S1 in linear power. T = 0 is legal. Errors: UserError naming the file and the dataset.
     """
@@ -163,10 +163,10 @@ def read_h5(path, keys):
             data = _read_dataset(file, content, path, f"{prefix}-data", np.float32)
             products = _read_products(file, content, path, f"{prefix}-products", start + 8, texts)
             if data.size == 0 and len(products) == 0:                             # however an empty series is stored
-                data = np.zeros((0, bands, GRID, GRID), np.float32)
-            if data.shape != (len(products), bands, GRID, GRID):
+                data = np.zeros((0, bands, grid, grid), np.float32)
+            if data.shape != (len(products), bands, grid, grid):
                 raise UserError(f"{path}: {prefix}-data has shape {data.shape}, expected {len(products)} (as many as products) x "
-                                f"{bands} x {GRID} x {GRID}; download it again")
+                                f"{bands} x {grid} x {grid}; download it again")
             series[key] = data, days_of_year(products, start, path)
     return series
 
@@ -176,7 +176,7 @@ def read_cloud(path):
     with _h5(path) as (file, content):
         masks = _read_dataset(file, content, path, "sen-2-masks", np.float32)
     if masks.ndim != 4 or masks.shape[1] < 2:                                     # T x 2 or 10 x 6 x 6: further ones are empty
-        raise UserError(f"{path}: sen-2-masks has shape {masks.shape}, expected T x 2 or more x {GRID} x {GRID}; download it again")
+        raise UserError(f"{path}: sen-2-masks has shape {masks.shape}, expected T x 2 or more x H x W; download it again")
     return masks[:, :2].max(1).mean((1, 2), dtype=np.float64)
 
 
@@ -277,7 +277,12 @@ class TreeSatAI(Tiles):
             raise UserError(f"{self.root}: no {LABELS_FILE} found, at the root or below")
         if len(self.others[LABELS_FILE]) > 1:
             raise UserError(f"{len(self.others[LABELS_FILE])} label files, {' and '.join(self.others[LABELS_FILE])}: keep one")
-        return self.others.get("DEMO.json", [None])[0]
+        marker = self.others.get("DEMO.json", [None])[0]
+        self.grid = (demo_side(marker, GRID),) * 2
+        if self.s1 == "repaired" and self.grid != (GRID, GRID):
+            raise UserError(f"--s1 repaired: tiles of {self.root} have {self.grid[0]} x {self.grid[1]} pixels; scrambled files have "
+                            f"{GRID} x {GRID}; leave the option out")
+        return marker
 
     def listed(self, split):
         """The names of the split and their labels; draws the validation tiles from train if the release has no list."""
@@ -320,10 +325,10 @@ class TreeSatAI(Tiles):
     def read_own(self, i, sensors):
         """Series of TreeSatAI-TS lie in one file, which is opened once."""
         series = [sensor for sensor in sensors if sensor.key != "vhr"]
-        tile = {"vhr": (read_vhr(self.paths["vhr"][i]), None)} if len(series) < len(sensors) else {}
+        tile = {"vhr": (read_vhr(self.paths["vhr"][i], self.grid[0]), None)} if len(series) < len(sensors) else {}
         if self.name == "treesatai":
             return tile | {sensor.key: read_single(self.paths[sensor.key][i], sensor.key, sensor.bands) for sensor in series}
-        tile |= read_h5(self.paths[series[0].key][i], [sensor.key for sensor in series]) if series else {}
+        tile |= read_h5(self.paths[series[0].key][i], [sensor.key for sensor in series], self.grid[0]) if series else {}
         for key in filter(self.can_repair, tile) if self.s1 == "repaired" else ():
             data, days = tile[key]
             if (i, key) not in self.is_scrambled:                                 # asked once in each process
@@ -342,13 +347,13 @@ class TreeSatAI(Tiles):
         dates (none that is whole: such a file has other findings), or broken.
         """
         path = self.series_file(i)
-        if path is None:
+        if path is None or self.grid != (GRID, GRID):
             return {}
         year = re.search(r"_(\d{4})\.h5$", path)
         found = {"year": year[1] if year else "no year", "file": path}
         for key in sentinel1.PLACES:
             try:
-                data, _ = read_h5(path, [key])[key]
+                data, _ = read_h5(path, [key], self.grid[0])[key]
                 order = sentinel1.order(data, key)
                 found[key] = (order.verdict, order.text()) if order.dates else ("no dates", "no whole date with data")
             except UserError as error:

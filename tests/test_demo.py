@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from datasets import demo
+from datasets import demo, open_dataset
 from utils.errors import UserError
 
 logging.getLogger('tifffile').setLevel(logging.CRITICAL)       # '-9999' on uint8 makes it complain, as on the real files
@@ -227,3 +227,36 @@ def test_physics(root, series):
     assert len(leafless) > 3 and len(evergreen) > 3
     assert min(leafless) > .1 and np.median(leafless) > np.median(evergreen) + .1
     assert np.mean(vh['Cleared']) < np.mean(vh['Picea']) < np.mean(vh['Pinus'])
+
+
+def test_smaller_tiles(tmp_path):
+    """Of 3 x 3 pixels: the same files but for the single dates, read like the others; a tile is not the middle of a larger one."""
+    root = demo.write_treesatai(tmp_path / 'small', 9, 3, SEED, side=3)
+    assert json.loads((root / 'DEMO.json').read_text())['side'] == 3 and not (root / 'sentinel').exists()
+    lists = json.loads((root / 'labels' / 'TreeSatBA_v9_60m_multi_labels.json').read_text())
+    for i in range(12):
+        species, stands = demo.ground_map(SEED, i, 3)
+        assert stands.shape == (154, 154)
+        if demo.plan(SEED, i).overlap == 0:
+            want = sorted(((s.split('_')[0], (stands[2:-2, 2:-2] == k).mean()) for k, s in enumerate(species)), key=lambda e: -e[1])
+            assert [area for _, area in lists[demo.plan(SEED, i).name]] == pytest.approx([area for _, area in want if area > 0], abs=6e-6)
+    tiles = open_dataset('treesatai-ts', root, 'test', ['vhr', 's2', 's1', 's1-des'])
+    item = tiles[0]
+    assert item['vhr'].shape == (4, 150, 150) and item['s2'].shape[1:] == (10, 3, 3) and item['s1-des'].shape[1:] == (2, 3, 3)
+    with h5py.File(next((root / 'sentinel-ts').glob(f'{tiles.names[0][:-4]}_*.h5'))) as f:
+        assert f['sen-1-asc-data'].shape[1:] == (2, 3, 3) and f['sen-2-masks'].shape[2:] == (3, 3)
+    assert tiles.orders(0) == {}                                # the scrambled files have 6 x 6 pixels
+    with pytest.raises(UserError, match='scrambled files have 6 x 6; leave the option out'):
+        open_dataset('treesatai-ts', root, 'test', ['s1'], s1='repaired')
+    (root / 'DEMO.json').unlink()                               # now it says that it is a release
+    with pytest.raises(UserError, match='expected at least 300 x 300 pixels'):
+        open_dataset('treesatai-ts', root, 'test', ['vhr'])[0]
+    with pytest.raises(UserError, match='x 2 x 6 x 6'):
+        open_dataset('treesatai-ts', root, 'test', ['s1'])[0]
+
+
+@pytest.mark.parametrize('options, error', [(['--dataset', 'flair', '--side', '3'], '--side: it is about tiles of treesatai'),
+                                            (['--as-2017', '--side', '3'], 'the scrambled files have 6 x 6 pixels')])
+def test_a_side_that_does_nothing_is_refused(options, error, tmp_path):
+    with pytest.raises(UserError, match=error):
+        demo.main(['--root', str(tmp_path / 'x'), *options])

@@ -45,9 +45,9 @@ def test_figure_5_is_table_2_with_all_labels(capsys):
 
 
 @pytest.mark.parametrize("options, number", [
-    (["table2"], 107 + 2 + 7), (["demo", "--seeds", "0,1"], (24 + 2) * 2 + 1), (["table3"], 52 + 1 + 3), (["table4", "--demo"], 30 + 1 + 2 + 1),
+    (["table2"], 107 + 2 + 7), (["demo", "--seeds", "0,1"], (16 + 2) * 2 + 1), (["table3"], 52 + 1 + 3), (["table4", "--demo"], 30 + 1 + 2 + 1),
     (["table5"], 12 + 6), (["all", "--nproc", "3", "--data", "my data"], 201 + 4 + 5 + 12), (["all", "--demo"], 201 + 4 + 5 + 12 + 3),
-    (["table2", "--s1", "repaired"], 24 + 1), (["table5", "--s1", "repaired"], 12 + 6), (["demo", "--s1", "repaired"], 12 + 1 + 1),
+    (["table2", "--s1", "repaired"], 24 + 1), (["table5", "--s1", "repaired"], 12 + 6), (["table2", "--demo", "--s1", "repaired"], 24 + 1 + 1),
     (["probe", "--seeds", "0,1"], 4 * 2 * 2), (["probe", "--demo"], 4 * 2 + 3)])
 def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)    # nothing done yet, so every line is printed
@@ -104,8 +104,10 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
 def elsewhere(tmp_path, monkeypatch):
     """The demo with few tiles and epochs, its results and runs under tmp_path."""
     monkeypatch.setattr(run_tables, "DEMO_DATA", {"treesatai": ["--train", "24", "--test", "10", "--seed", "3"]})
-    monkeypatch.setattr(run_tables, "DEMO_FINETUNE", ["--epochs", "1", "--epoch-steps", "1", "--lr", "3e-3"])
-    monkeypatch.setattr(run_tables, "DEMO_PRETRAIN", ["--epochs", "1"])
+    monkeypatch.setattr(run_tables, "SHOWN_DATA", run_tables.DEMO_DATA["treesatai"])
+    for name in ("DEMO", "SHOWN"):
+        monkeypatch.setattr(run_tables, f"{name}_FINETUNE", ["--epochs", "1", "--epoch-steps", "1", "--lr", "3e-3"])
+        monkeypatch.setattr(run_tables, f"{name}_PRETRAIN", ["--epochs", "1"])
     data = write_treesatai(tmp_path / "data" / "treesatai", train=24, test=10, seed=3)
     monkeypatch.setattr(run_tables.Commands, "root",
                         lambda self, dataset: str(folder_of(tmp_path / "data", self.s1) / data.name))
@@ -126,7 +128,7 @@ def test_driver_runs_skips_and_reports(elsewhere, monkeypatch, capfd):
     assert {row["modality"] for row in read_rows(elsewhere / "results" / "table2.csv")} == {"s1", "s2"}
     run_tables.main([*command, "--dry-run"])
     assert capfd.readouterr().out.count("finetune.py") == 0
-    monkeypatch.setattr(run_tables, "DEMO_FINETUNE", ["--lr", "nonsense"])
+    monkeypatch.setattr(run_tables, "SHOWN_FINETUNE", ["--lr", "nonsense"])
     for at_a_time in ("1", "2"):
         assert run_tables.main(["demo", "--jobs", at_a_time, "--only", "treesatai-ts,omnisat,none,none,(s2,100|s1,10)$"]) == 1
         error = capfd.readouterr().err
@@ -181,9 +183,22 @@ def test_probes_are_run_once(elsewhere, capfd):
     assert len(capfd.readouterr().out.strip().splitlines()) == 2              # the data, which is there, and the probe
 
 
+def test_demo_begins_with_what_others_wait_for_and_ends_with_its_claims(elsewhere, monkeypatch):
+    """The pretraining is the longest job, and half of the others wait for it; with --only there are no claims."""
+    ran = []
+    monkeypatch.setattr(run_tables, "run_all", lambda planned, at_a_time: ran.append(planned) or {})
+    monkeypatch.setattr(run_tables.subprocess, "run", lambda command, cwd: ran.append(command) or subprocess.CompletedProcess(command, 0))
+    assert run_tables.main(["demo"]) == 0 and run_tables.main(["demo", "--only", "none,none,s2,10$"]) == 0
+    planned, compare, some, other = ran
+    assert [job.name for job in planned[:3]] == ["data of treesatai", "pretraining on treesatai-ts, seed 0", "probe of treesatai-ts, seed 0"]
+    assert len(planned) == 3 + 16 and all(set(job.needs) <= {earlier.name for earlier in planned[:i]} for i, job in enumerate(planned))
+    assert compare[2:5] == ["table2", "probe", "claims"] and "--demo" in compare
+    assert [job.name for job in some][0] == "data of treesatai" and len(some) == 2 and "claims" not in other
+
+
 def test_repaired_sentinel_1_is_a_table_of_its_own(elsewhere, capfd):
     """On scrambled files: scores are to the digit those on the same tiles in order, and what sees no Sentinel-1 is not run."""
-    only = ["demo", "--only", "treesatai-ts,omnisat,(none,none,s[12]|self,none,s2),100$"]
+    only = ["table2", "--demo", "--only", "treesatai-ts,omnisat,(none,none,s[12]|self,none,s2),100$"]
     assert run_tables.main(only) == 0 and run_tables.main([*only, "--s1", "repaired"]) == 0
     shown = capfd.readouterr().out
     assert "ours, S1 repaired" in shown and "[S1 repaired - as released]" in shown
@@ -213,7 +228,8 @@ def test_a_run_of_another_recipe_is_not_taken_for_the_papers(elsewhere, capfd):
 @pytest.mark.parametrize("options, error", [(["table2", "--jobs", "2"], "--jobs"), (["demo", "--seeds", "0,x"], "--seeds"),
                                             (["demo", "--only", "no such cell"], "no cell matches"), (["table9"], "invalid choice"),
                                             (["table3", "--s1", "repaired"], "none of these 52 cells sees Sentinel-1"),
-                                            (["table2", "--s1", "mended"], "invalid choice")])
+                                            (["table2", "--s1", "mended"], "invalid choice"),
+                                            (["demo", "--s1", "repaired"], "the demo's Sentinel-1 is in order; table2 --demo has scrambled")])
 def test_wrong_options_are_told(options, error, capsys):
     with pytest.raises(SystemExit):
         run_tables.main(options)
@@ -286,9 +302,9 @@ def test_a_job_whose_folder_is_taken_waits(tmp_path, monkeypatch, capfd):
 def test_two_drivers_on_one_folder_write_each_row_once(elsewhere):
     """Started together on the same two cells: one waits for the other."""
     code = ("import os, sys; sys.path.insert(0, '.'); import run_tables\nfrom pathlib import Path\nrun_tables.RETRY = 1\n"
-            f"run_tables.DEMO_FINETUNE = ['--epochs', '2']\n"
+            f"run_tables.SHOWN_FINETUNE = ['--epochs', '2']\n"
             f"run_tables.Commands.root = lambda self, dataset: {str(elsewhere / 'data' / 'treesatai')!r}\n"
-            f"run_tables.DEMO_DATA = {run_tables.DEMO_DATA!r}\noriginal = run_tables.Commands.__init__\n"
+            f"run_tables.SHOWN_DATA = {run_tables.SHOWN_DATA!r}\noriginal = run_tables.Commands.__init__\n"
             "def changed(self, *arguments):\n    original(self, *arguments)\n"
             f"    self.results, self.runs = Path({os.path.relpath(elsewhere, ROOT)!r}, 'results'), Path({os.path.relpath(elsewhere, ROOT)!r}, 'runs')\n"
             "run_tables.Commands.__init__ = changed\n"
