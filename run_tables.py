@@ -33,7 +33,7 @@ RETRY = 30    # seconds until a job whose folder is taken is tried again
 FOLDERS = {"treesatai-ts": "treesatai", "treesatai": "treesatai", "pastis-hd": "pastis-hd", "flair": "flair"}
 # What `demo` shows, chosen on validation tiles of other seeds of the forest (DEMO.md): tiles of 3 x 3 patches in place of 6 x 6, so that
 # there can be more of them and more steps
-SHOWN_DATA = ["--train", "800", "--test", "300", "--side", "3"]
+SHOWN_DATA = ["--train", "800", "--test", "400", "--side", "3"]
 SHOWN_PRETRAIN = ["--batch-size", "16", "--epoch-steps", "120", "--epochs", "10", "--lr", "1e-3", "--no-compile"]
 SHOWN_FINETUNE = ["--batch-size", "16", "--epoch-steps", "40", "--epochs", "5", "--lr", "1e-3"]
 SHOWN_PROBE = ("all", "s2")
