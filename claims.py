@@ -45,17 +45,17 @@ def of_cells(cells, constant):
         (start, modality, _), worst = min(whole.items(), key=lambda item: item[1]["mean"])
         found.append(Claim("it learns", f"the lowest cell with all labels ({modality}, {STARTS[start]}) - the best constant prediction",
                            {seed: f1 - constant for seed, f1 in worst["ours"].items()}, ABOVE_CONSTANT))
-    for start, percent in ((start, percent) for percent in ("10", "100") for start in STARTS):
-        every, single = known.get((start, "all", percent)), [known.get((start, key, percent)) for key in SINGLE]
-        if every and all(single):
-            best = max(SINGLE, key=lambda key: known[start, key, percent]["mean"])
-            found.append(Claim("fusion", f"all sensors - the best single one ({best}), {STARTS[start]}, {share(percent)}",
-                               less(every["ours"], known[start, best, percent]["ours"]), 0,
-                               every["paper"] - max(cell["paper"] for cell in single)))
-    for modality, percent in (("s2", "10"), ("s2", "100"), ("all", "10")):
-        more, other = known.get(("self", modality, percent)), known.get(("none", modality, percent))
+    for start in STARTS:
+        every, single = known.get((start, "all", "100")), {key: known.get((start, key, "100")) for key in SINGLE}
+        if every and all(single.values()):
+            best = max(single, key=lambda key: single[key]["mean"])
+            found.append(Claim("fusion", f"all sensors - the best single one ({best}), {STARTS[start]}, all labels",
+                               less(every["ours"], single[best]["ours"]), 0,
+                               every["paper"] - max(cell["paper"] for cell in single.values())))
+    for percent in ("10", "100"):
+        more, other = known.get(("self", "s2", percent)), known.get(("none", "s2", percent))
         if more and other:
-            found.append(Claim("pretraining", f"pretrained - from scratch, {sees(modality)}, {share(percent)}", less(more["ours"], other["ours"]), 0,
+            found.append(Claim("pretraining", f"pretrained - from scratch, s2, {share(percent)}", less(more["ours"], other["ours"]), 0,
                                more["paper"] - other["paper"]))
     return found
 
@@ -67,7 +67,7 @@ def of_probe(path, scale):
         if (row["scale"], row["dataset"], row["model"], row["features"], row["classifier"], row["ablation"]) == (
                 scale, DATASET, MODEL, "tile", "logistic", "none"):
             found.setdefault((row["modality"], row["label_percent"], row["pretraining"]), {})[row["seed"]] = float(row["f1_weighted"])
-    return [Claim("frozen features", f"logistic regression on f*, pretrained - random weights, {sees(modality)}, {share(percent)}",
+    return [Claim("frozen features", f"logistic regression on f*, pretrained - random weights, {'all sensors' if modality == 'all' else modality}, {share(percent)}",
                   less(found[modality, percent, "self"], found[modality, percent, "none"]), ABOVE_RANDOM)
             for modality in ("s2", "all") for percent in ("10", "100")
             if (modality, percent, "self") in found and (modality, percent, "none") in found]
@@ -75,10 +75,6 @@ def of_probe(path, scale):
 
 def share(percent):
     return "all labels" if percent == "100" else f"{percent} % of the labels"
-
-
-def sees(modality):
-    return "all sensors" if modality == "all" else modality
 
 
 def lines(found):

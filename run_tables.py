@@ -34,7 +34,7 @@ FOLDERS = {"treesatai-ts": "treesatai", "treesatai": "treesatai", "pastis-hd": "
 # What `demo` shows, chosen on validation tiles of other seeds of the forest (DEMO.md): tiles of 3 x 3 patches in place of 6 x 6, so that
 # there can be more of them and more steps
 SHOWN_DATA = ["--train", "800", "--test", "400", "--side", "3"]
-SHOWN_PRETRAIN = ["--batch-size", "16", "--epoch-steps", "120", "--epochs", "10", "--lr", "1e-3", "--no-compile"]
+SHOWN_PRETRAIN = ["--batch-size", "16", "--epoch-steps", "120", "--epochs", "7", "--lr", "1e-3", "--no-compile"]
 SHOWN_FINETUNE = ["--batch-size", "16", "--epoch-steps", "40", "--epochs", "5", "--lr", "1e-3"]
 SHOWN_PROBE = ("all", "s2")
 # The choices of the tables with --demo: few tiles, a small model, minutes of training. The paper's are the scripts' defaults.
@@ -454,6 +454,8 @@ def main(argv=None):
     for path, row in sum(without, []):
         write_row(path, {name: row.get(name, "") for name in COLUMNS})
     total = len(planned) + len(failed)
+    if at_a_time > 1:
+        print(f"{len(planned)} jobs, {at_a_time} at a time; what each prints is in {commands.runs}/", file=sys.stderr, flush=True)
     failed |= run_all(planned, at_a_time)
     results = commands.results.parent if args.s1 == "repaired" else commands.results
     shown = ["table2", "probe", "claims"] if is_shown else []
