@@ -29,7 +29,8 @@ def new_figure(width, height, title, remark):
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     figure.get_layout_engine().set(wspace=0.03)
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}\n{remark}".strip(), fontsize=11, fontweight="bold", color="#B00000" if remark else "black")
+    lines = [line for text in (title, remark) for line in textwrap.wrap(text, int(10 * width))]
+    figure.suptitle("\n".join(lines), fontsize=11, fontweight="bold", color="#B00000" if remark else "black")
     return figure
 
 
@@ -223,8 +224,8 @@ def draw_probe(path, found, remark):
     """
     datasets = list(dict.fromkeys(key[0] for key in found))
     modalities = [name for name in MODALITIES if any(key[1] == name for key in found)]
-    figure = new_figure(3.4 * len(modalities) + 1, 3 * len(datasets) + 1.4, "Frozen features, logistic regression: F1 on the test set over "
-                        "the share of the training labels", remark)
+    figure = new_figure(3.4 * len(modalities) + 1, 3 * len(datasets) + 1.4, "Logistic regression on frozen features: F1 on test, "
+                        "by the share of the labels", remark)
     panels = figure.subplots(len(datasets), len(modalities), sharex=True, sharey="row", squeeze=False)
     for dataset, row in zip(datasets, panels):
         for modality, panel in zip(modalities, row):
@@ -245,7 +246,8 @@ def draw_probe(path, found, remark):
     for panel in panels[-1]:
         panel.set_xlabel("share of the labels (%)")
     seeds = sorted({cell[3] for cells in found.values() for cell in cells.values()})
-    signs = [sign(marker, color=color, label=KINDS[kind]) for kind, (color, marker) in PROBES.items()]
+    signs = [sign(marker, color=color, label=KINDS[kind] + (" (dashed)" if kind[1] == "tokens" else ""))
+             for kind, (color, marker) in PROBES.items()]
     signs.append(sign("s", size=9, color="0.85", label="95 % of a bootstrap over test tiles" if seeds == [1] else "± standard deviation over seeds"))
     figure.legend(handles=signs, loc="outside lower center", ncols=6 if len(modalities) > 2 else 2, fontsize=8.5)
     figure.savefig(path)
