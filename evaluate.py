@@ -18,9 +18,10 @@ from tqdm import tqdm
 from datasets import open_dataset
 from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
-from utils import checkpoint, distributed, metrics, options
+from engine import checkpoint, distributed, options
+from engine.log import provenance, together
+from utils import metrics
 from utils.errors import UserError, run
-from utils.log import provenance, together
 from utils.results import s1_of, write_row
 
 
@@ -64,7 +65,7 @@ def score(model, dataset, loader, pools, device, after_step, tunes=False, autoca
 def score_test(path, data_root, pool, workers, place, csv=None, tiles_at_once=None):
     """Load a fine-tuned checkpoint, score its test split, write the row. Returns the scores.
 
-    pool: tiles in a forward pass, None for the model's default. tiles_at_once: OmniSat's, see utils.options. place: (rank,
+    pool: tiles in a forward pass, None for the model's default. tiles_at_once: OmniSat's, see engine.options. place: (rank,
     world, device) of distributed.setup. Command, commit and date of the row are those of the training; those of its
     pretraining and of the test have columns of their own.
     """

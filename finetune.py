@@ -25,14 +25,15 @@ from datasets.band_statistics import training_statistics
 from datasets.files import misfit
 from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
+from engine import checkpoint, distributed, options
+from engine.log import provenance, together
+from engine.training import Training, open_folder
 from evaluate import score, score_test
 from models import MODELS, build_model, max_dates
-from utils import checkpoint, distributed, metrics, options, weights
+from utils import metrics, weights
 from utils.errors import UserError, run
-from utils.log import provenance, together
 from utils.numbers import number_over, whole
 from utils.results import finetuning_folder, folder_of, read_rows
-from utils.training import Training, open_folder
 
 WORDS = "none", "imagenet", "external"    # that --init takes in place of files
 

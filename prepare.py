@@ -29,8 +29,9 @@ from datasets import READERS, band_statistics, open_dataset, orders, splits
 from datasets.loading import Loader
 from datasets.sensors import SENSORS
 from datasets.tiles import clean, missing, uncovered
+from engine import options
 from run_tables import FOLDERS
-from utils import options, weights
+from utils import weights
 from utils.errors import UserError, run
 from utils.files import written_whole
 from utils.numbers import whole

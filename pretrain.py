@@ -17,22 +17,22 @@ import torch
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
+from engine import distributed, options
+from engine.log import provenance
+from engine.pool_step import PoolStep
+from engine.training import Training, open_folder, pool_seed
 from models import MODELS, build_model, max_dates
 from models.omnisat import ABLATIONS
-from utils import distributed, options
 from utils.errors import UserError, run
-from utils.log import provenance
 from utils.numbers import number_over, whole
-from utils.pool_step import PoolStep
 from utils.results import folder_of, pretraining_folder
-from utils.training import Training, open_folder, pool_seed
 
 
 VAL_ORDER = "mixed"    # of the tiles in validation's pools: losses in the list's order, of before, do not compare
 
 
 def train_epoch(training, loader, pools, pool_step, progress):
-    """What is left of an epoch. Nothing here waits for the device. pool_step: utils.pool_step.PoolStep."""
+    """What is left of an epoch. Nothing here waits for the device. pool_step: engine.pool_step.PoolStep."""
     model, generator, batches = training.model.train(), torch.Generator(), iter(loader)
     for step_size, step_pools in pools.steps():
         training.begin_step(pools.a_step)

@@ -26,12 +26,13 @@ from tqdm import tqdm
 from datasets import open_dataset
 from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
+from engine import checkpoint, distributed, options
+from engine.log import provenance, together
 from models import MODELS, build_model
 from models.handmade import handmade
-from utils import checkpoint, distributed, metrics, options
+from utils import metrics
 from utils.errors import UserError, run
 from utils.files import written_whole
-from utils.log import provenance, together
 from utils.numbers import whole
 from utils.results import PROBE_KEYS, read_rows, s1_of, write_row
 

@@ -38,15 +38,16 @@ from benchmarks import plain
 from datasets import default_modalities, open_dataset
 from datasets.demo import write_flair, write_pastis, write_treesatai
 from datasets.sensors import SENSORS
+from engine import options
+from engine.distributed import exact_float32, to_device
+from engine.log import provenance
+from engine.pool_step import PoolStep, capture
 from losses.contrastive import contrastive_loss
 from models.omnisat import OmniSat, part_of, part_of_targets
-from utils import options
-from utils.distributed import exact_float32, reuse_memory, to_device
 from utils.errors import UserError
 from utils.errors import run as run_script
-from utils.log import provenance
+from utils.memory import reuse_memory
 from utils.numbers import whole
-from utils.pool_step import PoolStep, capture
 
 DIM, DATES, EPOCHS = 256, 50, 250
 # patches a side; training tiles; tiles of a row on a CPU

@@ -34,17 +34,6 @@ def misfit(error):
     return text if len(text) <= 600 else f"{text[:597]}..."                  # sizes that differ are told one by one
 
 
-def walk(root):
-    """os.walk, folders in the order of their names, through links, but not into a folder that it is inside of."""
-    above = {str(root): (os.path.realpath(root),)}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = {name: os.path.realpath(os.path.join(folder, name)) for name in sorted(folders)}
-        folders[:] = [name for name in real if real[name] not in above[folder]]
-        yield folder, folders, names
-        above |= {os.path.join(folder, name): (*above[folder], real[name]) for name in folders}
-        del above[folder]
-
-
 def read_text(path, advice="download it again"):
     """A text in UTF-8, with or without the mark of spreadsheets. advice: what to do if it cannot be read."""
     check_pointer(path)

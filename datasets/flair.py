@@ -16,10 +16,11 @@ from pathlib import PurePath
 
 import numpy as np
 
-from datasets.files import read_json, read_npy, read_text, read_tif, walk, why
+from datasets.files import read_json, read_npy, read_text, read_tif, why
 from datasets.splits import FOLDER, read_lines
 from datasets.tiles import Tiles, day_numbers, demo_side, fetch
 from utils.errors import UserError
+from utils.files import walk
 
 # mask values 1..12, and all that are higher
 CLASSES = ("building", "pervious surface", "impervious surface", "bare soil", "water", "coniferous", "deciduous", "brushwood",

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
-from utils.distributed import give_memory_back
 from utils.errors import UserError
+from utils.memory import give_memory_back
 
 
 class Pools(Sampler):

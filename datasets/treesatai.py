@@ -20,11 +20,11 @@ import h5py
 import numpy as np
 
 from datasets import sentinel1
-from datasets.files import read_json, read_text, read_tif, walk, why
+from datasets.files import read_json, read_text, read_tif, why
 from datasets.splits import check_apart, drawn_val
 from datasets.tiles import Tiles, demo_side
 from utils.errors import UserError
-from utils.files import check_pointer
+from utils.files import check_pointer, walk
 
 CLASSES = ("Abies", "Acer", "Alnus", "Betula", "Cleared", "Fagus", "Fraxinus", "Larix", "Picea", "Pinus", "Populus",
            "Prunus", "Pseudotsuga", "Quercus", "Tilia")

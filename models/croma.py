@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.distributed import send
 from models.mae import encoding
 from models.omnisat import patchify
-from utils.distributed import send
 
 HEADS, DECODER_HEADS = 16, 8
 MASK_SHARE = 0.75

@@ -12,9 +12,9 @@ D embedding.
 import torch
 from torch import nn
 
+from engine.distributed import send
 from models.omnisat import patchify
 from models.transformer import Block
-from utils.distributed import send
 
 PATCH, HEADS, MASK_SHARE = 8, 16, 0.75
 # of Sentinel-2, SatMAE's: 10 m, then 20 m near infrared, then 20 m short-wave infrared

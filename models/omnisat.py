@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from engine.distributed import send
 from losses.contrastive import contrastive_loss
 from losses.reconstruction import token_error, top_dates
 from models.combiner import Combiner
@@ -17,7 +18,6 @@ from models.image import ImageDecoder, ImageEncoder
 from models.norms import BatchNorm
 from models.series import SeriesDecoder, SeriesEncoder
 from models.standardize import Standardization
-from utils.distributed import send
 
 MASK_SHARE = 0.75              # not in the paper: the official code's
 WHOLE, PART = 2 ** 14, 2 ** 12    # patches: a pool of more than WHOLE, as PASTIS-HD's 128 tiles, is worked through in parts

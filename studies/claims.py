@@ -20,12 +20,12 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 
 import probe
+from engine.log import provenance
 from models.handmade import handmade
 from models.omnisat import ABLATIONS, OmniSat
 from studies.data import crops_fold, forest
 from studies.finetuning import OUT, PRETRAIN_STEPS, STEPS, append, features, finetune, interval, pretrain, read, start_from
 from utils.files import written_whole
-from utils.log import provenance
 from utils.metrics import count, f1_scores, mean_average_precision
 from utils.numbers import whole, whole_list
 

@@ -33,6 +33,7 @@ from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from engine.log import provenance
 from losses.reconstruction import top_dates
 from models import combiner
 from models.image import ImageEncoder, images, rows as pixels
@@ -41,7 +42,6 @@ from models.omnisat import OmniSat
 from studies.data import crops, forest, rows_of
 from utils.errors import UserError
 from utils.files import wait_for_lock, written_whole
-from utils.log import provenance
 from utils.metrics import constant_scores, count, epoch_score, f1_scores, mean_average_precision
 from utils.numbers import whole
 

@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import finetune
 from models import MODELS, build_model
 from models.inputs import median
 from models.norms import BatchNorm
@@ -38,7 +39,6 @@ from studies.finetuning import OUT, commit, predict, publish, start_from, steps_
 from utils import metrics
 from utils.files import written_whole
 from utils.numbers import whole
-import finetune
 
 # training tiles: TreeSatAI's list without the 15 % of its validation, folds 1 to 3, 32 domains of FLAIR
 TILES = {"treesatai": 38_520, "treesatai-ts": 38_520, "pastis-hd": 1_455, "flair": 47_587}

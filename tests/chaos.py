@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from datasets.demo import write_treesatai
-from utils import checkpoint
+from engine import checkpoint
 from utils.numbers import whole
 
 ROOT = Path(__file__).parent.parent

@@ -7,10 +7,10 @@ import models.omnisat as omnisat
 import pretrain
 from datasets.demo import write_treesatai
 from datasets.sensors import Sensor
+from engine import checkpoint
 from losses.contrastive import contrastive_loss
 from models import build_model
 from models.omnisat import ABLATIONS, OmniSat
-from utils import checkpoint
 from utils.results import read_rows
 
 SENSORS = [Sensor("photo", "image", ("r", "g"), 1, 8), Sensor("series", "series", ("x", "y", "z"), 8, 1, 366),

@@ -8,16 +8,17 @@ import torch
 
 import finetune
 from datasets.sensors import SENSORS
+from engine import checkpoint
+from engine.options import chosen_modalities
+from engine.training import Training
 from evaluate import score_test
 from models import MODELS, build_model
 from models.resnet import ResNet
 from models.utt import Fusion, mean_mlp, place
 from tests.test_scripts import SMALL, torchrun
-from utils import checkpoint, weights
+from utils import weights
 from utils.errors import UserError
-from utils.options import chosen_modalities
 from utils.results import SCORED, read_rows
-from utils.training import Training
 
 ROOT = Path(__file__).parent.parent
 CLASSES = {"treesatai": 15, "treesatai-ts": 15, "pastis-hd": 18, "flair": 13}

@@ -20,10 +20,11 @@ from datasets.band_statistics import training_statistics
 from datasets.demo import write_treesatai
 from datasets.loading import Pools, collate, make_loader
 from datasets.sensors import Sensor
+from engine import distributed
+from engine.log import code, provenance
 from models.omnisat import OmniSat
-from utils import distributed
+from utils import memory
 from utils.errors import UserError
-from utils.log import code, provenance
 
 ROOT = Path(__file__).parent.parent
 SENSORS = [Sensor("a", "series", ("x", "y"), 10, 1, 366), Sensor("b", "series", ("x", "y", "z"), 10, 1, 366)]
@@ -185,7 +186,7 @@ class LargeTiles(torch.utils.data.Dataset):
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is looked up in /proc")
 def test_a_reading_process_holds_a_pool_once():
     """Tiles are freed while they are stacked: 24 tiles are a pool of 288 MB, of which 216 MB are not padding."""
-    distributed.reuse_memory()
+    memory.reuse_memory()
     for at, batch in enumerate(make_loader(LargeTiles(), Pools(48, 24, 24, seed=0), workers=1)):
         assert batch["s2"].shape == (24, 2, 6, 1000, 1000) and batch["s2"].is_shared()
         for name, tile, days, padded in zip(batch["name"], batch["s2"], batch["s2_dates"], batch["s2_padded"]):
@@ -296,7 +297,7 @@ from pathlib import Path
 
 import torch
 
-from utils import distributed
+from engine import distributed
 
 def threads():
     return [name for name in (path.read_text() for path in Path("/proc/self/task").glob("*/comm")) if "gloo" in name or "store" in name]
@@ -318,7 +319,7 @@ assert not threads(), threads()
 def test_nodes_are_told_from_processes_of_one_node(tmp_path):
     """Two nodes of a process each, as two torchruns on this machine: not one node of two."""
     script = tmp_path / "script.py"
-    script.write_text("import json\nfrom utils import distributed\nfrom utils.log import provenance\n"
+    script.write_text("import json\nfrom utils import distributed\nfrom engine.log import provenance\n"
                       "rank, _, device = distributed.setup()\n"
                       "source = provenance('pretrain.py', ['--epochs', '3'], device)\n"
                       f"open(rf'{tmp_path}/{{rank}}.json', 'w').write(json.dumps(source))\ndistributed.finish()\n")
@@ -348,7 +349,7 @@ def test_provenance_is_of_all_processes(nodes, processes, command, monkeypatch):
         last = mine | {"node": nodes[-1], "device": "A100", "commit": "decade", "dirty": True}
         other = mine | {"device": "H100", "commit": "facade", "dirty": False}
         return [other | {"node": node} for node in nodes[:-1]] + [last]
-    monkeypatch.setattr("utils.log.distributed.gather", gather)
+    monkeypatch.setattr("engine.log.distributed.gather", gather)
     source = provenance("pretrain.py", ["--seed", "1"], torch.device("cpu"))
     assert (source["processes"], source["command"]) == (processes, f"{command} pretrain.py --seed 1")
     assert (source["device"], source["commit"], source["dirty"]) == (
@@ -358,10 +359,10 @@ def test_provenance_is_of_all_processes(nodes, processes, command, monkeypatch):
 def test_code_is_that_of_the_start_of_the_process(monkeypatch):
     """What git says later is of other files than those that run."""
     before = code()
-    monkeypatch.setattr("utils.log.subprocess.run", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr("engine.log.subprocess.run", lambda *_, **__: pytest.fail("asked again"))
     assert code() == before and len(before["commit"]) in (40, len("unknown"))
     code.cache_clear()
-    monkeypatch.setattr("utils.log.subprocess.run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("git")))
+    monkeypatch.setattr("engine.log.subprocess.run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("git")))
     assert code() == {"commit": "unknown", "dirty": "unknown"}                # no trace where there is no git
     code.cache_clear()
 

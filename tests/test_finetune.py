@@ -15,9 +15,9 @@ import probe
 from datasets import open_dataset
 from datasets.demo import write_treesatai
 from datasets.loading import Pools, make_loader
+from engine import checkpoint
 from evaluate import score, score_test
 from models.omnisat import OmniSat
-from utils import checkpoint
 from utils.errors import UserError
 from utils.metrics import constant_scores, count, f1_scores
 from utils.results import read_rows

@@ -14,8 +14,8 @@ from datasets.band_statistics import training_statistics
 from datasets.demo import write_treesatai
 from datasets.loading import collate
 from datasets.sensors import SENSORS, Sensor
+from engine import checkpoint
 from models import build_model
-from utils import checkpoint
 from utils.errors import UserError
 from utils.results import KEYS, read_rows
 

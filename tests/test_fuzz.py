@@ -9,13 +9,14 @@ import tifffile
 from conftest import write_h5
 
 from datasets import band_statistics, sentinel1, splits
-from datasets.files import read_npy, read_tif, walk
+from datasets.files import read_npy, read_tif
 from datasets.sensors import Sensor
 from datasets.tiles import clean, day_numbers, demo_side, native
 from datasets.treesatai import read_h5
 from tests.damage import ORBITS, damage, scramble
 from tests.fuzz import KEYS, Process, fuzz
 from utils.errors import UserError
+from utils.files import walk
 
 
 @pytest.mark.parametrize("name", [*KEYS, "zips"])

@@ -6,9 +6,10 @@ import torch
 
 from datasets.files import misfit, read_json, read_npy, read_npz, read_text, read_tif
 from datasets.treesatai import read_h5
+from engine import checkpoint
 from models import build_model
 from models.resnet import ResNet, load_imagenet
-from utils import checkpoint, unpack, weights
+from utils import unpack, weights
 from utils.errors import UserError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"

@@ -6,8 +6,8 @@ import torch
 from test_step import S1, S2, VHR, compiler, make_batch, model  # noqa: F401: fixtures
 
 import benchmarks.run
+from engine.pool_step import PoolStep, pad_dates
 from models.omnisat import OmniSat
-from utils.pool_step import PoolStep, pad_dates
 
 
 def draw(model, batch, seed=3):
@@ -91,7 +91,7 @@ def graphs(monkeypatch):
     def capture(function, memory=None):
         graphs.append(Graph(function))
         return graphs[-1], graphs[-1].values
-    for where in ("benchmarks.run", "utils.pool_step"):
+    for where in ("benchmarks.run", "engine.pool_step"):
         monkeypatch.setattr(f"{where}.capture", capture)
     return graphs
 

@@ -14,10 +14,11 @@ import pretrain
 import probe
 from datasets import open_dataset
 from datasets.loading import collate
+from engine import checkpoint
 from models import MODELS, build_model
 from models.handmade import handmade
 from studies.data import rows_of
-from utils import checkpoint, metrics
+from utils import metrics
 from utils.errors import UserError
 from utils.results import PROBE_KEYS, read_rows
 

@@ -22,11 +22,11 @@ import finetune
 import pretrain
 from datasets import loading
 from datasets.demo import write_treesatai
+from engine import checkpoint, distributed
+from engine.training import Training
 from models.omnisat import OmniSat
-from utils import checkpoint, distributed
 from utils.errors import BUSY, STOPPED, Stopped, UserError
 from utils.results import read_rows
-from utils.training import Training
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset", "treesatai-ts", "--modalities", "s2,s1", "--workers", "0", "--batch-size", "8", "--pool", "4", "--epochs", "3",
@@ -282,8 +282,8 @@ def test_runs_of_before_validation_was_mixed(data, tmp_path, monkeypatch, script
 def test_a_row_is_of_all_starts(data, tmp_path, monkeypatch):
     """Begun in a tree with changes on one machine, ended in a clean one on another: dirty, and both are told."""
     def on(commit, dirty, machine):
-        monkeypatch.setattr("utils.log.code", lambda: {"commit": commit, "dirty": dirty})
-        monkeypatch.setattr("utils.log.platform.machine", lambda: machine)
+        monkeypatch.setattr("engine.log.code", lambda: {"commit": commit, "dirty": dirty})
+        monkeypatch.setattr("engine.log.platform.machine", lambda: machine)
     on("decade", True, "vax")
     stop_after(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
@@ -319,7 +319,7 @@ def test_a_run_of_before_goes_on_and_says_what_it_knows(data, tmp_path, monkeypa
                         for start in before["starts"]]
     del before["pretrain_source"]
     checkpoint.save(tmp_path / "finetuned.pt", before)
-    monkeypatch.setattr("utils.log.code", lambda: {"commit": "facade", "dirty": False})
+    monkeypatch.setattr("engine.log.code", lambda: {"commit": "facade", "dirty": False})
     finetuning(data, tmp_path, "--save-minutes", "0", "--csv", str(tmp_path / "table2.csv"))
     row, = read_rows(tmp_path / "table2.csv")
     assert (row["dirty"], row["processes"], row["starts"], row["pretrain_hash"]) == ("True", "1 + 1 x 1", "2", "")
@@ -337,7 +337,7 @@ def stop_after(monkeypatch, steps):
 
 
 def test_processes_must_see_the_same_checkpoint(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.training.distributed.gather", lambda value: [value, value if isinstance(value, dict) else "another"])
+    monkeypatch.setattr("engine.training.distributed.gather", lambda value: [value, value if isinstance(value, dict) else "another"])
     with pytest.raises(UserError, match="do not see the same checkpoint"):
         pretraining(data, tmp_path)
 
@@ -389,7 +389,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too(data, tmp_path, monkeyp
         found = original(model)
         found[3].view(-1)[0] = float("inf")
         return found
-    monkeypatch.setattr("utils.training.distributed.gradients", broken)
+    monkeypatch.setattr("engine.training.distributed.gradients", broken)
     with pytest.raises(UserError, match="not finite in epoch 1, step 1"):
         pretraining(data, tmp_path)
     assert json.loads((tmp_path / "nonfinite.json").read_text())["gradient_norm"] == "inf" and not (tmp_path / "pretrained.pt").exists()

@@ -20,13 +20,13 @@ from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
-from datasets.splits import fingerprint
 from datasets.splits import RELEASED
+from datasets.splits import fingerprint
+from engine import checkpoint
+from engine.options import is_paper
 from models import build_model
-from utils import checkpoint
 from utils.errors import UserError
 from utils.metrics import count, f1_scores, mean_average_precision
-from utils.options import is_paper
 from utils.results import COLUMNS, KEYS, PROBE_KEYS, read_rows, write_row
 
 ROOT = Path(__file__).parent.parent
@@ -385,7 +385,7 @@ def test_only_the_releases_tiles_are_of_scale_paper(demo, tmp_path, monkeypatch,
     for module in ("splits", "band_statistics"):
         monkeypatch.setattr(f"datasets.{module}.FOLDER", tmp_path / module)
     root = shutil.copytree(demo, tmp_path / "release", ignore=shutil.ignore_patterns("DEMO.json", "aerial"))
-    monkeypatch.setattr("utils.options.is_paper", lambda *args: True)
+    monkeypatch.setattr("engine.options.is_paper", lambda *args: True)
     start = finetune.start_omnisat
     monkeypatch.setattr("finetune.start_omnisat", lambda args: start(args)._replace(is_paper=True))
 

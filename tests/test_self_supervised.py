@@ -12,12 +12,13 @@ import pretrain
 from datasets import open_dataset
 from datasets.loading import Pools, collate, make_loader
 from datasets.sensors import SENSORS
+from engine import checkpoint
 from evaluate import score, score_test
 from models import MODELS, build_model, max_dates
 from models.inputs import median, resize, season_medians
 from tests.test_compared import build as build_cell, make_batch
 from tests.test_scripts import SMALL, torchrun
-from utils import checkpoint, weights
+from utils import weights
 from utils.errors import UserError
 from utils.metrics import best_threshold, count, f1_scores
 from utils.results import read_rows

@@ -12,14 +12,14 @@ import benchmarks.run
 import pretrain
 from benchmarks import plain
 from datasets.sensors import Sensor
+from engine import options
+from engine.pool_step import PoolStep
+from engine.training import Training
 from losses.contrastive import compile_once
 from models import winograd
 from models.image import ImageDecoder, ImageEncoder
 from models.omnisat import OmniSat
-from utils import options
 from utils.errors import UserError
-from utils.pool_step import PoolStep
-from utils.training import Training
 
 VHR, S2 = Sensor("vhr", "image", ("R", "G", "B"), 1, 10), Sensor("s2", "series", ("a", "b", "c"), 10, 1, 30)
 S1 = Sensor("s1", "series", ("VV", "VH"), 5, 2, 40)

@@ -17,11 +17,12 @@ import probe
 import run_tables
 from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
+from engine import checkpoint
+from engine.options import chosen_modalities
 from models import MODELS, build_model
 from models.omnisat import ABLATIONS
 from run_tables import Job, run_all
-from utils.options import chosen_modalities
-from utils import checkpoint, weights
+from utils import weights
 from utils.errors import BUSY, STOPPED
 from utils.results import KEYS, PROBE_KEYS, finetuning_folder, folder_of, pretraining_folder, read_rows, write_row
 

@@ -98,3 +98,14 @@ def end_with_parent():
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)                            # PR_SET_PDEATHSIG
+
+
+def walk(root):
+    """os.walk, folders in the order of their names, through links, but not into a folder that it is inside of."""
+    above = {str(root): (os.path.realpath(root),)}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in sorted(folders)}
+        folders[:] = [name for name in real if real[name] not in above[folder]]
+        yield folder, folders, names
+        above |= {os.path.join(folder, name): (*above[folder], real[name]) for name in folders}
+        del above[folder]

@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from datasets.files import walk
 from utils.errors import UserError
-from utils.files import check_pointer
+from utils.files import check_pointer, walk
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)    # errors of the place, not of the zip
 

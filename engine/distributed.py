@@ -1,8 +1,6 @@
 """One process and torchrun are one code path: without torchrun there is one process, of rank 0."""
-import ctypes
 import os
 import socket
-import sys
 import time
 from datetime import timedelta
 
@@ -15,6 +13,7 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.files import end_with_parent
+from utils.memory import reuse_memory
 
 PATIENCE = timedelta(hours=2)    # of processes for rank 0, while it reads all tiles for the statistics
 _cpu_group = None    # of processes on GPUs: for what must not wait for these; None is the usual group
@@ -67,30 +66,6 @@ def meeting_point(rank, world):
             time.sleep(0.1)
     store.set_timeout(PATIENCE)
     return {"store": store, "rank": rank, "world_size": world}
-
-
-def reuse_memory():
-    """Have the C library keep freed memory for the next step.
-
-    By default it gives large blocks back to the system, and to get them again page by page takes up to a quarter of a step on a
-    CPU (benchmarks/README.md); this way the heap settles within some steps. The settings are M_MMAP_MAX and M_TRIM_THRESHOLD
-    of mallopt(3); other libraries have none.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-4, 0)
-        mallopt(-1, -1)
-
-
-def give_memory_back():
-    """Undo reuse_memory for blocks of over 4 MB, in a reading process: tiles of PASTIS-HD would be kept twice for nothing.
-
-    The other setting is M_MMAP_THRESHOLD.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-3, 4 << 20)
-        mallopt(-4, 65536)
 
 
 def finish():

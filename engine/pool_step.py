@@ -7,7 +7,7 @@ recording.
 import torch
 import torch.nn.functional as F
 
-from utils.distributed import send, to_device
+from engine.distributed import send, to_device
 from utils.errors import UserError
 
 DATES = 10    # the dates of a compiled pool are padded to a multiple of so many

@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 from datasets.files import misfit
-from utils import checkpoint, distributed
+from engine import checkpoint, distributed
+from engine.log import Log, together
 from utils.errors import SIGNALS, Stopped, UserError
 from utils.files import lock, written_whole
-from utils.log import Log, together
 
 # options that may change from one start to the next: they change no weight, or (tiles_at_once, record) only by rounding
 FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes", "record")
@@ -162,7 +162,7 @@ class Training:
         distributed.sum_over_processes(together)
         norm = torch.nn.utils.get_total_norm(gradients)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)                           # see utils.pool_step.PoolStep
+        self.optimizer.zero_grad(set_to_none=False)                           # see engine.pool_step.PoolStep
         self.statistics.end_step()
         self.sums += self.step_sums
         self.step += 1

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from utils import distributed
+from engine import distributed
 from utils.errors import UserError
 from utils.files import written_whole
 

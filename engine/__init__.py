@@ -1,0 +1,1 @@
+"""What it takes to run a training: processes, a pool's step, resume, checkpoints, logs, options."""
