@@ -1,10 +1,10 @@
 """Models by the name used in arguments, checkpoints and CSV."""
 from datasets.tiles import MAX_DATES
-from models.compared import Perceptron, PixelSets, PixelSetSeries, ResNet50, UTAEs, VisionTransformer
-from models.fitted import RandomFeatures, Trees
+from models.compared.fitted import RandomFeatures, Trees
+from models.compared.self_supervised import AnyBands, PixelTransformer, RadarOptical, SatMAE, ScaleMAE
+from models.compared.supervised import Perceptron, PixelSets, PixelSetSeries, ResNet50, UTAEs, VisionTransformer
+from models.compared.utt import UTT
 from models.omnisat import OmniSat
-from models.self_supervised import AnyBands, PixelTransformer, RadarOptical, SatMAE, ScaleMAE
-from models.utt import UTT
 
 MODELS = {"omnisat": OmniSat, "pse": PixelSets, "vit": VisionTransformer, "mlp": Perceptron, "resnet50": ResNet50,
           "pse_ltae": PixelSetSeries, "utt": UTT, "utae": UTAEs, "lightgbm": Trees, "mosaiks": RandomFeatures, "satmae": SatMAE,

@@ -4,8 +4,8 @@ Dimensions: B tiles, T dates, C bands, H x W pixels, F features.
 """
 import torch
 
-from models.inputs import season_medians
-from models.lightgbm import image_features
+from models.compared.inputs import season_medians
+from models.compared.lightgbm import image_features
 
 
 def series_features(x, dates, padded):
@@ -20,7 +20,7 @@ def series_features(x, dates, padded):
 
 
 def handmade(batch, sensors):
-    """Features (B, F) of a batch, as models/omnisat.py has it: 11 a band of an image (models/lightgbm.py), 9 a band of a series."""
+    """Features (B, F) of a batch, as models/omnisat.py has it: 11 a band of an image (models/compared/lightgbm.py), 9 a band of a series."""
     found = []
     for key, sensor in sensors.items():
         x = batch[key].float()

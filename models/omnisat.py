@@ -70,7 +70,7 @@ class OmniSat(nn.Module):
     gradients are those of the whole pool. None: as WHOLE and PART have it.
     """
     tiles_at_once, is_compiled = None, False
-    # see models.compared.Compared
+    # see models.compared.supervised.Compared
     all_bands, is_fitted, tunes_threshold, published, pools, sees, least_tiles = False, False, False, (), {}, {}, 1
 
     def __init__(self, sensors, embed_dim=256, depth=6, heads=8, num_classes=0, ablation="none"):

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 
 import finetune
 from models import MODELS, build_model
-from models.inputs import median
+from models.compared.inputs import median
 from models.norms import BatchNorm
 from run_tables import paper_cells
 from studies.data import Tiles, forest, rows_of

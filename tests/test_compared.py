@@ -13,8 +13,8 @@ from engine.options import chosen_modalities
 from engine.training import Training
 from evaluate import score_test
 from models import MODELS, build_model
-from models.resnet import ResNet
-from models.utt import Fusion, mean_mlp, place
+from models.compared.resnet import ResNet
+from models.compared.utt import Fusion, mean_mlp, place
 from tests.test_scripts import SMALL, torchrun
 from utils import weights
 from utils.errors import UserError

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from models.croma import CROMA, Attention, Transformer, alibi, info_nce, normalized_patches, take
+from models.compared.croma import CROMA, Attention, Transformer, alibi, info_nce, normalized_patches, take
 from models.omnisat import patchify
 
 BANDS = {"radar": 2, "optical": 3}

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.dofa import DOFA, GENERATOR_HEADS, S2, WAVELENGTHS, WEIGHT_TOKENS, WeightGenerator, wavelengths_of
+from models.compared.dofa import DOFA, GENERATOR_HEADS, S2, WAVELENGTHS, WEIGHT_TOKENS, WeightGenerator, wavelengths_of
 
 RGB = wavelengths_of("RGB")
 

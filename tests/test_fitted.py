@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from models.lightgbm import LightGBM
-from models.mosaiks import MOSAIKS, near, whitening, zoom
+from models.compared.lightgbm import LightGBM
+from models.compared.mosaiks import MOSAIKS, near, whitening, zoom
 
 KINDS = ["lightgbm", "mosaiks"]
 RARE, COMMON = 1, 2               # of scene's four classes the one that no tile has, and the one that all have

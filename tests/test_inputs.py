@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from models.inputs import fit_side, median, resize, season_medians, select, single_date
+from models.compared.inputs import fit_side, median, resize, season_medians, select, single_date
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.compared import FusionHead
-from models.mae import HEADS, S2_GROUPS, satmae, scalemae
-from models.transformer import Block
+from models.compared.mae import HEADS, S2_GROUPS, satmae, scalemae
+from models.compared.supervised import FusionHead
+from models.compared.transformer import Block
 
 BANDS, GROUPS = ("a", "b", "c", "d"), (("c", "a"), ("d",))              # b is in no group
 S2 = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")

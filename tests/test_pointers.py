@@ -8,7 +8,7 @@ from datasets.files import misfit, read_json, read_npy, read_npz, read_text, rea
 from datasets.treesatai import read_h5
 from engine import checkpoint
 from models import build_model
-from models.resnet import ResNet, load_imagenet
+from models.compared.resnet import ResNet, load_imagenet
 from utils import unpack, weights
 from utils.errors import UserError
 

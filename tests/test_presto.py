@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.presto import GROUPS, MAX_DATES, Presto, s1_inputs, s2_inputs
+from models.compared.presto import GROUPS, MAX_DATES, Presto, s1_inputs, s2_inputs
 
 RELEASED = Path(__file__).parent.parent.parent / "shared" / "real" / "weights" / "presto_default_model.pt"
 S2 = "B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09"    # as the single dates of TreeSatAI

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.ltae import LTAE
+from models.compared.ltae import LTAE
+from models.compared.pse import PSE, PSELTAE
 from models.norms import BatchNorm, series_group_norm
-from models.pse import PSE, PSELTAE
 from tests.test_models import assert_same, double, naive_encoding
 
 DATES = torch.tensor([[3, 300, 17, 0], [8, 1, 29, 12], [5, 5, 5, 5]])

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.resnet import ResNet, load_imagenet
-from models.unet import UNet
+from models.compared.resnet import ResNet, load_imagenet
+from models.compared.unet import UNet
 from utils import weights
 from utils.errors import UserError
 

@@ -15,7 +15,7 @@ from datasets.sensors import SENSORS
 from engine import checkpoint
 from evaluate import score, score_test
 from models import MODELS, build_model, max_dates
-from models.inputs import median, resize, season_medians
+from models.compared.inputs import median, resize, season_medians
 from tests.test_compared import build as build_cell, make_batch
 from tests.test_scripts import SMALL, torchrun
 from utils import weights

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.pse import PSELTAE
-from models.utae import UTAE, Conv, Down, Up, UTAEVector, collapse
+from models.compared.pse import PSELTAE
+from models.compared.utae import UTAE, Conv, Down, Up, UTAEVector, collapse
 from tests.test_models import assert_same, double
 from tests.test_pse import DATES, PADDED, count, undropped
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.mlp import MLP
+from models.compared.mlp import MLP
+from models.compared.vit import DROP, HEADS, Attention, Block, image_vit, pixel_vit
 from models.omnisat import patchify
-from models.vit import DROP, HEADS, Attention, Block, image_vit, pixel_vit
 
 KINDS = {"image": lambda: image_vit(2, 5, side=24, patch=4, width=0.125), "pixel": lambda: pixel_vit(3, 5, width=0.25)}
 

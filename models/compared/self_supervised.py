@@ -1,18 +1,18 @@
 """The compared methods whose encoders learned without labels: here (SatMAE, Scale-MAE, CROMA), or elsewhere (DOFA, PRESTO).
 
-A method is a subclass of Pretrained, as models/compared.py has others. All weights are trained with the labels.
+A method is a subclass of Pretrained, as models/compared/supervised.py has others. All weights are trained with the labels.
 Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
 """
 import torch
 from torch import nn
 
-from models.compared import Compared, FusionHead
-from models.croma import CROMA
-from models.dofa import DOFA, S2, SIDE, wavelengths_of
-from models.inputs import median, resize, season_medians, select, single_date
-from models.mae import PATCH, S2_GROUPS, satmae, scalemae
-from models.presto import DIM, Presto, s1_inputs, s2_inputs
-from models.resnet import RGB
+from models.compared.croma import CROMA
+from models.compared.dofa import DOFA, S2, SIDE, wavelengths_of
+from models.compared.inputs import median, resize, season_medians, select, single_date
+from models.compared.mae import PATCH, S2_GROUPS, satmae, scalemae
+from models.compared.presto import DIM, Presto, s1_inputs, s2_inputs
+from models.compared.resnet import RGB
+from models.compared.supervised import Compared, FusionHead
 
 GROUND = {"treesatai": 60, "treesatai-ts": 60, "pastis-hd": 1280, "flair": 100}    # m, the side of a tile
 JULY, LOWER_SAXONY = 6, (52.6, 9.1)    # what TreeSatAI's single dates do not tell: a month, from 0, and degrees north and east
@@ -153,7 +153,7 @@ class RadarOptical(Pretrained):
                 part.compile()
 
     def draw_masks(self, batch, generator=None):
-        """What each sensor sees of each tile, for pretrain_loss: models.croma.CROMA.draw_masks."""
+        """What each sensor sees of each tile, for pretrain_loss: models.compared.croma.CROMA.draw_masks."""
         return self.networks["croma"].draw_masks(len(batch["s1"]), generator)
 
     def pretrain_loss(self, batch, masks):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.mae import encoding
-from models.transformer import Block
+from models.compared.mae import encoding
+from models.compared.transformer import Block
 
 SIDE, PATCH, HEADS = 224, 16, 12
 WEIGHT_TOKENS, GENERATOR_HEADS, SCALE = 128, 4, 0.01

@@ -9,9 +9,9 @@ import math
 import torch
 from torch import nn
 
-from models.inputs import select
+from models.compared.inputs import select
+from models.compared.transformer import Block
 from models.series import date_encoding
-from models.transformer import Block
 
 DIM, HEADS, DEPTH, MAX_DATES = 128, 8, 2, 24
 

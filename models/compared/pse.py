@@ -6,7 +6,7 @@ Dimensions: B tiles, T dates, C bands, H x W pixels.
 import torch
 from torch import nn
 
-from models.ltae import LTAE, MaskedMLP, scaled
+from models.compared.ltae import LTAE, MaskedMLP, scaled
 
 HEADS, KEY_DIM, DIM = 16, 8, 256           # of L-TAE
 EPSILON = 1e-6                             # under the root of a variance: pixels may all be equal

@@ -4,10 +4,10 @@ Dimensions: B tiles, N training tiles, K classes, C bands, H x W pixels, F featu
 """
 from torch import nn
 
-from models.compared import Compared, RGBResNet50
-from models.inputs import single_date
-from models.lightgbm import LightGBM
-from models.mosaiks import MOSAIKS, NEIGHBOURS
+from models.compared.inputs import single_date
+from models.compared.lightgbm import LightGBM
+from models.compared.mosaiks import MOSAIKS, NEIGHBOURS
+from models.compared.supervised import Compared, RGBResNet50
 
 
 class Fitted(Compared):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.resnet import ResNet, conv
+from models.compared.resnet import ResNet, conv
 
 CHANNELS = (256, 128, 64, 32, 16)    # of the decoder's maps, from H / 16 to H
 

@@ -9,14 +9,14 @@ Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's ve
 import torch
 from torch import nn
 
-from models.inputs import select, single_date
-from models.mlp import MLP
+from models.compared.inputs import select, single_date
+from models.compared.mlp import MLP
+from models.compared.pse import PSE, PSELTAE
+from models.compared.resnet import RGB, ResNet, load_imagenet
+from models.compared.utae import UTAEVector
+from models.compared.vit import image_vit, pixel_vit
 from models.norms import BatchNorm
-from models.pse import PSE, PSELTAE
-from models.resnet import RGB, ResNet, load_imagenet
 from models.standardize import Standardization
-from models.utae import UTAEVector
-from models.vit import image_vit, pixel_vit
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.distributed import send
-from models.mae import encoding
+from models.compared.mae import encoding
 from models.omnisat import patchify
 
 HEADS, DECODER_HEADS = 16, 8

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.compared import Compared
-from models.inputs import fit_side
-from models.resnet import load_imagenet
-from models.unet import UNet
-from models.utae import UTAE
+from models.compared.inputs import fit_side
+from models.compared.resnet import load_imagenet
+from models.compared.supervised import Compared
+from models.compared.unet import UNet
+from models.compared.utae import UTAE
 
 # of the U-TAEs, by dataset: widths from the finest level to the coarsest, kernel of the strided convolutions
 SIZES = {"treesatai-ts": ((64, 64, 128), 2), "pastis-hd": ((64, 64, 128, 128), 4), "flair": ((64, 64, 128, 128), 4)}

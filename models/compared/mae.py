@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from engine.distributed import send
+from models.compared.transformer import Block
 from models.omnisat import patchify
-from models.transformer import Block
 
 PATCH, HEADS, MASK_SHARE = 8, 16, 0.75
 # of Sentinel-2, SatMAE's: 10 m, then 20 m near infrared, then 20 m short-wave infrared
