@@ -136,7 +136,7 @@ class Commands:
         return str(Path(self.data) / FOLDERS[dataset])
 
     def generate(self, dataset):
-        return self.python + ["-m", "datasets.demo", "--dataset", FOLDERS[dataset], "--root", self.root(dataset),
+        return self.python + ["-m", "datasets.simulated.demo", "--dataset", FOLDERS[dataset], "--root", self.root(dataset),
                               *(SHOWN_DATA if self.demo == "demo" else DEMO_DATA[FOLDERS[dataset]]),
                               *(["--as-2017"] if self.s1 == "repaired" else [])]
 

@@ -36,8 +36,8 @@ from tqdm import tqdm
 
 from benchmarks import plain
 from datasets import default_modalities, open_dataset
-from datasets.demo import write_flair, write_pastis, write_treesatai
 from datasets.sensors import SENSORS
+from datasets.simulated.demo import write_flair, write_pastis, write_treesatai
 from engine import options
 from engine.distributed import exact_float32, to_device
 from engine.log import provenance

@@ -1,6 +1,6 @@
 """What the studies learn from: two small sets of tiles, in memory.
 
-forest: simulated TreeSatAI-TS (datasets/forest.py), written and read in the raw format like the release, then made small: the middle
+forest: simulated TreeSatAI-TS (datasets/simulated/forest.py), written and read in the raw format like the release, then made small: the middle
 3 x 3 patches, 16 dates of each series, the image at 0.5 m in place of 0.2. 996 tiles to train on, 180 for validation, 468 for test.
 crops: real pixels of nine Canadian crops, seen each month of 17 by Sentinel-1 and Sentinel-2 (ground truth of AAFC, Canada, as it lies
 in the tests of WorldCereal's Presto; its file is not part of this repository). Split by place: no cell of the H3 grid is in two splits.
@@ -17,9 +17,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from datasets import open_dataset
-from datasets.demo import write_treesatai
 from datasets.loading import collate
 from datasets.sensors import SENSORS, Sensor
+from datasets.simulated.demo import write_treesatai
 from datasets.splits import stratified_subset
 from datasets.tiles import day_numbers
 from utils.errors import UserError

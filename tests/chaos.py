@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.demo import write_treesatai
+from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
 from utils.numbers import whole
 

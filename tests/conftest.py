@@ -8,7 +8,7 @@ import pytest
 import tifffile
 import torch
 
-from datasets.demo import write_treesatai
+from datasets.simulated.demo import write_treesatai
 
 torch.set_num_threads(2)
 REAL = Path(__file__).parent.parent.parent / "shared" / "real" / "treesatai-ts"

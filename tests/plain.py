@@ -15,9 +15,9 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from datasets import demo_flair
-from datasets.demo import write_flair, write_pastis, write_treesatai
 from datasets.sensors import Sensor
+from datasets.simulated import flair as demo_flair
+from datasets.simulated.demo import write_flair, write_pastis, write_treesatai
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "real" / "treesatai-ts"
 STEM = "Abies_alba_1_1005_WEFL_NLF"

@@ -5,8 +5,8 @@ import torch
 import finetune
 import models.omnisat as omnisat
 import pretrain
-from datasets.demo import write_treesatai
 from datasets.sensors import Sensor
+from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
 from losses.contrastive import contrastive_loss
 from models import build_model

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from datasets import demo, open_dataset
+from datasets import open_dataset
+from datasets.simulated import demo, forest, treesatai
 from utils.errors import UserError
 
 logging.getLogger('tifffile').setLevel(logging.CRITICAL)       # '-9999' on uint8 makes it complain, as on the real files
@@ -49,7 +50,7 @@ def test_marker(tmp_path, capsys):
         demo.write_treesatai(tmp_path / 'mine', 1, 1)
     root = tmp_path / 'demo'
     demo.main(['--root', str(root), '--train', '2', '--test', '1'])
-    assert json.loads((root / 'DEMO.json').read_text()) == dict(demo=True, dataset='treesatai', train=2, test=1, seed=0, version=demo.VERSION)
+    assert json.loads((root / 'DEMO.json').read_text()) == dict(demo=True, dataset='treesatai', train=2, test=1, seed=0, version=treesatai.VERSION)
     before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
     demo.main(['--root', str(root), '--train', '2', '--test', '1'])
     assert 'nothing to do' in capsys.readouterr().out and before == {p: p.stat().st_mtime_ns for p in root.rglob('*')}
@@ -75,7 +76,7 @@ def test_lists_and_names(root):
     assert len(everything) == TRAIN + TEST and len(list((root / 'split').iterdir())) == 2
     labels = json.loads((root / 'labels' / 'TreeSatBA_v9_60m_multi_labels.json').read_text())
     assert set(labels) == everything
-    for folder in demo.FOLDERS:
+    for folder in treesatai.FOLDERS:
         found = {p.name for p in (root / folder).iterdir()}
         assert len(found) == len(everything)
         if folder != 'sentinel-ts':
@@ -185,9 +186,9 @@ def test_labels_are_the_ground_map(root):
     lists = json.loads((root / 'labels' / 'TreeSatBA_v9_60m_multi_labels.json').read_text())
     checked = 0
     for i in range(TRAIN + TEST):
-        tile = demo.plan(SEED, i)
-        species, stands = demo.ground_map(SEED, i)
-        assert stands.shape == (304, 304) and set(np.unique(stands)) <= {*range(len(species)), demo.UNLABELLED}
+        tile = forest.plan(SEED, i)
+        species, stands = forest.ground_map(SEED, i)
+        assert stands.shape == (304, 304) and set(np.unique(stands)) <= {*range(len(species)), forest.UNLABELLED}
         centre = stands[2:302, 2:302]
         want = sorted(((s.split('_')[0], (centre == k).mean()) for k, s in enumerate(species) if (centre == k).any()), key=lambda e: -e[1])
         if tile.overlap == 0:
@@ -235,11 +236,11 @@ def test_smaller_tiles(tmp_path):
     assert json.loads((root / 'DEMO.json').read_text())['side'] == 3 and not (root / 'sentinel').exists()
     lists = json.loads((root / 'labels' / 'TreeSatBA_v9_60m_multi_labels.json').read_text())
     for i in range(12):
-        species, stands = demo.ground_map(SEED, i, 3)
+        species, stands = forest.ground_map(SEED, i, 3)
         assert stands.shape == (154, 154)
-        if demo.plan(SEED, i).overlap == 0:
+        if forest.plan(SEED, i).overlap == 0:
             want = sorted(((s.split('_')[0], (stands[2:-2, 2:-2] == k).mean()) for k, s in enumerate(species)), key=lambda e: -e[1])
-            assert [area for _, area in lists[demo.plan(SEED, i).name]] == pytest.approx([area for _, area in want if area > 0], abs=6e-6)
+            assert [area for _, area in lists[forest.plan(SEED, i).name]] == pytest.approx([area for _, area in want if area > 0], abs=6e-6)
     tiles = open_dataset('treesatai-ts', root, 'test', ['vhr', 's2', 's1', 's1-des'])
     item = tiles[0]
     assert item['vhr'].shape == (4, 150, 150) and item['s2'].shape[1:] == (10, 3, 3) and item['s1-des'].shape[1:] == (2, 3, 3)

@@ -9,8 +9,10 @@ import pytest
 import tifffile
 from sklearn.ensemble import RandomForestClassifier
 
-from datasets import demo, demo_flair, demo_pastis
-from datasets.landscape import Ground, Shape, ground_map, shares
+from datasets.simulated import demo
+from datasets.simulated import flair as demo_flair
+from datasets.simulated import pastis as demo_pastis
+from datasets.simulated.landscape import Ground, Shape, ground_map, shares
 from utils.errors import UserError
 
 TRAIN, TEST, SEED = 44, 16, 1                                   # an odd seed: dates are text in metadata.geojson

@@ -17,9 +17,9 @@ import torch.multiprocessing as multiprocessing
 
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
-from datasets.demo import write_treesatai
 from datasets.loading import Pools, collate, make_loader
 from datasets.sensors import Sensor
+from datasets.simulated.demo import write_treesatai
 from engine import distributed
 from engine.log import code, provenance
 from models.omnisat import OmniSat

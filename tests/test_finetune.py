@@ -13,8 +13,8 @@ import finetune
 import pretrain
 import probe
 from datasets import open_dataset
-from datasets.demo import write_treesatai
 from datasets.loading import Pools, make_loader
+from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
 from evaluate import score, score_test
 from models.omnisat import OmniSat

@@ -11,9 +11,9 @@ import finetune
 import pretrain
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
-from datasets.demo import write_treesatai
 from datasets.loading import collate
 from datasets.sensors import SENSORS, Sensor
+from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
 from models import build_model
 from utils.errors import UserError

@@ -20,9 +20,10 @@ import tifffile
 from conftest import write_tif
 
 import prepare
-from datasets import band_statistics, demo, open_dataset, sentinel1, splits
+from datasets import band_statistics, open_dataset, sentinel1, splits
 from datasets.flair import CENTROIDS
 from datasets.sensors import SENSORS, Sensor
+from datasets.simulated import demo
 from datasets.treesatai import LABELS_FILE
 from utils.errors import UserError
 

@@ -21,7 +21,7 @@ import evaluate
 import finetune
 import pretrain
 from datasets import loading
-from datasets.demo import write_treesatai
+from datasets.simulated.demo import write_treesatai
 from engine import checkpoint, distributed
 from engine.training import Training
 from models.omnisat import OmniSat

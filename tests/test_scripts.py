@@ -18,8 +18,8 @@ import pretrain
 import probe
 from datasets import open_dataset
 from datasets.band_statistics import training_statistics
-from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
+from datasets.simulated.demo import write_treesatai
 from datasets.splits import RELEASED
 from datasets.splits import fingerprint
 from engine import checkpoint
@@ -290,13 +290,13 @@ def test_errors_are_one_line_that_names_the_culprit(demo, pretrained, finetuned,
           ("tiles", "tiles-at-once", "threads", "repeats")),
         ("studies.claims studies.finetuning studies.rehearsal", ["--jobs", "0"], "--jobs: must be a whole number from 1 to"),
         ("studies.claims", ["--seeds", "x"], "--seeds: must be a whole number from 0 to 2,147,483,647, not x"),
-        ("datasets.demo", ["--seed", "-1"], "--seed: must be a whole number from 0 to"),
-        ("datasets.demo", ["--train", "0"], "--train: must be a whole number from 1 to"),
-        ("datasets.demo", ["--test", "-1"], "--test: must be a whole number from 1 to")) for script in scripts.split()])
+        ("datasets.simulated.demo", ["--seed", "-1"], "--seed: must be a whole number from 0 to"),
+        ("datasets.simulated.demo", ["--train", "0"], "--train: must be a whole number from 1 to"),
+        ("datasets.simulated.demo", ["--test", "-1"], "--test: must be a whole number from 1 to")) for script in scripts.split()])
 def test_a_number_out_of_its_range_is_one_line(script, options, error, capsys):
     """Before anything is read; the line names the option, and is short whatever was typed."""
     needed = {"evaluate": ["--checkpoint", "x", "--data-root", "x"], "probe": ["--checkpoint", "x", "--data-root", "x"],
-              "prepare": ["treesatai-ts", "--root", "x"], "run_tables": ["demo"], "datasets.demo": ["--root", "x"],
+              "prepare": ["treesatai-ts", "--root", "x"], "run_tables": ["demo"], "datasets.simulated.demo": ["--root", "x"],
               "pretrain": ["--dataset", "treesatai-ts", "--data-root", "x"],
               "finetune": ["--dataset", "treesatai-ts", "--data-root", "x", "--init", "none"]}
     with pytest.raises(SystemExit) as ended:
@@ -327,7 +327,7 @@ def on_windows(*command):
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.parametrize("script", ["pretrain", "finetune", "evaluate", "probe", "prepare", "run_tables", "compare", "datasets/demo",
+@pytest.mark.parametrize("script", ["pretrain", "finetune", "evaluate", "probe", "prepare", "run_tables", "compare", "datasets/simulated/demo",
                                     "benchmarks/run", "studies/finetuning"])
 def test_help_without_fcntl(script):
     run = on_windows(script, "--help")

@@ -7,7 +7,7 @@ import pytest
 from conftest import TILES, write_h5
 
 from datasets import band_statistics, open_dataset, sentinel1, splits
-from datasets.demo import write_treesatai
+from datasets.simulated.demo import write_treesatai
 from datasets.treesatai import LABELS_FILE, read_h5
 from utils.errors import UserError
 

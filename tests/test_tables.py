@@ -15,8 +15,8 @@ import finetune
 import pretrain
 import probe
 import run_tables
-from datasets.demo import write_treesatai
 from datasets.sensors import SENSORS
+from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
 from engine.options import chosen_modalities
 from models import MODELS, build_model
@@ -60,7 +60,7 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
         words = shlex.split(line)
         flags = [word for word in words if word.startswith("--")]
         assert len(flags) == len(set(flags)), line                            # of one that stands twice the last counts
-        if "datasets.demo" in words:
+        if "datasets.simulated.demo" in words:
             continue
         script = next(word for word in words if word.endswith(".py"))
         module = {"pretrain.py": pretrain, "finetune.py": finetune, "evaluate.py": evaluate, "probe.py": probe}[script]
@@ -164,7 +164,7 @@ def test_a_cell_of_two_tables_is_trained_once(elsewhere, capfd):
     run_tables.finished_scale.cache_clear()
     run_tables.main(["table2", "--demo", "--dry-run", "--only", "treesatai-ts,omnisat,self,none,all,100$"])
     assert [next(w for w in line.split() if w.endswith((".py", ".demo"))) for line in capfd.readouterr().out.splitlines()] == [
-        "datasets.demo", "evaluate.py"]
+        "datasets.simulated.demo", "evaluate.py"]
 
 
 def test_probes_are_run_once(elsewhere, capfd):

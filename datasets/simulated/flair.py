@@ -1,4 +1,4 @@
-"""One demo area of FLAIR #2: simulated land cover in the raw formats with their traps (datasets/demo.py calls this).
+"""One demo area of FLAIR #2: simulated land cover in the raw formats with their traps (demo.py calls this).
 
 An area (zone) holds up to four aerial patches of 312 x 312 px (real: 512) and one Sentinel-2 array that covers all of them
 and a margin. Planted on purpose: arrays with H != W, of int16 or uint16; clouds; dates of zeros; two products of one day;
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import tifffile
 
-from datasets.forest import UNLABELLED, draw_crowns, photo, smooth_noise, stream
-from datasets.landscape import Ground, Shape, draw_traits, ground_map, local, paint, parcels, s2_series, shares
+from datasets.simulated.forest import UNLABELLED, draw_crowns, photo, smooth_noise, stream
+from datasets.simulated.landscape import Ground, Shape, draw_traits, ground_map, local, paint, parcels, s2_series, shares
 
 VERSIONS = {"original": 1, "domains": 2}               # of what is generated, by layout
 SIDE, PIXEL = 312, .2                                  # aerial pixels a side, m

@@ -14,7 +14,7 @@ leaves (Sentinel-1), and colour and rows from the air. No sensor tells all crops
     coniferous / deciduous  winter                         (FLAIR has none)         crowns, near infrared
 
 Nuisance: the season shifts by days per tile and per parcel, vigour, soil and colour vary, half of the dates have weather.
-Clouds, aerosol, speckle and tree crowns come from datasets/forest.py.
+Clouds, aerosol, speckle and tree crowns come from forest.py and sentinel.py.
 
 Dimension letters: T dates, B = 10 bands, K parcels and objects, H x W pixels.
 """
@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.forest import BANDS_20M, BROAD, NEEDLE, SOIL, leaf_on, observe_s2, speckle, weather
+from datasets.simulated.forest import BROAD, NEEDLE, SOIL
+from datasets.simulated.sentinel import BANDS_20M, leaf_on, observe_s2, speckle, weather
 
 CROP = (330, 640, 380, 1050, 3100, 3900, 4100, 4300, 1900, 950)
 GRASS = (350, 640, 440, 1050, 2700, 3300, 3500, 3650, 2050, 1100)

@@ -1,4 +1,4 @@
-"""One demo patch of PASTIS-HD: simulated fields, written in the raw formats with their traps (datasets/demo.py calls this).
+"""One demo patch of PASTIS-HD: simulated fields, written in the raw formats with their traps (demo.py calls this).
 
 Formats: PASTIS-HD as unpacked from its release; arrays of side x side Sentinel pixels (real: 128). Planted on purpose:
 -10000 where Sentinel-2 has no data (pixels, a corner, a whole date), negative reflectance, clouds without a mask, NaN and
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import tifffile
 
-from datasets.forest import smooth_noise, stream
-from datasets.landscape import Ground, Shape, draw_traits, ground_map, paint, parcels, s1_series, s2_series, shares
+from datasets.simulated.forest import smooth_noise, stream
+from datasets.simulated.landscape import Ground, Shape, draw_traits, ground_map, paint, parcels, s1_series, s2_series, shares
 
 VERSION = 1
 FOLDERS = ("DATA_S2", "DATA_S1A", "DATA_S1D", "DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019", "ANNOTATIONS")
