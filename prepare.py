@@ -28,7 +28,7 @@ from tqdm import tqdm
 from datasets import READERS, band_statistics, open_dataset, orders, splits
 from datasets.loading import Loader
 from datasets.sensors import SENSORS
-from datasets.tiles import clean, missing, uncovered
+from datasets.series import clean, missing, uncovered
 from engine import options
 from run_tables import FOLDERS
 from utils import weights

@@ -140,7 +140,7 @@ def read_tif(path, bands):
 
 
 def read_npy(path):
-    """An array file, memory-mapped: nothing is read yet, see datasets.tiles.fetch."""
+    """An array file, memory-mapped: nothing is read yet, see datasets.series.fetch."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):

@@ -17,8 +17,9 @@ from pathlib import PurePath
 import numpy as np
 
 from datasets.files import read_json, read_npy, read_text, read_tif, why
+from datasets.series import day_numbers, fetch
 from datasets.splits import FOLDER, read_lines
-from datasets.tiles import Tiles, day_numbers, demo_side, fetch
+from datasets.tiles import Tiles, demo_side
 from utils.errors import UserError
 from utils.files import walk
 

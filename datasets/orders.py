@@ -3,7 +3,7 @@ import os
 from collections import Counter
 
 from datasets.sentinel1 import PLACES
-from datasets.treesatai import read_h5
+from datasets.treesatai_h5 import read_h5
 
 KINDS = {"scrambled": "scrambled", "unclear": "order unclear"}    # verdict: kind of the finding
 COLUMNS = {"in order": 10, "scrambled": 11, "unclear": 9, "no dates": 10, "broken": 8}

@@ -24,7 +24,7 @@ from engine.log import provenance
 from models.handmade import handmade
 from models.omnisat import ABLATIONS, OmniSat
 from studies.data import crops_fold, forest
-from studies.finetuning import OUT, PRETRAIN_STEPS, STEPS, append, features, finetune, interval, pretrain, read, start_from
+from studies.finetuning import OUT, PRETRAIN_STEPS, STEPS, append, features, finetune, pretrain, read, start_from
 from utils.files import written_whole
 from utils.metrics import count, f1_scores, mean_average_precision
 from utils.numbers import whole, whole_list

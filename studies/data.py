@@ -19,9 +19,9 @@ from tqdm import tqdm
 from datasets import open_dataset
 from datasets.loading import collate
 from datasets.sensors import SENSORS, Sensor
+from datasets.series import day_numbers
 from datasets.simulated.demo import write_treesatai
 from datasets.splits import stratified_subset
-from datasets.tiles import day_numbers
 from utils.errors import UserError
 from utils.files import written_whole
 

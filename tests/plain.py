@@ -174,7 +174,7 @@ def plain_series(data, i, sensor):
 
 
 def plain_clean(series, days, is_cloudy, nodata, lowest=None):
-    """What datasets.tiles.clean documents, date by date. Returns {day: image (C, H, W) float64} and the number of repairs."""
+    """What datasets.series.clean documents, date by date. Returns {day: image (C, H, W) float64} and the number of repairs."""
     is_cloudy = [False] * len(days) if is_cloudy is None else is_cloudy
     demand(len(series) == len(days) == len(is_cloudy), f"{len(series)} images, {len(days)} dates, {len(is_cloudy)} cloud masks")
     images, repairs = {}, 0

@@ -12,8 +12,8 @@ import torch
 
 from datasets import open_dataset
 from datasets.flair import DOMAINS, Flair, crop, find_files, read_domains
+from datasets.series import fetch
 from datasets.splits import differs_from_release
-from datasets.tiles import fetch
 from utils.errors import UserError
 from utils.unpack import unpack
 

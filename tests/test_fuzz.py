@@ -11,8 +11,9 @@ from conftest import write_h5
 from datasets import band_statistics, sentinel1, splits
 from datasets.files import read_npy, read_tif
 from datasets.sensors import Sensor
-from datasets.tiles import clean, day_numbers, demo_side, native
-from datasets.treesatai import read_h5
+from datasets.series import clean, day_numbers, native
+from datasets.tiles import demo_side
+from datasets.treesatai_h5 import read_h5
 from tests.damage import ORBITS, damage, scramble
 from tests.fuzz import KEYS, Process, fuzz
 from utils.errors import UserError

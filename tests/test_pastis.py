@@ -11,7 +11,7 @@ from datasets import default_modalities, open_dataset
 from datasets.loading import collate
 from datasets.pastis import CLASSES, read_metadata
 from datasets.sensors import SENSORS
-from datasets.tiles import choose_dates, fetch, missing
+from datasets.series import choose_dates, fetch, missing
 from models.omnisat import patchify
 from utils.errors import UserError
 

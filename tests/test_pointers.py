@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datasets.files import misfit, read_json, read_npy, read_npz, read_text, read_tif
-from datasets.treesatai import read_h5
+from datasets.treesatai_h5 import read_h5
 from engine import checkpoint
 from models import build_model
 from models.compared.resnet import ResNet, load_imagenet

@@ -10,8 +10,9 @@ import finetune
 import pretrain
 from datasets.loading import collate
 from datasets.sensors import SENSORS
-from datasets.tiles import choose_dates, clean, uncovered
-from datasets.treesatai import LABELS_FILE, decibel, read_h5, read_vhr
+from datasets.series import choose_dates, clean, uncovered
+from datasets.treesatai import LABELS_FILE, decibel, read_vhr
+from datasets.treesatai_h5 import read_h5
 from models.omnisat import OmniSat
 from utils.results import read_rows
 

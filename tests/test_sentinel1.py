@@ -8,7 +8,8 @@ from conftest import TILES, write_h5
 
 from datasets import band_statistics, open_dataset, sentinel1, splits
 from datasets.simulated.demo import write_treesatai
-from datasets.treesatai import LABELS_FILE, read_h5
+from datasets.treesatai import LABELS_FILE
+from datasets.treesatai_h5 import read_h5
 from utils.errors import UserError
 
 ORBITS = {"s1": 2, "s1-des": 1}    # how often the permutation was done

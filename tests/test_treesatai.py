@@ -11,11 +11,12 @@ from conftest import TEST_TILE, TILES, write_h5, write_tif
 
 from datasets.files import _read_plain_tif, read_tif
 from datasets.loading import collate
+from datasets.series import choose_dates, clean
 from datasets.splits import FOLDER, SPLIT_SEED, VAL_SHARE, fingerprint, saved_subset
-from datasets.tiles import choose_dates, clean
-from datasets.treesatai import CLASSES, LABELS_FILE, decibel, find_files, read_cloud, read_labels, read_list, read_vhr
+from datasets.treesatai import CLASSES, LABELS_FILE, decibel, find_files, read_labels, read_list, read_vhr
 from datasets.treesatai import TreeSatAI as Reader
-from datasets.treesatai import read_h5 as raw_h5
+from datasets.treesatai_h5 import read_cloud
+from datasets.treesatai_h5 import read_h5 as raw_h5
 from utils.errors import UserError
 
 ALL = ("vhr", "s2", "s1")
