@@ -3,7 +3,7 @@ import itertools
 
 import numpy as np
 
-from pictures import BLUE, ORANGE, new_figure, sign
+from tables.pictures import BLUE, ORANGE, new_figure, sign
 from studies.claims import PERCENTS, SEEDS, SENSORS, differences, means, verdict
 from studies.finetuning import OUT, interval, publish, read
 

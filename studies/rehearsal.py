@@ -33,7 +33,7 @@ import finetune
 from models import MODELS, build_model
 from models.compared.inputs import median
 from models.norms import BatchNorm
-from run_tables import paper_cells
+from tables.cells import paper_cells
 from studies.data import Tiles, forest, rows_of
 from studies.finetuning import OUT, commit, predict, publish, start_from, steps_of
 from utils import metrics

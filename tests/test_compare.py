@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import compare
-import curves
+from tables import collect, curves
 from utils.errors import UserError
 from utils.results import COLUMNS, KEYS, PROBE_COLUMNS, PROBE_KEYS, write_row
 
@@ -235,7 +235,7 @@ def test_figure_5_takes_the_best_cell_of_each_method(tmp_path, capsys):
         ({"model": "dofa", "pretraining": "external", "status": "failed", "seed": 1}, (None,))])
     compare.main(["fig5", "--results", str(tmp_path)])
     found = read(tmp_path / "fig5.csv")
-    assert tuple(found[0]) == tuple(compare.FIGURE5)
+    assert tuple(found[0]) == tuple(collect.FIGURE5)
     assert [(row["model"], row["pretraining"]) for row in found] == [
         ("omnisat", "self"), ("omnisat", "none"), ("dofa", "external"), ("lightgbm", "imagenet")]
     best = found[0]
@@ -251,7 +251,7 @@ def test_figure_5_takes_the_best_cell_of_each_method(tmp_path, capsys):
 
 def test_figure_5_notes_and_labels(tmp_path):
     """What the picture cannot show is said above it; no label covers another one, all are inside the panel."""
-    import pictures
+    from tables import pictures
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     entry = {"printed_name": "A", "pretraining": "external", "params_millions": 3.0, "n": 1, "device": "H200"}
@@ -272,7 +272,7 @@ def test_figure_5_notes_and_labels(tmp_path):
 
 
 def test_the_whole_table_2_fits_a_screen_and_a_picture(tmp_path, capsys):
-    printed = compare.paper_cells("table2").values()
+    printed = collect.paper_cells("table2").values()
     write(tmp_path, [({name: cell[name] for name in DEFAULTS.keys() & cell.keys()}, [float(cell["f1"]) + d for d in (0, 3)])
                      for cell in printed])
     compare.main(["--results", str(tmp_path)])
@@ -290,7 +290,8 @@ def test_the_whole_table_2_fits_a_screen_and_a_picture(tmp_path, capsys):
 
 def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch, capsys):
     write(tmp_path, FUSION)
-    monkeypatch.delitem(sys.modules, "pictures", raising=False)
+    monkeypatch.delitem(sys.modules, "tables.pictures", raising=False)
+    monkeypatch.delattr("tables.pictures", raising=False)
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)    # importing it now fails

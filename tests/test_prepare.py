@@ -20,6 +20,7 @@ import tifffile
 from conftest import write_tif
 
 import prepare
+from checks import records, report
 from datasets import band_statistics, open_dataset, sentinel1, splits
 from datasets.flair import CENTROIDS
 from datasets.sensors import SENSORS, Sensor
@@ -76,7 +77,7 @@ def kinds(rows):
 def tiles_without(rows, root, name, split=None):
     """Tiles in which nothing was found."""
     marked = {row["tile"] for row in rows}
-    names = [tile for part in ([split] if split else prepare.SPLITS)
+    names = [tile for part in ([split] if split else records.SPLITS)
              for tile in open_dataset(name, root, part, ["vhr"], labelled=False).names]
     return iter([tile for tile in names if tile not in marked])
 
@@ -364,14 +365,14 @@ def test_pixels_that_were_not_seen(tmp_path, monkeypatch):
 # ---- stopping and going on ------------------------------------------------------------------------------------------
 
 def test_stopped_and_run_again(copy, monkeypatch, capsys):
-    root, check, calls = copy("treesatai-ts"), prepare.check_tile, []
+    root, check, calls = copy("treesatai-ts"), records.check_tile, []
 
     def counted(dataset, i, stop=False):
         if stop and len(calls) == 10:
             raise KeyboardInterrupt
         calls.append(dataset.names[i])
         return check(dataset, i)
-    monkeypatch.setattr(prepare, "check_tile", lambda dataset, i: counted(dataset, i, stop=True))
+    monkeypatch.setattr(records, "check_tile", lambda dataset, i: counted(dataset, i, stop=True))
     arguments = ["treesatai-ts", "--root", str(root), "--report", str(root.parent / "r.csv")]
     assert prepare.main(arguments) == 130 and "goes on" in capsys.readouterr().err
     progress = root.parent / "r.progress.jsonl"
@@ -380,7 +381,7 @@ def test_stopped_and_run_again(copy, monkeypatch, capsys):
     progress.write_text("\n".join(lines)[:-20])                                   # the last line is cut off
 
     first, calls[:] = calls[:9], []
-    monkeypatch.setattr(prepare, "check_tile", counted)
+    monkeypatch.setattr(records, "check_tile", counted)
     assert prepare.main(arguments) == 0
     assert len(calls) == 54 - 9 and not set(first) & set(calls)
     report, calls[:] = (root.parent / "r.csv").read_text(), []
@@ -397,8 +398,8 @@ def test_stopped_and_run_again(copy, monkeypatch, capsys):
 def test_sigterm_leaves_what_was_checked(copy):
     root = copy("treesatai-ts")
     progress = root.parent / "r.progress.jsonl"
-    code = (f"import pathlib, sys, time, prepare\nprepare.splits.FOLDER = pathlib.Path({str(root.parent)!r})\ncheck = prepare.check_tile\n"
-            "prepare.check_tile = lambda *a: time.sleep(0.2) or check(*a)\n"
+    code = (f"import pathlib, sys, time, prepare\nfrom checks import records\nprepare.splits.FOLDER = pathlib.Path({str(root.parent)!r})\ncheck = records.check_tile\n"
+            "records.check_tile = lambda *a: time.sleep(0.2) or check(*a)\n"
             f"sys.exit(prepare.main(['treesatai-ts', '--root', {str(root)!r}, '--report', {str(root.parent / 'r.csv')!r}]))")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(prepare.__file__).parent, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 60
@@ -406,7 +407,7 @@ def test_sigterm_leaves_what_was_checked(copy):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 130 and "Traceback" not in process.stderr.read()
-    assert 3 <= len(prepare.read_progress(progress)) < 20
+    assert 3 <= len(records.read_progress(progress)) < 20
 
 
 # ---- unpacking ------------------------------------------------------------------------------------------------------
@@ -506,7 +507,7 @@ def test_lists_that_training_will_use(originals, lists, capsys, name, percent, l
     band_statistics.training_statistics(open_dataset(name, root, "train", keys, labelled=False))
     for seed in prepare.SEEDS:
         open_dataset(name, root, "train", keys, label_percent=percent, seed=seed)
-    for split in prepare.SPLITS:
+    for split in records.SPLITS:
         open_dataset(name, root, split, keys)
     assert digests(lists) == before
 
@@ -559,6 +560,6 @@ def test_a_broken_zip_is_named_before_the_list_that_it_may_hold(tmp_path):
 def test_the_terminal_names_the_file_of_a_finding(capsys):
     """However long its path and what is wrong with it."""
     path = "/data/" + "somewhere/" * 8 + "sentinel-ts.zip"
-    prepare.print_findings([prepare.finding("treesatai-ts", "broken zip", "File is not a zip file; " * 9, modality="zip", file=path)], 5)
+    report.print_findings([prepare.finding("treesatai-ts", "broken zip", "File is not a zip file; " * 9, modality="zip", file=path)], 5)
     line = capsys.readouterr().out.splitlines()[-1]
     assert "sentinel-ts.zip: File is not" in line and len(line) < 120

@@ -21,7 +21,9 @@ from engine import checkpoint
 from engine.options import chosen_modalities
 from models import MODELS, build_model
 from models.omnisat import ABLATIONS
-from run_tables import Job, run_all
+from tables import commands, schedule
+from tables.commands import Job
+from tables.schedule import run_all
 from utils import weights
 from utils.errors import BUSY, STOPPED
 from utils.results import KEYS, PROBE_KEYS, finetuning_folder, folder_of, pretraining_folder, read_rows, write_row
@@ -104,20 +106,20 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """The demo with few tiles and epochs, its results and runs under tmp_path."""
-    monkeypatch.setattr(run_tables, "DEMO_DATA", {"treesatai": ["--train", "24", "--test", "10", "--seed", "3"]})
-    monkeypatch.setattr(run_tables, "SHOWN_DATA", run_tables.DEMO_DATA["treesatai"])
+    monkeypatch.setattr(commands, "DEMO_DATA", {"treesatai": ["--train", "24", "--test", "10", "--seed", "3"]})
+    monkeypatch.setattr(commands, "SHOWN_DATA", commands.DEMO_DATA["treesatai"])
     for name in ("DEMO", "SHOWN"):
-        monkeypatch.setattr(run_tables, f"{name}_FINETUNE", ["--epochs", "1", "--epoch-steps", "1", "--lr", "3e-3"])
-        monkeypatch.setattr(run_tables, f"{name}_PRETRAIN", ["--epochs", "1"])
+        monkeypatch.setattr(commands, f"{name}_FINETUNE", ["--epochs", "1", "--epoch-steps", "1", "--lr", "3e-3"])
+        monkeypatch.setattr(commands, f"{name}_PRETRAIN", ["--epochs", "1"])
     data = write_treesatai(tmp_path / "data" / "treesatai", train=24, test=10, seed=3)
-    monkeypatch.setattr(run_tables.Commands, "root",
+    monkeypatch.setattr(commands.Commands, "root",
                         lambda self, dataset: str(folder_of(tmp_path / "data", self.s1) / data.name))
-    folder, original = Path(os.path.relpath(tmp_path, ROOT)), run_tables.Commands.__init__
+    folder, original = Path(os.path.relpath(tmp_path, ROOT)), commands.Commands.__init__
 
     def changed(self, *arguments):
         original(self, *arguments)
         self.results, self.runs = (folder_of(folder / part, self.s1) for part in ("results", "runs"))
-    monkeypatch.setattr(run_tables.Commands, "__init__", changed)
+    monkeypatch.setattr(commands.Commands, "__init__", changed)
     monkeypatch.chdir(ROOT)
     return tmp_path
 
@@ -129,7 +131,7 @@ def test_driver_runs_skips_and_reports(elsewhere, monkeypatch, capfd):
     assert {row["modality"] for row in read_rows(elsewhere / "results" / "table2.csv")} == {"s1", "s2"}
     run_tables.main([*command, "--dry-run"])
     assert capfd.readouterr().out.count("finetune.py") == 0
-    monkeypatch.setattr(run_tables, "SHOWN_FINETUNE", ["--lr", "nonsense"])
+    monkeypatch.setattr(commands, "SHOWN_FINETUNE", ["--lr", "nonsense"])
     for at_a_time in ("1", "2"):
         assert run_tables.main(["demo", "--jobs", at_a_time, "--only", "treesatai-ts,omnisat,none,none,(s2,100|s1,10)$"]) == 1
         error = capfd.readouterr().err
@@ -161,7 +163,7 @@ def test_a_cell_of_two_tables_is_trained_once(elsewhere, capfd):
     assert len(first) == len(second) == 1 and first[0]["checkpoint_hash"] == second[0]["checkpoint_hash"]
     assert first[0]["f1_weighted"] == second[0]["f1_weighted"] and (first[0]["table"], second[0]["table"]) == ("table2", "table5")
     (elsewhere / "results" / "table2.csv").unlink()                           # a finished training is only scored again
-    run_tables.finished_scale.cache_clear()
+    commands.finished_scale.cache_clear()
     run_tables.main(["table2", "--demo", "--dry-run", "--only", "treesatai-ts,omnisat,self,none,all,100$"])
     assert [next(w for w in line.split() if w.endswith((".py", ".demo"))) for line in capfd.readouterr().out.splitlines()] == [
         "datasets.simulated.demo", "evaluate.py"]
@@ -177,7 +179,7 @@ def test_probes_are_run_once(elsewhere, capfd):
     assert (elsewhere / "results" / "probe.png").stat().st_size > 20_000
     assert run_tables.main([*command, "--dry-run"]) == 0
     assert capfd.readouterr().out.strip() == ""
-    run_tables.finished_scale.cache_clear()                                   # another process asks
+    commands.finished_scale.cache_clear()                                   # another process asks
     table = elsewhere / "results" / "probe.csv"                               # killed before its last modality: gone on with
     table.write_text("".join(line for line in table.read_text().splitlines(True) if ",s1,handmade,knn," not in line))
     assert run_tables.main([*command, "--dry-run"]) == 0
@@ -211,7 +213,7 @@ def test_repaired_sentinel_1_is_a_table_of_its_own(elsewhere, capfd):
         assert (row["s1"], other["s1"]) == ("repaired", "released") and "--s1 repaired" in row["command"]
         assert all(row[name] == other[name] for name in ("f1_weighted", "f1_macro", "map", "n_test", "scale"))
         assert row["checkpoint_hash"] != other["checkpoint_hash"]
-    run_tables.finished_scale.cache_clear()
+    commands.finished_scale.cache_clear()
     run_tables.main([*only, "--s1", "repaired", "--dry-run"])
     assert ".py" not in capfd.readouterr().out                                # nothing is left to do
 
@@ -259,7 +261,7 @@ def test_jobs_wait_for_what_they_need_and_run_side_by_side(tmp_path, capfd):
 
 def sleeping_driver(folder):
     """A driver at work on a job that sleeps: its process, and the job's process number."""
-    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom run_tables import Job, run_all\n"
+    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom tables.commands import Job\nfrom tables.schedule import run_all\n"
               f"run_all([Job('a', [sys.executable, '-c', 'import os, time; open(r\"{folder}/pid\", \"w\").write(str(os.getpid())); "
               f"time.sleep(60)'], (), Path(r'{folder}/log'))], 1)")
     driver, until = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL), time.time() + 30
@@ -293,7 +295,7 @@ def test_a_killed_driver_leaves_nothing_running(tmp_path):
 
 def test_a_job_whose_folder_is_taken_waits(tmp_path, monkeypatch, capfd):
     """It is tried again until the other process is done."""
-    monkeypatch.setattr(run_tables, "RETRY", 0.1)
+    monkeypatch.setattr(schedule, "RETRY", 0.1)
     tries = f"open(r'{tmp_path}/tries', 'a').write('x'); import sys; sys.exit({BUSY} if len(open(r'{tmp_path}/tries').read()) < 3 else 0)"
     assert run_all([job("a", tries, folder=tmp_path), job("b", "print('after')", "a", tmp_path)], 1) == {}
     told = capfd.readouterr().err
@@ -302,13 +304,13 @@ def test_a_job_whose_folder_is_taken_waits(tmp_path, monkeypatch, capfd):
 
 def test_two_drivers_on_one_folder_write_each_row_once(elsewhere):
     """Started together on the same two cells: one waits for the other."""
-    code = ("import os, sys; sys.path.insert(0, '.'); import run_tables\nfrom pathlib import Path\nrun_tables.RETRY = 1\n"
-            f"run_tables.SHOWN_FINETUNE = ['--epochs', '2']\n"
-            f"run_tables.Commands.root = lambda self, dataset: {str(elsewhere / 'data' / 'treesatai')!r}\n"
-            f"run_tables.SHOWN_DATA = {run_tables.SHOWN_DATA!r}\noriginal = run_tables.Commands.__init__\n"
+    code = ("import os, sys; sys.path.insert(0, '.'); import run_tables\nfrom tables import commands, schedule\nfrom pathlib import Path\nschedule.RETRY = 1\n"
+            f"commands.SHOWN_FINETUNE = ['--epochs', '2']\n"
+            f"commands.Commands.root = lambda self, dataset: {str(elsewhere / 'data' / 'treesatai')!r}\n"
+            f"commands.SHOWN_DATA = {commands.SHOWN_DATA!r}\noriginal = commands.Commands.__init__\n"
             "def changed(self, *arguments):\n    original(self, *arguments)\n"
             f"    self.results, self.runs = Path({os.path.relpath(elsewhere, ROOT)!r}, 'results'), Path({os.path.relpath(elsewhere, ROOT)!r}, 'runs')\n"
-            "run_tables.Commands.__init__ = changed\n"
+            "commands.Commands.__init__ = changed\n"
             "sys.exit(run_tables.main(['demo', '--jobs', '1', '--only', 'treesatai-ts,omnisat,none,none,s[12],100']))")
     drivers = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                 env=os.environ | {"OMP_NUM_THREADS": "1"}) for _ in range(2)]

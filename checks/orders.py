@@ -47,7 +47,7 @@ def draw(path, datasets, records):
     keys, split, i = max(found, key=lambda item: len(item[0]))
     file = datasets[split].series_file(i)
     try:
-        import pictures
+        from tables import pictures
     except ModuleNotFoundError as error:
         if error.name.split(".")[0] != "matplotlib":
             raise

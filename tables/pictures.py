@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from curves import KINDS, metric_of
+from tables.curves import KINDS, metric_of
 from datasets.sentinel1 import restored
 
 DATASETS = {"treesatai": "TreeSatAI (single dates)", "treesatai-ts": "TreeSatAI-TS (time series)", "pastis-hd": "PASTIS-HD",
@@ -42,7 +42,7 @@ def sign(marker="o", size=6, color="0.3", **options):
 # ---- a table --------------------------------------------------------------------------------------------------------
 
 def draw_table(path, cells, remark, repaired=None):
-    """Rows are methods (ablations in table 5), panels are modalities. cells, repaired: as compare.collect gives them."""
+    """Rows are methods (ablations in table 5), panels are modalities. cells, repaired: as collect.collect gives them."""
     repaired = repaired or {}
     every = cells | {key: cell for key, cell in repaired.items() if key not in cells}
     table, metric = next(iter(every))[0], next(iter(every.values()))["metric"]

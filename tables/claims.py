@@ -36,7 +36,7 @@ def less(more, other):
 
 
 def of_cells(cells, constant):
-    """Claims of fine-tuning. cells: of table 2, from compare.collect; constant: F1 of the best constant prediction."""
+    """Claims of fine-tuning. cells: of table 2, from collect.collect; constant: F1 of the best constant prediction."""
     known = {(start, modality, percent): cell
              for (_, dataset, model, start, ablation, modality, percent), cell in cells.items()
              if (dataset, model, ablation) == (DATASET, MODEL, "none")}

@@ -1,0 +1,1 @@
+"""What prepare.py checks, tile by tile, and how it tells."""

@@ -1,0 +1,51 @@
+"""The cells that the paper prints, and what each of them needs."""
+from utils.results import TABLES, key_of, read_cells
+
+
+def paper_cells(table):
+    """Rows of cells.csv, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of TreeSatAI-TS in table 2;
+    probe: of each dataset OmniSat's that begins with the pretraining."""
+    rows = [row for row in read_cells() if row["table"] in TABLES]
+    if table == "probe":
+        wanted = {"model": "omnisat", "pretraining": "self", "ablation": "none", "modality": "all", "label_percent": "100"}
+        return list({row["dataset"]: row for row in reversed(rows) if wanted.items() <= row.items()}.values())[::-1]
+    if table == "demo":
+        return [row for row in rows if (row["table"], row["dataset"], row["model"]) == ("table2", "treesatai-ts", "omnisat")]
+    if table == "fig5":
+        return [row for row in rows if row["table"] == "table2" and row["label_percent"] == "100"]
+    return [row for row in rows if table in ("all", row["table"])]
+
+
+def method_of(cell):
+    """The class of the cell's model."""
+    from models import MODELS                                                 # torch is only loaded where it is needed
+    return MODELS[cell["model"]]
+
+
+def published_start(cell):
+    """"imagenet" or "external" if a part of the cell's model begins with published weights, else None."""
+    return method_of(cell).init if cell["modality"] in method_of(cell).published else None
+
+
+def pretrained_on(cell):
+    """The modalities of the pretrainings that a cell starts from: one for each that it sees, or one of all of them."""
+    if cell["pretraining"] != "self":
+        return ()
+    if cell["model"] == "omnisat":
+        return ("all",)
+    method = method_of(cell)
+    known, seen = method.pretrain_rates.get(cell["dataset"], {}), method.sees.get(cell["modality"], (cell["modality"],))
+    return tuple(modality for modality in seen if modality in known) or tuple(known)
+
+
+def sees_s1(cell):
+    """Whether Sentinel-1 of TreeSatAI-TS is among what a cell, or a pretraining that it starts from, sees."""
+    if cell["dataset"] != "treesatai-ts":
+        return False
+    sees = method_of(cell).sees
+    return any({"all", "s1"} & {*sees.get(modality, (modality,))} for modality in (cell["modality"], *pretrained_on(cell)))
+
+
+def key(cell):
+    """The cell's key columns as a CSV line, what --only is matched against."""
+    return ",".join(key_of(cell))

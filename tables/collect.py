@@ -1,0 +1,188 @@
+"""Rows of results to cells: means over seeds beside the printed values, differences, figure 5."""
+import collections
+import json
+import statistics
+
+import numpy as np
+
+from tables import claims
+from utils.errors import UserError
+from utils.metrics import f1_scores
+from utils.results import (KEYS, SCORED, check_test_lists, folder_of, key_of, read_cells, read_rows, remarks,
+                           rows_in_words, s1_of)
+
+METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
+COLUMN = {"f1_as_printed": "f1_weighted"}    # the values of table 5 are weighted F1, see PAPER.md
+MODALITIES = ("all", "s1", "s2", "vhr")
+FIGURE5 = {"model": "", "printed_name": "method", "pretraining": "pretrained", "dataset": "dataset", "modality": "modality",
+           "params_millions": "M params", "pretrain_hours": "pretrain h", "finetune_hours": "finetune h",
+           "f1_weighted": "ours", "f1_std": "std", "n": "n", "paper_f1_best": "paper", "scale": "",
+           "device": ""}    # columns of fig5.csv: their names in the terminal, if shown there
+
+
+def paper_cells(table):
+    """The cells that the paper prints: {key: row of cells.csv}; of table 5 the full model first, then by letter."""
+    rows = [row for row in read_cells() if row["table"] == table]
+    if table == "table5":
+        rows.sort(key=lambda row: (row["ablation"] != "none", row["printed_name"]))
+    return {key_of(row): row for row in rows}
+
+
+def mean_std(values):
+    """(mean, standard deviation or None for a single value)."""
+    values = list(values)
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def collect(folder, table, scale, s1="released"):
+    """(cells, notes): the paper's cells of which we have scores at this scale, and lines on what is left out.
+
+    s1: those on Sentinel-1 as released, or repaired.
+
+    cells: {key: {"paper": F1, "name", "metric", "ours": {seed: F1}, "mean", "std", "n", "rows"}}, in the paper's order.
+    Errors: UserError naming the file if there is no such cell, or if rows were scored on different test tiles.
+    """
+    path = folder_of(folder, s1) / f"{table}.csv"
+    if not path.exists() or not (rows := read_rows(path)):
+        raise UserError(f"{path}: no rows yet; run_tables.sh {table} writes them")
+    others = [row for row in rows if s1_of(row) != s1]
+    rows = [row for row in rows if s1_of(row) == s1]
+    ours = [row for row in rows if row["scale"] == scale]
+    if not rows:
+        raise UserError(f"{path} has only rows of --s1 {s1_of(others[0])}; they belong in {folder_of(folder, s1_of(others[0]))}")
+    if not ours:
+        raise UserError(f"{path} has only rows of scale {', '.join(sorted({row['scale'] for row in rows}))}; "
+                        f"shown are those of scale {scale}")
+    printed, scored = paper_cells(table), collections.defaultdict(dict)
+    for row in ours:
+        if row["status"] in SCORED:
+            scored[key_of(row)][row["seed"]] = row
+    mixed = 0
+    for rows_of in scored.values():                                           # another start: no sample of the same
+        if len({row["status"] for row in rows_of.values()}) > 1:
+            mixed += len(random := [seed for seed, row in rows_of.items() if row["status"] == "random-weights"])
+            for seed in random:
+                del rows_of[seed]
+    shown = [row for key in printed if key in scored for row in scored[key].values()]
+    check_test_lists(path, shown)
+    without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours if row["status"] not in SCORED)
+    notes = [f"{rows_in_words(count)} {what}" for count, what in (
+        (without.total(), "without a score: " + ", ".join(f"{n} {status}" for status, n in without.items())),
+        (sum(row["status"] == "random-weights" for row in shown), "with random weights in place of published ones"),
+        (mixed, "with random weights, of cells that have others with published ones, not shown"),
+        (len(rows) - len(ours), f"not of scale {scale}, not shown"),
+        (len(others), f"not of --s1 {s1}, not shown"),
+        (sum(len(scored[key]) for key in scored.keys() - printed.keys()), "of cells that the paper does not print, not shown")
+    ) if count]
+    cells, column = {}, None
+    for key, cell in printed.items():
+        if key in scored:
+            column = COLUMN.get(cell["metric"], cell["metric"])
+            values = {seed: float(row[column]) for seed, row in scored[key].items()}
+            mean, std = mean_std(values.values())
+            cells[key] = {"paper": float(cell["f1"]), "name": cell["printed_name"], "metric": METRICS[cell["metric"]],
+                          "ours": values, "mean": mean, "std": std, "n": len(values), "rows": list(scored[key].values())}
+    notes += remarks(shown)
+    if not cells:
+        raise UserError(f"{path} has no score yet of a cell that the paper prints: {'; '.join(notes)}")
+    constant = best_constant(path, column, scale)
+    if constant:
+        notes.insert(0, "every class for every tile, the best constant prediction: " +
+                     ", ".join(f"{value:.1f} on {dataset}" for dataset, value in constant.items()))
+    return cells, notes
+
+
+def best_constant(path, column, scale):
+    """{dataset: F1 in %} of the best prediction that is the same for all tiles, every class: what a method must beat.
+
+    From the counts that were saved beside the table, path; nothing if there are none.
+    """
+    path, found = path.with_suffix(".counts.jsonl"), {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        counts = json.loads(line)
+        if counts["scale"] == scale and counts["dataset"] not in found:
+            tp, fp, fn, tn = (np.array(counts[name]) for name in ("tp", "fp", "fn", "tn"))
+            found[counts["dataset"]] = f1_scores({"tp": tp + fn, "fp": fp + tn, "fn": 0 * fn})[column]
+    return found
+
+
+def claims_of(folder, scale):
+    """The claims of claims.py. Errors: UserError if there are no rows for any."""
+    path = folder / f"{claims.TABLE}.csv"
+    cells, _ = collect(folder, claims.TABLE, scale)
+    constant = best_constant(path, "f1_weighted", scale).get(claims.DATASET)
+    found = claims.of_cells(cells, constant) + claims.of_probe(folder / "probe.csv", scale)
+    found = [claim for claim in found if claim.ours]                          # both cells, but of no seed in common
+    if not found:
+        raise UserError(f"{path}: no claim can be looked at; it needs OmniSat's cells of {claims.DATASET}, run_tables.sh demo writes them")
+    return found
+
+
+def differences(cells):
+    """The differences behind the paper's claims: {(claim, where): {percent: (the paper's, [ours, paired by seed])}}."""
+    found, printed = collections.defaultdict(dict), paper_cells(next(iter(cells))[0])
+    for key, cell in cells.items():
+        _, dataset, _, pretraining, ablation, modality, percent = key
+
+        def with_(**changes):
+            return tuple((dict(zip(KEYS, key)) | changes).values())
+        single = [with_(modality=m) for m in MODALITIES[1:]]
+        start = "from scratch" if pretraining == "none" else f"pretrained: {pretraining}"
+        claims = []    # (claim, where, cell, cells of which the best by the mean is subtracted)
+        if ablation != "none":
+            claims.append(("full - ablation", cell["name"], cells.get(with_(ablation="none")), [cell]))
+        elif pretraining == "self":
+            scratch = cells.get(with_(pretraining="none"))
+            claims.append(("pretrained - scratch", f"{dataset}, {cell['name']}, {modality}", cell, [scratch]))
+        if modality == "all":
+            claims.append(("all - best single modality", f"{dataset}, {cell['name']}, {start}", cell,
+                           [cells.get(k) for k in single if k in printed]))
+        for claim, where, more, less in claims:
+            if more and less and all(less):
+                seeds = [seed for seed in more["ours"] if all(seed in c["ours"] for c in less)]
+                if seeds:
+                    # not the best of each seed, which noise makes too good
+                    best = max((c["ours"] for c in less), key=lambda f1: statistics.mean(f1[seed] for seed in seeds))
+                    found[claim, where][percent] = (more["paper"] - max(c["paper"] for c in less),
+                                                    [more["ours"][seed] - best[seed] for seed in seeds])
+    return dict(sorted(found.items(), key=lambda item: item[0][0]))
+
+
+def repairs(cells, repaired):
+    """What repairing Sentinel-1 changes, as differences gives it, paired by seed; the paper has no such number."""
+    found = collections.defaultdict(dict)
+    for key, cell in repaired.items():
+        released = cells.get(key, {"ours": {}})["ours"]
+        if ours := [value - released[seed] for seed, value in cell["ours"].items() if seed in released]:
+            _, dataset, _, pretraining, ablation, modality, percent = key
+            start = "" if ablation != "none" else ", from scratch" if pretraining == "none" else f", pretrained: {pretraining}"
+            found["S1 repaired - as released", f"{dataset}, {cell['name']}{start}, {modality}"][percent] = None, ours
+    return dict(found)
+
+
+def machines(row):
+    """Where the hours of a row are from, its pretraining's too: H200, or H200 (3 x 1) for three nodes with one each."""
+    found = []
+    for what in ("", *(["pretrain_"] if row["pretrain_device"] else [])):
+        device, processes = row[f"{what}device"] or "not noted", row[f"{what}processes"]
+        found.append(device if processes in ("", "1 x 1") else f"{device} ({processes})")
+    return found
+
+
+def figure5(cells, scale):
+    """Rows of fig5.csv, best first: each method of table 2, pretrained or not, in its best cell with 100 % of the labels."""
+    best, rows, printed = {}, [], paper_cells("table2")
+    for key in sorted((key for key in cells if key[6] == "100"), key=lambda key: -cells[key]["mean"]):
+        best.setdefault(key[2:4], key)
+    for method, key in best.items():
+        cell = cells[key]
+
+        def mean(column, factor=1.0):    # over the seeds that have it
+            values = [float(row[column]) * factor for row in cell["rows"] if row[column]]
+            return statistics.mean(values) if values else None
+        paper = max(float(row["f1"]) for k, row in printed.items() if k[2:4] == method and k[6] == "100")
+        devices = " + ".join(sorted({machine for row in cell["rows"] for machine in machines(row)}))
+        rows.append(dict(zip(FIGURE5, (
+            key[2], cell["name"], key[3], key[1], key[5], mean("params", 1e-6), mean("pretrain_hours"), mean("finetune_hours"),
+            cell["mean"], cell["std"], cell["n"], paper, scale, devices))))
+    return rows
