@@ -1,7 +1,7 @@
 """The one table of sensors: what each dataset's modalities look like on the ground and in the file.
 
 A new sensor is a new entry here, a dataset of one's own a new table: readers, models and losses take everything from it
-and name no sensor. README shows how.
+and name no sensor. docs/own.md shows how.
 """
 from dataclasses import dataclass, field, replace
 from typing import Optional, Tuple

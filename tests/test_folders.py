@@ -1,4 +1,4 @@
-"""A dataset of one's own, and a sensor added to a known one: what README promises, read and trained on as a user would."""
+"""A dataset of one's own, and a sensor added to a known one: what docs/own.md promises, read and trained on as a user would."""
 import json
 from dataclasses import replace
 
