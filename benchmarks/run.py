@@ -43,7 +43,8 @@ from engine.distributed import exact_float32, to_device
 from engine.log import provenance
 from engine.pool_step import PoolStep, capture
 from losses.contrastive import contrastive_loss
-from models.omnisat import OmniSat, part_of, part_of_targets
+from models.fast.omnisat import FastOmniSat as OmniSat
+from models.fast.omnisat import part_of, part_of_targets
 from utils.errors import UserError
 from utils.errors import run as run_script
 from utils.memory import reuse_memory

@@ -17,7 +17,7 @@ class PoolStep:
     """A pool's forward and backward pass.
 
     model: has pretrain_loss; autocast: the context of its forward pass. compiled_tiles: pools of so many tiles are compiled, for models
-    that have fixed_size (models.omnisat.OmniSat); 0: none. is_recorded: these are recorded too, on a GPU. A recording adds to the
+    that have fixed_size (models.fast.omnisat); 0: none. is_recorded: these are recorded too, on a GPU. A recording adds to the
     gradients where they lie: between steps they must be zeroed, not set to None.
     """
 

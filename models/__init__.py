@@ -4,9 +4,9 @@ from models.compared.fitted import RandomFeatures, Trees
 from models.compared.self_supervised import AnyBands, PixelTransformer, RadarOptical, SatMAE, ScaleMAE
 from models.compared.supervised import Perceptron, PixelSets, PixelSetSeries, ResNet50, UTAEs, VisionTransformer
 from models.compared.utt import UTT
-from models.omnisat import OmniSat
+from models.fast.omnisat import FastOmniSat
 
-MODELS = {"omnisat": OmniSat, "pse": PixelSets, "vit": VisionTransformer, "mlp": Perceptron, "resnet50": ResNet50,
+MODELS = {"omnisat": FastOmniSat, "pse": PixelSets, "vit": VisionTransformer, "mlp": Perceptron, "resnet50": ResNet50,
           "pse_ltae": PixelSetSeries, "utt": UTT, "utae": UTAEs, "lightgbm": Trees, "mosaiks": RandomFeatures, "satmae": SatMAE,
           "scalemae": ScaleMAE, "croma": RadarOptical, "dofa": AnyBands, "presto": PixelTransformer}
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.compiler import is_compiling
 
-from models import winograd
+from models.fast import winograd
 
 
 def _stem_padding(patch):
@@ -73,7 +73,7 @@ class ResidualBlock(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """nn.Conv2d of 3 x 3, whose bias is part of the next step when compiled; on a CPU by models.winograd where that is faster."""
+    """nn.Conv2d of 3 x 3, whose bias is part of the next step when compiled; on a CPU by models.fast.winograd where that is faster."""
 
     def __init__(self, dim):
         super().__init__(dim, dim, 3, padding=1)

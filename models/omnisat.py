@@ -4,13 +4,9 @@ Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K c
 A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where
 there is no date; its values are finite). Values come as they are in the file (dB for radar): the model standardises them.
 """
-import math
-
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from engine.distributed import send
 from losses.contrastive import contrastive_loss
 from losses.reconstruction import token_error, top_dates
 from models.combiner import Combiner
@@ -20,7 +16,6 @@ from models.series import SeriesDecoder, SeriesEncoder
 from models.standardize import Standardization
 
 MASK_SHARE = 0.75              # not in the paper: the official code's
-WHOLE, PART = 2 ** 14, 2 ** 12    # patches: a pool of more than WHOLE, as PASTIS-HD's 128 tiles, is worked through in parts
 DATE_SHARE = 0.25              # section 3.1
 # of table 5, by the names of results/paper/cells.csv; each changes pretraining only
 ABLATIONS = ("none", "no_index_bypass", "no_date_filtering", "no_contrastive", "naive_contrastive", "no_reconstruction")
@@ -33,17 +28,6 @@ def patchify(x, patch):
     """
     x = x.unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))               # ... C x rows x patch x columns x patch
     return x.movedim((-4, -2), (1, 2)).flatten(1, 2)
-
-
-def part_of(batch, tiles):
-    """The batch of some of its tiles, a slice."""
-    return {key: value[tiles] for key, value in batch.items()}
-
-
-def part_of_targets(masks, tiles, patches):
-    """Of "<key>_targets" (OmniSat.draw_masks) those of some of the tiles, a slice, counted from the first of these."""
-    first, end = tiles.start * patches, tiles.stop * patches
-    return {name: value[(value >= first) & (value < end)] - first for name, value in masks.items() if name.endswith("_targets")}
 
 
 def random_mask(present, patches, share, generator=None):
@@ -65,11 +49,7 @@ class OmniSat(nn.Module):
     sensors: list of datasets.sensors.Sensor, images or series, one or more. embed_dim: D. depth: B of the paper, the
     number of self-attention blocks. num_classes: K; 0 builds the decoders for pretraining, else the classifier.
     ablation: one of ABLATIONS; the model has the same parameters under each.
-
-    tiles_at_once: a pool of more tiles is worked through in parts, whose activations are computed again in backward; loss and
-    gradients are those of the whole pool. None: as WHOLE and PART have it.
     """
-    tiles_at_once, is_compiled = None, False
     # see models.compared.supervised.Compared
     all_bands, is_fitted, tunes_threshold, published, pools, sees, least_tiles = False, False, False, (), {}, {}, 1
 
@@ -97,50 +77,18 @@ class OmniSat(nn.Module):
         # not in the paper: the norm. The mean of f* is mostly the same for all tiles, and a linear layer alone learns slowly from it
         self.head = nn.Sequential(BatchNorm(embed_dim, affine=False), nn.Linear(embed_dim, num_classes)) if num_classes else None
 
-    def compile_networks(self):
-        """Have torch.compile fuse what is done to a modality's patches, each block of the combiner, and the contrastive loss."""
-        torch._dynamo.config.recompile_limit = 64                             # each modality has its own, each number of dates too
-        self.is_compiled, self.tokens_of, self.errors_of = True, torch.compile(self.tokens_of), torch.compile(self.errors_of)
-        for block in (*self.combiner.blocks, self.combiner.cross):
-            block.compile()
-
-    def parts(self, batch):
-        """Slices of the tiles that are worked on at a time."""
-        rows, columns = self.grid(batch)
-        tiles = len(batch[next(iter(self.sensors))])
-        size = self.tiles_in_a_part(tiles, rows * columns)
-        return [slice(at, at + size) for at in range(0, tiles, size)]
-
-    def tiles_in_a_part(self, tiles, patches):
-        """How many tiles of so many patches are worked on at a time."""
-        return self.tiles_at_once or (tiles if tiles * patches <= WHOLE else max(1, PART // patches))
-
-    def in_parts(self, function, parts):
-        """[function(part) for each part]; of several parts the activations are not kept but computed again in backward."""
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return [function(part) for part in parts]
-        return [checkpoint(function, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-
     def encode(self, batch):
         """Each modality's patches to tokens.
 
-        Returns tokens (B, M, P, D), present (B, M) bool, and for each of parts(batch) and modality what its decoder needs, a
-        list: the pooling indices of an image (B, P, D, w, w), or the attention over dates of a series (B, P, T).
+        Returns tokens (B, M, P, D), present (B, M) bool, and for each modality what its decoder needs, a list: the
+        pooling indices of an image (B, P, D, w, w), or the attention over dates of a series (B, P, T).
         """
-        parts = self.parts(batch)
-        if len(parts) == 1:
-            tokens, context = self.encode_part(batch)
-            return tokens, self.present(batch), [context]
-
-        def patches_of(key):
-            return lambda tiles: (self.patches(key, batch[key][tiles]), batch[f"{key}_padded"][tiles])
-        statistics = {key: self.encoders[key].pool_statistics(patches_of(key), parts, self.in_parts)
-                      for key, sensor in self.sensors.items() if sensor.kind == "series"}
-        tokens, contexts = zip(*self.in_parts(lambda tiles: self.encode_part(part_of(batch, tiles), statistics), parts))
-        return torch.cat(tokens), self.present(batch), contexts
+        self.grid(batch)                                                      # one of all modalities, or an error
+        tokens, context = self.encode_part(batch)
+        return tokens, self.present(batch), context
 
     def encode_part(self, batch, statistics=None):
-        """Tokens and context of some tiles of a pool. statistics: what batch norm needs of the whole pool, by modality."""
+        """Tokens and context. statistics: what batch norm needs of the whole pool, by modality, where these are a part of it."""
         tokens, context = [], {}
         for key in self.sensors:
             token, context[key] = self.tokens_of(key, batch[key], *self.calendar(key, batch), statistics and statistics.get(key))
@@ -196,17 +144,17 @@ class OmniSat(nn.Module):
 
         Tokens of a sensor that a tile lacks are masked in f*; their own values mean nothing. Errors: ValueError for another name.
         """
+        tokens, present, _ = self.encode(batch)
+        return self.level_of(level, tokens, present, self.grid(batch))
+
+    def level_of(self, level, tokens, present, grid):
+        """features of tokens."""
         if level not in ("tokens", "patch", "tile"):
             raise ValueError(f"unknown level {level!r}: there are tokens, patch, tile")
-        tokens, present, _ = self.encode(batch)
         if level == "tokens":
             return tokens
-        is_masked, grid = ~present[:, :, None].expand(tokens.shape[:3]), self.grid(batch)
-
-        def of_part(tiles):
-            f = self.combine(tokens[tiles], is_masked[tiles], grid)
-            return f if level == "patch" else f.mean(1)
-        return torch.cat(self.in_parts(of_part, self.parts(batch)))
+        f = self.combine(tokens, ~present[:, :, None].expand(tokens.shape[:3]), grid)
+        return f if level == "patch" else f.mean(1)
 
     def forward(self, batch):
         """Logits (B, K): mean of f* over the patches, batch norm without weights, one linear layer."""
@@ -232,60 +180,24 @@ class OmniSat(nn.Module):
         targets = {f"{key}_targets": is_target[:, m].flatten().nonzero()[:, 0] for m, key in enumerate(self.sensors)}
         return {"is_masked": is_masked, "count": is_target.sum().clamp(min=1)} | targets
 
-    def fixed_size(self, masks):
-        """The same masks, whose shapes do not follow from the draw: of "<key>_targets", (N,), "<key>_weights" is 0 where one is too many.
-
-        None if the pool is worked through in parts, or if there are, by chance, more targets.
-        """
-        if not masks:
-            return masks
-        tiles, _, patches = masks["is_masked"].shape
-        if self.tiles_in_a_part(tiles, patches) < tiles:
-            return None
-        size = math.ceil(MASK_SHARE * tiles * patches + 5 * (MASK_SHARE * (1 - MASK_SHARE) * tiles * patches) ** 0.5)
-        fixed = {name: masks[name] for name in ("is_masked", "count")}
-        for key in self.sensors:
-            targets = masks[f"{key}_targets"]
-            if len(targets) > size:
-                return None
-            fixed[f"{key}_targets"] = torch.cat([targets, targets.new_zeros(size - len(targets))])
-            fixed[f"{key}_weights"] = (torch.arange(size) < len(targets)).float()
-        return fixed
-
     def pretrain_loss(self, batch, masks):
-        """Sum of equations 3 and 5. masks: draw_masks of the same batch.
+        """Sum of equations 3 and 5. masks: draw_masks of the same batch, where the batch is.
 
-        Returns the loss and its terms, {"contrastive", "reconstruction"} or what the ablation leaves of them, all scalars.
+        Returns the loss and its terms, {"contrastive", "reconstruction"} or what the ablation leaves of them, scalars.
         """
-        tokens, present, contexts = self.encode(batch)
+        tokens, present, context = self.encode(batch)
         terms = {}
         if "contrastive" in self.terms:
-            terms["contrastive"] = contrastive_loss(tokens, present, naive=self.ablation == "naive_contrastive",
-                                                    compiled=self.is_compiled)
+            terms["contrastive"] = contrastive_loss(tokens, present, naive=self.ablation == "naive_contrastive")
         if "reconstruction" in self.terms:
-            is_masked, count, grid = send(masks["is_masked"], tokens.device), send(masks["count"], tokens.device), self.grid(batch)
-
-            def error_of_part(part):
-                tiles, context = part
-                f = self.combine(tokens[tiles], is_masked[tiles], grid)
-                targets = masks if len(contexts) == 1 else part_of_targets(masks, tiles, tokens.shape[2])
-                return self.reconstruct(f, targets, part_of(batch, tiles), context).sum()
-            terms["reconstruction"] = torch.stack(self.in_parts(error_of_part, list(zip(self.parts(batch), contexts)))).sum() / count
+            f = self.combine(tokens, masks["is_masked"], self.grid(batch))
+            terms["reconstruction"] = self.reconstruct(f, masks, batch, context).sum() / masks["count"]
         return sum(terms.values()), terms
 
-    def reconstruct(self, f, targets, batch, context):
-        """The summands of equation 5 (N,), one for each target: nothing else is decoded.
-
-        f (B, P, D); targets: of draw_masks or fixed_size, for these tiles; context: of encode, likewise.
-        """
-        errors = []
-        for key in self.sensors:
-            target, weights = send(targets[f"{key}_targets"], f.device), targets.get(f"{key}_weights")
-            if self.is_compiled and weights is None:
-                torch._dynamo.maybe_mark_dynamic(target, 0)                   # next time their number is another
-            error = self.errors_of(key, target, f, batch[key], *self.calendar(key, batch), *context[key])
-            errors.append(error if weights is None else error * send(weights, f.device))
-        return torch.cat(errors)
+    def reconstruct(self, f, masks, batch, context):
+        """The summands of equation 5 (N,), one for each target: nothing else is decoded. f (B, P, D); context: of encode."""
+        return torch.cat([self.errors_of(key, masks[f"{key}_targets"], f, batch[key], *self.calendar(key, batch), *context[key])
+                          for key in self.sensors])
 
     def errors_of(self, key, target, f, x, dates, padded, *context):
         """The summands (N,) of one modality's targets (N,), of B x P; x, dates and padded: of the batch."""

@@ -104,7 +104,7 @@ class SeriesEncoder(nn.Module):
     def pool_statistics(self, patches_of, parts, in_parts):
         """What batch norm needs of a pool that is encoded in parts: mean and variance of each layer, for forward.
 
-        patches_of(part): x and padded of forward for a part. in_parts(function, parts): its values, as OmniSat.in_parts.
+        patches_of(part): x and padded of forward for a part. in_parts(function, parts): its values, as FastOmniSat.in_parts.
         """
         statistics = ()
         for linear, norm in zip(self.embed[::3], self.embed[1::3]):

@@ -218,7 +218,7 @@ def chosen_dates(model, split):
     attention: the share of it that the chosen dates have.
     """
     masks, found = model.eval().draw_masks(split, torch.Generator().manual_seed(0)), {}
-    tokens, _, (context,) = model.encode(split)
+    tokens, _, context = model.encode(split)
     f = model.combine(tokens, masks["is_masked"], model.grid(split)).flatten(0, 1)
     for key, sensor in model.sensors.items():
         if sensor.kind == "series":

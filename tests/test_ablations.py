@@ -10,7 +10,8 @@ from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
 from losses.contrastive import contrastive_loss
 from models import build_model
-from models.omnisat import ABLATIONS, OmniSat
+from models.fast.omnisat import FastOmniSat as OmniSat
+from models.omnisat import ABLATIONS
 from utils.results import read_rows
 
 SENSORS = [Sensor("photo", "image", ("r", "g"), 1, 8), Sensor("series", "series", ("x", "y", "z"), 8, 1, 366),

@@ -22,7 +22,7 @@ from datasets.sensors import Sensor
 from datasets.simulated.demo import write_treesatai
 from engine import distributed
 from engine.log import code, provenance
-from models.omnisat import OmniSat
+from models.fast.omnisat import FastOmniSat as OmniSat
 from utils import memory
 from utils.errors import UserError
 

@@ -17,7 +17,7 @@ from datasets.loading import Pools, make_loader
 from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
 from evaluate import score, score_test
-from models.omnisat import OmniSat
+from models.fast.omnisat import FastOmniSat as OmniSat
 from utils.errors import UserError
 from utils.metrics import constant_scores, count, f1_scores
 from utils.results import read_rows

@@ -260,7 +260,7 @@ def equation_5(model, f, is_target, batch, context):
 def test_reconstruction_is_equation_5():
     """Section 3.3, equation 5: mean over K of each token's own mean, with unequal numbers of tokens a modality."""
     model, batch = OmniSat(TOY, embed_dim=32, depth=1).double(), toy_batch()
-    _, present, (context,) = model.encode(batch)
+    _, present, context = model.encode(batch)
     is_target = torch.zeros(3, 3, 4, dtype=torch.bool)
     for imp in ["000", "003", "102", "201", "202", "011", "113", "220", "222", "021"]:        # tile, modality, patch
         is_target[tuple(map(int, imp))] = True
@@ -277,7 +277,7 @@ def test_pretrain_loss_is_equation_3_plus_equation_5():
     """Section 3.3's last line, with equation 3 on the tokens before masking and K without the missing tokens."""
     model, batch = OmniSat(TOY, embed_dim=32, depth=1).double(), toy_batch()
     loss, terms = model.pretrain_loss(batch, model.draw_masks(batch, torch.Generator().manual_seed(3)))
-    tokens, present, (context,) = model.encode(batch)
+    tokens, present, context = model.encode(batch)
     assert present.tolist() == [[True, True, True], [True, True, False], [True, True, True]]
     is_masked = random_mask(present, 4, 0.75, torch.Generator().manual_seed(3))
     f = model.combine(tokens, is_masked, model.grid(batch))

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from datasets.sensors import SENSORS, Sensor
-from models import winograd
 from models.combiner import Attention, Block, Combiner, distance_buckets
+from models.fast import winograd
 from models.image import ImageDecoder, ImageEncoder, pooled_sizes
 from models.omnisat import OmniSat, patchify, random_mask
 from models.series import SeriesDecoder, SeriesEncoder
@@ -385,7 +385,7 @@ def test_winograds_filters_are_convolution(images, channels, filters, side, monk
 
 
 def test_winograds_filters_in_float32():
-    """The errors that models/winograd.py states, of the result and the gradients, against float64."""
+    """The errors that models/fast/winograd.py states, of the result and the gradients, against float64."""
     inputs, found = [torch.randn(60, 256, 12, 12), torch.randn(256, 256, 3, 3) / 48, torch.randn(256)], []
     gradient = torch.randn(60, 256, 12, 12)
     for kind, convolve in ((torch.float32, winograd.convolution),

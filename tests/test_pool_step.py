@@ -7,7 +7,7 @@ from test_step import S1, S2, VHR, compiler, make_batch, model  # noqa: F401: fi
 
 import benchmarks.run
 from engine.pool_step import PoolStep, pad_dates
-from models.omnisat import OmniSat
+from models.fast.omnisat import FastOmniSat as OmniSat
 
 
 def draw(model, batch, seed=3):

@@ -24,7 +24,7 @@ from datasets import loading
 from datasets.simulated.demo import write_treesatai
 from engine import checkpoint, distributed
 from engine.training import Training
-from models.omnisat import OmniSat
+from models.fast.omnisat import FastOmniSat as OmniSat
 from utils.errors import BUSY, STOPPED, Stopped, UserError
 from utils.results import read_rows
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import benchmarks.run
+import models.omnisat
 import pretrain
 from benchmarks import plain
 from datasets.sensors import Sensor
@@ -16,9 +17,9 @@ from engine import options
 from engine.pool_step import PoolStep
 from engine.training import Training
 from losses.contrastive import compile_once
-from models import winograd
+from models.fast import winograd
+from models.fast.omnisat import FastOmniSat as OmniSat
 from models.image import ImageDecoder, ImageEncoder
-from models.omnisat import OmniSat
 from utils.errors import UserError
 
 VHR, S2 = Sensor("vhr", "image", ("R", "G", "B"), 1, 10), Sensor("s2", "series", ("a", "b", "c"), 10, 1, 30)
@@ -60,6 +61,21 @@ def test_the_step_is_the_plain_form(model):
     ours, wanted = results(model, make_batch()), results(model, make_batch(), plain.pretrain_loss)
     torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
     assert all(gradient.abs().max() > 0 for gradient in ours["gradients"].values())
+
+
+def test_the_fast_model_is_the_method(model):
+    """models.omnisat.OmniSat, which a reader follows, gives what runs: loss, gradients, buffers and features, bit by bit."""
+    method = models.omnisat.OmniSat([VHR, S2, S1], embed_dim=32, depth=2)
+    method.load_state_dict(model.state_dict())
+    batch = make_batch(torch.float32)
+    ours, wanted = results(model, batch), results(method, batch, models.omnisat.OmniSat.pretrain_loss)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=0)
+    model.eval(), method.eval()
+    for level in ("tokens", "patch", "tile"):
+        torch.testing.assert_close(model.features(batch, level), method.features(batch, level), rtol=0, atol=0)
+    for each in (model, method):
+        with pytest.raises(ValueError, match="unknown level 'pixel'"):
+            each.features(batch, "pixel")
 
 
 def test_image_networks_of_full_size_are_the_plain_form(monkeypatch):
