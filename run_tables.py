@@ -27,7 +27,8 @@ from utils.numbers import whole, whole_list
 from utils.results import COLUMNS, KEYS, TABLES, folder_of, write_row
 
 
-def main(argv=None):
+def command_line():
+    """The ArgumentParser."""
     arguments = argparse.ArgumentParser(prog="run_tables.sh", description=__doc__,
                                         formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("table", choices=[*TABLES, "fig5", "all", "demo", "probe"],
@@ -47,6 +48,11 @@ def main(argv=None):
                            help="repaired: scrambled Sentinel-1 of TreeSatAI-TS put in order (docs/sentinel1-2017.md), a table of its own "
                                 "with the cells that see it; the demo then has such files (default: released)")
     arguments.add_argument("--python", default=sys.executable, help=argparse.SUPPRESS)    # as run_tables.sh found it
+    return arguments
+
+
+def main(argv=None):
+    arguments = command_line()
     args = arguments.parse_args(argv)
     demo = "demo" if args.table == "demo" else "demo-all" if args.demo else ""    # the name of its folders
     try:

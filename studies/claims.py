@@ -2,7 +2,7 @@
 
     python -m studies.claims --work DIR --canada canada_cube.npz     # hours on 2 cores; goes on where it stopped
     python -m studies.claims --work DIR --data forest --seeds 0,1    # some of it
-    python -m studies.claims --report                                # results/study/README.md and claims.png, of the rows there are
+    python -m studies.claims_report                                  # results/study/README.md and claims.png, of the rows there are
 
 Rows go to results/study/claims.csv as they come. Simulated tiles and a few thousand pixels: no number here says anything about the paper's.
 """
@@ -219,11 +219,7 @@ def main(argv=None):
     parser.add_argument("--data", choices=SENSORS, help="one of the two (default: both)")
     parser.add_argument("--seeds", type=whole_list(0), metavar="LIST", help="such as 0,1 (default: all of the plan)")
     parser.add_argument("--jobs", type=whole(1), default=2, help="processes, one thread each")
-    parser.add_argument("--report", action="store_true", help="write results/study/README.md and claims.png, and end")
     args = parser.parse_args(argv)
-    if args.report:
-        from studies.claims_report import report
-        return report()
     done = {tuple(row[name] for name in Run._fields) for row in read(OUT / "claims.csv")}
     planned = [start for data in SENSORS if args.data in (None, data) and (data == "forest" or args.canada)
                for seed in SEEDS[data] if args.seeds is None or seed in args.seeds for start in starts(data, seed)]

@@ -1,4 +1,7 @@
-"""What studies/claims.py found, as text and as a picture: results/study/README.md and claims.png."""
+"""What studies/claims.py found, as text and as a picture: results/study/README.md and claims.png.
+
+    python -m studies.claims_report
+"""
 import itertools
 
 import numpy as np
@@ -98,3 +101,7 @@ def report():
     rows = read(OUT / "claims.csv")
     publish("studies.claims", tables(rows), PAGE)
     draw(rows)
+
+
+if __name__ == "__main__":
+    report()

@@ -186,4 +186,4 @@ def test_the_page_of_claims_is_what_the_rows_say():
     if not rows:
         pytest.skip("no rows yet: python -m studies.claims")
     text = f"<!-- studies.claims -->\n{claims_report.tables(rows)}<!-- end of studies.claims -->\n"
-    assert text in claims_report.PAGE.read_text(encoding="utf-8"), "python -m studies.claims --report"
+    assert text in claims_report.PAGE.read_text(encoding="utf-8"), "python -m studies.claims_report"
