@@ -5,11 +5,12 @@
     python compare.py --demo           results/demo/TABLE.csv, simulated data and small models
     python compare.py claims --demo    what the demo is to show, claim by claim, of each seed
 
-Where there are tables on repaired Sentinel-1 too (run_tables.sh --s1 repaired, results/repaired), they have a line beside ours.
-Prints the tables and writes beside them, for what was printed: compare.md (the same tables), compare.csv (a line a cell),
-fig5.csv, and a picture each (table2.png ... fig5.png; these need matplotlib). Differences behind the paper's claims
-(pretrained against scratch, all modalities against the one that is best by the mean over seeds, full against ablated)
-are paired by seed. Rows that were scored on different test tiles are refused; other code, tiles and rates are told.
+Where there are tables on repaired Sentinel-1 too (run_tables.sh --s1 repaired, results/repaired), they have a line
+beside ours. Prints the tables and writes beside them, for what was printed: compare.md (the same tables), compare.csv
+(a line a cell), fig5.csv, and a picture each (table2.png ... fig5.png; these need matplotlib). Differences behind the
+paper's claims (pretrained against scratch, all modalities against the one that is best by the mean over seeds, full
+against ablated) are paired by seed. Rows that were scored on different test tiles are refused; other code, tiles and
+rates are told.
 """
 import argparse
 import csv

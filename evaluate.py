@@ -2,9 +2,9 @@
 
     python evaluate.py --checkpoint runs/treesatai-ts/NAME/finetuned.pt --data-root DIR --csv results/table2.csv
 
-Prints weighted, macro and micro F1 at sigmoid > 0.5 (presto: at the threshold that was best in validation) and mean average
-precision, in %. Each tile is scored once,
-whatever the number of processes (torchrun works too). finetune.py --csv does the same at its end.
+Prints weighted, macro and micro F1 at sigmoid > 0.5 (presto: at the threshold that was best in validation) and mean
+average precision, in %. Each tile is scored once, whatever the number of processes (torchrun works too). finetune.py
+--csv does the same at its end.
 """
 import json
 from contextlib import nullcontext
@@ -29,9 +29,9 @@ from utils.results import s1_of, write_row
 def score(model, dataset, loader, pools, device, after_step, tunes=False, autocast=nullcontext()):
     """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process.
 
-    autocast: the context of the forward pass; by default it is in float32.
-    after_step(tiles): called after each step, with its number of tiles on all processes. tunes: choose the model's threshold on
-    these tiles, where it has one, and return it too, a probability; the loss is then without it.
+    autocast: the context of the forward pass; by default it is in float32. after_step(tiles): called after each step,
+    with its number of tiles on all processes. tunes: choose the model's threshold on these tiles, where it has one,
+    and return it too, a probability; the loss is then without it.
     """
     model.eval()
     tunes = tunes and model.tunes_threshold
@@ -65,9 +65,9 @@ def score(model, dataset, loader, pools, device, after_step, tunes=False, autoca
 def score_test(path, data_root, pool, workers, place, csv=None, tiles_at_once=None):
     """Load a fine-tuned checkpoint, score its test split, write the row. Returns the scores.
 
-    pool: tiles in a forward pass, None for the model's default. tiles_at_once: OmniSat's, see engine.options. place: (rank,
-    world, device) of distributed.setup. Command, commit and date of the row are those of the training; those of its
-    pretraining and of the test have columns of their own.
+    pool: tiles in a forward pass, None for the model's default. tiles_at_once: OmniSat's, see engine.options. place:
+    (rank, world, device) of distributed.setup. Command, commit and date of the row are those of the training; those of
+    its pretraining and of the test have columns of their own.
     """
     rank, world, device = place
     source = provenance("evaluate.py", [], device)

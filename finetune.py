@@ -5,11 +5,11 @@
     python finetune.py --dataset treesatai --data-root DIR --model resnet50 --init imagenet --modalities vhr
     torchrun --nproc_per_node=3 finetune.py ...
 
-All weights are trained; lightgbm and mosaiks are fitted in one pass. The epoch with the best validation F1 (macro; of equal ones the
-one of lower loss) is kept in finetuned.pt and, with --csv, scored on the test split at the end. Epochs that are no better than a
-constant prediction, neither in loss (each class's frequency) nor in F1 (every class everywhere), come last, and only their loss
-counts: such an F1 can be had without looking at the tile. Few tiles are passed over several times an epoch (--epoch-steps). Stopped
-or killed, the same command goes on.
+All weights are trained; lightgbm and mosaiks are fitted in one pass. The epoch with the best validation F1 (macro; of
+equal ones the one of lower loss) is kept in finetuned.pt and, with --csv, scored on the test split at the end. Epochs
+that are no better than a constant prediction, neither in loss (each class's frequency) nor in F1 (every class
+everywhere), come last, and only their loss counts: such an F1 can be had without looking at the tile. Few tiles are
+passed over several times an epoch (--epoch-steps). Stopped or killed, the same command goes on.
 """
 import sys
 from contextlib import nullcontext
@@ -41,9 +41,9 @@ WORDS = "none", "imagenet", "external"    # that --init takes in place of files
 class Start(NamedTuple):
     """What a training begins with.
 
-    options: of the model's constructor, but for num_classes. pretraining, ablation: as in the tables. rate: of Adam, and whose it is.
-    init: what says where the weights are from, for the checkpoint. is_paper: whether all this is the paper's. pretrained: [(path,
-    checkpoint)].
+    options: of the model's constructor, but for num_classes. pretraining, ablation: as in the tables. rate: of Adam,
+    and whose it is. init: what says where the weights are from, for the checkpoint. is_paper: whether all this is the
+    paper's. pretrained: [(path, checkpoint)].
     """
     options: dict
     pretraining: str
@@ -106,13 +106,15 @@ def provenance_of(pretrained):
 def omnisat_rate(dataset, is_pretrained):
     """OmniSat's learning rate, and whose it is.
 
-    Not in the paper, which has 2e-5 for pretrained weights: too slow for the short trainings, see the rehearsal in PAPER.md.
+    Not in the paper, which has 2e-5 for pretrained weights: too slow for the short trainings, see the rehearsal in
+    PAPER.md.
     """
     return 2e-3 if dataset == "flair" and not is_pretrained else 2e-4, "official code"
 
 
 def start_omnisat(args):
-    """Start of OmniSat, from a checkpoint or from scratch. Errors: UserError for a checkpoint or sizes that do not fit."""
+    """Start of OmniSat, from a checkpoint or from scratch. Errors: UserError for a checkpoint or sizes that do not fit.
+    """
     size = {"embed_dim": 256 if args.embed_dim is None else args.embed_dim, "depth": 6 if args.depth is None else args.depth}
     if args.init == ["none"]:
         return Start(size | {"ablation": "none"}, "none", "none", omnisat_rate(args.dataset, False), "none", size == {"embed_dim": 256, "depth": 6})
@@ -126,7 +128,8 @@ def start_omnisat(args):
 
 
 def start_compared(args, arguments, modality):
-    """Start of a compared method. Errors: UserError for what it is not made for, and for options that would do nothing."""
+    """Start of a compared method. Errors: UserError for what it is not made for, and for options that would do nothing.
+    """
     method = MODELS[args.model]
     if modality not in method.rates.get(args.dataset, ()):
         raise UserError(f"--model {args.model} is not made for {modality} of {args.dataset}, but for " + "; ".join(
@@ -154,7 +157,9 @@ def start_compared(args, arguments, modality):
 
 
 def load_published(model, args, is_demo, rank):
-    """Load published weights into the parts that have them. Returns the status of the row: "ok", or in the demo "random-weights"."""
+    """Load published weights into the parts that have them. Returns the status of the row: "ok", or in the demo
+    "random-weights".
+    """
     try:
         if args.width not in (None, 1):
             raise UserError(f"a width of {args.width:g} does not fit the published weights; leave --width out")
@@ -191,7 +196,9 @@ def train_epoch(training, loader, pools, autocast, progress):
 
 @torch.no_grad()
 def fit(training, dataset, loader, pools, progress):
-    """In place of epochs: what the method takes from each tile, by all processes, then all at once, alike on each process."""
+    """In place of epochs: what the method takes from each tile, by all processes, then all at once, alike on each
+    process.
+    """
     model, batches, mine = training.model.eval(), iter(loader), []
     for step_size, step_pools in pools.steps():
         for _, indices in step_pools:

@@ -4,10 +4,10 @@
     python prepare.py pastis-hd --root data/pastis-hd --fresh  # check everything again
     python prepare.py weights                                  # download the published weights that some rows start from
 
-Zips are unpacked beside themselves; nothing that was downloaded is changed or deleted. What is found has one of three severities:
-error (the tables cannot be made), repaired (the readers deal with it), note (legal, but worth knowing). All of it goes to the
-CSV, a summary to the terminal. Without errors, the statistics of the bands and the label subsets of the tables are written too.
-Exit code: 0 if the tables can be made, 1 if not, 130 if stopped.
+Zips are unpacked beside themselves; nothing that was downloaded is changed or deleted. What is found has one of three
+severities: error (the tables cannot be made), repaired (the readers deal with it), note (legal, but worth knowing).
+All of it goes to the CSV, a summary to the terminal. Without errors, the statistics of the bands and the label subsets
+of the tables are written too. Exit code: 0 if the tables can be made, 1 if not, 130 if stopped.
 """
 import os
 import signal
@@ -30,7 +30,8 @@ SEEDS, PERCENT = (0, 1, 2), {"pastis-hd": 20}    # of the labels; 10 elsewhere
 
 
 def write_lists(args, datasets, keys, records, is_new):
-    """Statistics of the bands, collected labels, label subsets. Returns their files, also those that were there already.
+    """Statistics of the bands, collected labels, label subsets. Returns their files, also those that were there
+    already.
 
     is_new: whether a tile was read anew: then what an earlier run wrote may be of files that were changed since.
     """

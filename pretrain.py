@@ -1,12 +1,14 @@
-"""Pretrain OmniSat (sections 3.2 and 3.3), or a compared method that pretrains itself, on a training split without labels.
+"""Pretrain OmniSat (sections 3.2 and 3.3), or a compared method that pretrains itself, on a training split without
+labels.
 
     python pretrain.py --dataset treesatai-ts --data-root DIR
     python pretrain.py --dataset treesatai-ts --data-root DIR --ablation no_contrastive
     python pretrain.py --dataset treesatai --data-root DIR --model satmae --modalities s2
     torchrun --nproc_per_node=3 pretrain.py --dataset treesatai-ts --data-root DIR
 
-The defaults are the paper's: 250 epochs at most, 3 x 128 tiles a step, Adam with the method's rate, 1e-4. Writes pretrained.pt (start
-fine-tuning from it), log.jsonl and TensorBoard files to --output. Stopped or killed, the same command goes on.
+The defaults are the paper's: 250 epochs at most, 3 x 128 tiles a step, Adam with the method's rate, 1e-4. Writes
+pretrained.pt (start fine-tuning from it), log.jsonl and TensorBoard files to --output. Stopped or killed, the same
+command goes on.
 """
 import sys
 from dataclasses import asdict

@@ -3,10 +3,11 @@
     python probe.py --checkpoint runs/treesatai-ts/pretrain-seed0/pretrained.pt --data-root DIR --csv results/probe.csv
     python probe.py --checkpoint PRETRAINED.pt --data-root DIR --modalities s2 --weights own --features tile --label-percent 10
 
-Features of each tile are computed once a split and kept beside the checkpoint. On those of the labelled training tiles a logistic
-regression for each class and k nearest neighbours are fitted (scikit-learn, standardised features); C and k are those of the best
-macro F1 on the validation tiles; the test tiles are scored once. By default with the checkpoint's weights, with random ones of the
-same model, and with features made by hand; of all sensors and of each alone; with 1, 5, 10, 25 and 100 % of the labels.
+Features of each tile are computed once a split and kept beside the checkpoint. On those of the labelled training tiles
+a logistic regression for each class and k nearest neighbours are fitted (scikit-learn, standardised features); C and k
+are those of the best macro F1 on the validation tiles; the test tiles are scored once. By default with the
+checkpoint's weights, with random ones of the same model, and with features made by hand; of all sensors and of each
+alone; with 1, 5, 10, 25 and 100 % of the labels.
 """
 import hashlib
 import json
@@ -90,7 +91,9 @@ def choose(name, train, val):
 
 
 def bootstrap(scores, labels, seed=0):
-    """{"f1_weighted", "f1_macro": (low, high)}: the middle 95 % of the F1 of RESAMPLES draws of as many tiles, with replacement."""
+    """{"f1_weighted", "f1_macro": (low, high)}: the middle 95 % of the F1 of RESAMPLES draws of as many tiles, with
+    replacement.
+    """
     predicted, actual, rng = scores > 0, labels > 0.5, np.random.default_rng(seed)
     cells = np.stack([predicted & actual, predicted & ~actual, ~predicted & actual]).astype(np.float64)    # 3 x N x K
     draws = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), RESAMPLES).astype(np.float64)

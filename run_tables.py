@@ -7,8 +7,9 @@
     bash run_tables.sh probe                         frozen evaluation of OmniSat's pretrainings, results/probe.csv (also --demo)
     bash run_tables.sh table2 --s1 repaired          the cells that see Sentinel-1 of TreeSatAI-TS, its scrambled files put in order
 
-Rows go to results/TABLE.csv (demo: results/demo/; with --demo: results/demo-all/; repaired: results/repaired/), checkpoints and logs to
-runs/. What is there already is not run again, what was stopped goes on. The exit code is 0 if all rows are there, 1 if some failed, 75 if it was stopped by a signal.
+Rows go to results/TABLE.csv (demo: results/demo/; with --demo: results/demo-all/; repaired: results/repaired/),
+checkpoints and logs to runs/. What is there already is not run again, what was stopped goes on. The exit code is 0 if
+all rows are there, 1 if some failed, 75 if it was stopped by a signal.
 """
 import argparse
 import os

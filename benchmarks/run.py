@@ -4,13 +4,14 @@
     python -m benchmarks.run --datasets treesatai-ts --parts step   # one of them
     python -m benchmarks.run --parts contrastive --tiles 32
 
-On a CPU each row is measured in a process of its own: the best of --repeats after a first run. On a GPU what is compiled serves several
-rows, so that they share a process; runs of under half a second are timed eight in a row. GB is the peak above the inputs. GFLOP
-counts what is computed, also again. "share" is operations a second out of those of a matrix product measured in the same
-run; it can be over 100 % on a CPU where convolutions come from a faster library than matrix products. Forms: ours; plain, the
-straightforward form of benchmarks/plain.py; ours and plain once more with the memory settings of the other (CPU only).
-Values are random, shapes the real ones, 35 to 50 dates a series. Hours are those of 250 epochs at that rate. Without a GPU
-the figures are this CPU's; nothing else is needed to run it on one.
+On a CPU each row is measured in a process of its own: the best of --repeats after a first run. On a GPU what is
+compiled serves several rows, so that they share a process; runs of under half a second are timed eight in a row. GB is
+the peak above the inputs. GFLOP counts what is computed, also again. "share" is operations a second out of those of a
+matrix product measured in the same run; it can be over 100 % on a CPU where convolutions come from a faster library
+than matrix products. Forms: ours; plain, the straightforward form of benchmarks/plain.py; ours and plain once more
+with the memory settings of the other (CPU only). Values are random, shapes the real ones, 35 to 50 dates a series.
+Hours are those of 250 epochs at that rate. Without a GPU the figures are this CPU's; nothing else is needed to run it
+on one.
 """
 import argparse
 import ctypes
@@ -63,7 +64,9 @@ MORE_SIDES = (16, 24)                     # of step on PASTIS-HD: likewise
 # ---- what is measured -----------------------------------------------------------------------------------------------
 
 def random_batch(sensors, tiles, side, device):
-    """A batch of random values in the types that the readers give; a series has 35 to DATES dates, that of the first tile DATES."""
+    """A batch of random values in the types that the readers give; a series has 35 to DATES dates, that of the first
+    tile DATES.
+    """
     batch, random = {}, torch.Generator().manual_seed(0)
     for sensor in sensors:
         shape = len(sensor.bands), side * sensor.patch, side * sensor.patch
@@ -81,7 +84,8 @@ def random_batch(sensors, tiles, side, device):
 
 
 def task(row, device):
-    """What a row is about: a function that does it once, forward and backward, and returns a scalar (None of the optimiser).
+    """What a row is about: a function that does it once, forward and backward, and returns a scalar (None of the
+    optimiser).
 
     is_counted: an argument of it, True where operations are to be counted, which those of a CUDA graph are not.
     """
@@ -131,7 +135,9 @@ def task(row, device):
 
 
 def part_of_step(part, is_plain, model, batch, masks, shape, grid):
-    """The forward pass of a part, a function that returns a scalar; of "step" the plain form. shape: tiles, modalities, patches."""
+    """The forward pass of a part, a function that returns a scalar; of "step" the plain form. shape: tiles,
+    modalities, patches.
+    """
     device = masks["is_masked"].device
     tokens = torch.randn(*shape, DIM, device=device, requires_grad=part in ("contrastive", "combiner"))
     if part == "step":
@@ -185,7 +191,9 @@ def memory(device, peak):
 
 
 class Operations(TorchDispatchMode):
-    """Adds up the operations of products and convolutions. Torch's own FlopCounterMode keeps activations that should be freed."""
+    """Adds up the operations of products and convolutions. Torch's own FlopCounterMode keeps activations that should
+    be freed.
+    """
     total = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -271,7 +279,8 @@ def _send(row, pipe):
 def readers(name, root, reads):
     """Median seconds a tile, from the page cache in one process, of so many reads, one form after the other.
 
-    "ours": as training has it, dates chosen and cleaned; "repaired", of treesatai-ts: the same with --s1 repaired; "reading": the whole files alone, ours; "plain": these with the usual calls.
+    "ours": as training has it, dates chosen and cleaned; "repaired", of treesatai-ts: the same with --s1 repaired;
+    "reading": the whole files alone, ours; "plain": these with the usual calls.
     """
     with tempfile.TemporaryDirectory() as folder:
         if root is None:

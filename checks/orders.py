@@ -1,4 +1,6 @@
-"""What prepare.py tells of Sentinel-1 inside its dates (datasets/sentinel1.py): findings, a count by year and orbit, a picture."""
+"""What prepare.py tells of Sentinel-1 inside its dates (datasets/sentinel1.py): findings, a count by year and orbit, a
+picture.
+"""
 import os
 from collections import Counter
 
@@ -24,7 +26,8 @@ def count(records):
 
 
 def lines(counts):
-    """The count as lines of text, one a year; a single one where all is in order, none where there is nothing to count."""
+    """The count as lines of text, one a year; a single one where all is in order, none where there is nothing to count.
+    """
     total = sum((counter for keys in counts.values() for counter in keys.values()), Counter())
     if not any(total[verdict] for verdict in KINDS):
         return [f"  Sentinel-1 is in order inside its dates: {total['in order']:,} series of both orbits"] * bool(counts)
@@ -35,7 +38,8 @@ def lines(counts):
 
 
 def draw(path, datasets, records):
-    """A picture of one scrambled file before and after, the first with both orbits if there is one. Returns a line about it, or None.
+    """A picture of one scrambled file before and after, the first with both orbits if there is one. Returns a line
+    about it, or None.
 
     datasets, records: by split. path: of the picture; an older one is deleted.
     """

@@ -16,7 +16,9 @@ SPLITS = "train", "val", "test"
 
 
 class Records(Dataset):
-    """What was found in each tile of a split, and (True, False) whether it was checked now or is taken over from `known`."""
+    """What was found in each tile of a split, and (True, False) whether it was checked now or is taken over from
+    `known`.
+    """
 
     def __init__(self, dataset, known):
         self.dataset, self.known = dataset, known
@@ -91,7 +93,8 @@ def check_all(datasets, progress, workers):
 
 
 def open_splits(name, root, keys):
-    """({split: dataset}, findings): the splits that can be listed; files missing or double, numbers that are not the release's.
+    """({split: dataset}, findings): the splits that can be listed; files missing or double, numbers that are not the
+    release's.
 
     Errors: UserError if no split can be listed.
     """

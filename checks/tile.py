@@ -62,7 +62,9 @@ def check_tile(dataset, i):
 
 
 def check_data(dataset, i, sensor, data, days):
-    """Yield (kind, text). data: image (C, H, W), days None; or series (T, C, H, W) with days (T,), as the file has them."""
+    """Yield (kind, text). data: image (C, H, W), days None; or series (T, C, H, W) with days (T,), as the file has
+    them.
+    """
     for text in dataset.remarks(i, sensor.key):
         yield "crop moved", text
     if days is not None and not len(days):

@@ -27,7 +27,8 @@ def seal(entry):
 
 
 def read_statistics(path):
-    """{key: statistics} of a file, those that are as they were written. Errors: UserError if it cannot be read at all."""
+    """{key: statistics} of a file, those that are as they were written. Errors: UserError if it cannot be read at all.
+    """
     try:
         known = json.loads(read_text(path, "delete it: it is computed again") if path.exists() else "{}")
         return {key: entry for key, entry in known.items() if entry["sha256"] == seal(entry)}
@@ -57,8 +58,9 @@ class _Sums(torch.utils.data.Dataset):
 def training_statistics(dataset, workers=0, fresh=False):
     """{key: {"mean": [C], "std": [C]}} of a dataset's training split, in the units of its batches.
 
-    Read from the file of this very list of tiles and sensors if there is one and it was not changed, else (or if fresh) computed
-    over every tile and written. Call it on one process first. Errors: UserError for a modality without data or a constant band.
+    Read from the file of this very list of tiles and sensors if there is one and it was not changed, else (or if
+    fresh) computed over every tile and written. Call it on one process first. Errors: UserError for a modality without
+    data or a constant band.
     """
     path = statistics_path(dataset)
     known = {} if fresh else read_statistics(path)

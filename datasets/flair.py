@@ -41,7 +41,9 @@ def read_domains():
 
 
 def find_files(root):
-    """Walk the root once. Returns {"img", "msk": {number: [paths]}, "sen": {area: [paths of data.npy]}, "json": {name: path}}."""
+    """Walk the root once. Returns {"img", "msk": {number: [paths]}, "sen": {area: [paths of data.npy]}, "json": {name:
+    path}}.
+    """
     index = {"img": {}, "msk": {}, "sen": {}, "json": {}}
     for folder, folders, names in walk(root):
         folders[:] = [f for f in folders if f not in SKIPPED and not f.startswith(".")]
@@ -60,7 +62,8 @@ def find_files(root):
 
 @lru_cache(4096)
 def area_of(folder):
-    """Domain and zone, as D004_2021-Z1_NN, where folders down to this one are named so, the domain's above; else None."""
+    """Domain and zone, as D004_2021-Z1_NN, where folders down to this one are named so, the domain's above; else None.
+    """
     folders = PurePath(folder).parts
     zones = [at for at, folder in enumerate(folders) if ZONE.fullmatch(folder)]
     domains = [at for at, folder in enumerate(folders) if DOMAIN.fullmatch(folder) and zones and at < zones[-1]]
@@ -96,7 +99,8 @@ def read_products(path, sensor):
 
 
 def crop(array, centroid, side, name, path):
-    """side x side pixels of array (..., H, W) around the centroid (row, column); moved inside where the border is nearer.
+    """side x side pixels of array (..., H, W) around the centroid (row, column); moved inside where the border is
+    nearer.
 
     Errors: UserError naming the tile and the array's file if the centroid is not inside the array at all.
     """

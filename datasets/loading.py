@@ -4,8 +4,8 @@ A step of the optimiser sees `batch` tiles in all, cut into pools of at most `po
 one process, and the contrastive loss looks for negatives inside it. Pool k of a step goes to process k modulo their
 number: one process with 384 tiles works through the same three pools as three processes with 128 tiles each.
 
-An epoch is one pass over the tiles, or, where these are few steps, as many passes as make `least` steps: all that is counted in
-epochs (validation, scheduler, patience, limits) then means the same with 291 tiles as with 40,000.
+An epoch is one pass over the tiles, or, where these are few steps, as many passes as make `least` steps: all that is
+counted in epochs (validation, scheduler, patience, limits) then means the same with 291 tiles as with 40,000.
 """
 import math
 import os
@@ -84,7 +84,9 @@ class Pools(Sampler):
 
 
 def zeros(shape, kind):
-    """A tensor of zeros; on a reading process in shared memory, from where it gets to the training process without a copy."""
+    """A tensor of zeros; on a reading process in shared memory, from where it gets to the training process without a
+    copy.
+    """
     if get_worker_info() is None:
         return torch.zeros(shape, dtype=kind)
     storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape)) * kind.itemsize)    # as torch's own collate does
@@ -95,8 +97,8 @@ def collate(items, keeps=True):
     """List of tiles to a batch: series are padded with zeros to the longest one, at least one date.
 
     Each tile: name, label (K,), image (C, H, W) or series (T, C, H, W) with <key>_dates (T,). Returns the dict of
-    models/omnisat.py with name (list) and label (B, K). keeps: whether the tiles stay as they are; else they are emptied
-    on the way, as both at once would be twice the memory.
+    models/omnisat.py with name (list) and label (B, K). keeps: whether the tiles stay as they are; else they are
+    emptied on the way, as both at once would be twice the memory.
     """
     batch, keys = {"name": [item["name"] for item in items]}, [key for key in items[0] if key != "name"]
     for key in (key for key in keys if not key.endswith("_dates")):               # these come with their series
@@ -122,11 +124,12 @@ def collate(items, keeps=True):
 
 
 class Loader(DataLoader):
-    """A DataLoader that tells of a reading process that was killed by a UserError, and only where a batch is waited for.
+    """A DataLoader that tells of a reading process that was killed by a UserError, and only where a batch is waited
+    for.
 
-    By itself torch raises a RuntimeError wherever the training process is when the system tells it: in a save, whose file then cannot
-    be ended, in an except clause, whose error then hides it, or in a clean-up, where it is lost; or, if the reader's sockets are closed
-    before it counts as dead, an OSError or EOFError of the connection.
+    By itself torch raises a RuntimeError wherever the training process is when the system tells it: in a save, whose
+    file then cannot be ended, in an except clause, whose error then hides it, or in a clean-up, where it is lost; or,
+    if the reader's sockets are closed before it counts as dead, an OSError or EOFError of the connection.
     """
     def __iter__(self):
         batches = waited(super().__iter__, getattr(self._iterator, "_workers", ()))    # those kept from the last epoch
@@ -154,7 +157,9 @@ def child_ended(number, frame):
 
 
 def waited(function, readers):
-    """The function's value. readers: the processes that it waits for. Errors: UserError if one of them is dead, or dies."""
+    """The function's value. readers: the processes that it waits for. Errors: UserError if one of them is dead, or
+    dies.
+    """
     try:
         _waiting.now = True                                                   # before the look: nothing is missed in between
         if any(not reader.is_alive() for reader in readers):
@@ -171,7 +176,8 @@ def waited(function, readers):
 
 
 def is_dead_soon(readers, seconds=5):
-    """Whether one of some processes ends within so many seconds: its connections are closed before it counts as dead."""
+    """Whether one of some processes ends within so many seconds: its connections are closed before it counts as dead.
+    """
     end = time.time() + seconds
     while readers and time.time() < end:
         if any(not reader.is_alive() for reader in readers):
@@ -202,7 +208,8 @@ def begin_reading(_):
 def make_loader(dataset, pools, workers):
     """DataLoader over the pools, pinned where there is a GPU, its worker processes kept between epochs.
 
-    Each process prepares one pool ahead: 128 tiles of PASTIS-HD are 3.4 GB of shared memory, and take up to 4.3 GB in all.
+    Each process prepares one pool ahead: 128 tiles of PASTIS-HD are 3.4 GB of shared memory, and take up to 4.3 GB in
+    all.
     """
     return Loader(dataset, batch_sampler=pools, collate_fn=partial(collate, keeps=False), num_workers=workers,
                   prefetch_factor=1 if workers else None, pin_memory=torch.cuda.is_available(),

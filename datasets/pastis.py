@@ -1,4 +1,5 @@
-"""PASTIS-HD, read as it is distributed (Sainte Fare Garnot and Landrieu 2021; Sainte Fare Garnot et al. 2022; Astruc et al. 2024).
+"""PASTIS-HD, read as it is distributed (Sainte Fare Garnot and Landrieu 2021; Sainte Fare Garnot et al. 2022; Astruc
+et al. 2024).
 
     metadata.geojson                                     folds and dates; it marks the dataset's folder
     DATA_S2/S2_<id>.npy, DATA_S1A/S1A_<id>.npy, DATA_S1D/S1D_<id>.npy     series, 128 x 128 pixels of 10 m
@@ -39,8 +40,8 @@ def whole_number(value, name):
 def read_metadata(path):
     """{tile: {"fold": 1..5, "dates": {"S2": [YYYYMMDD], "S1A": ..., "S1D": ...}}}, tiles in the order of their numbers.
 
-    The dates of a sensor are a dict {"0": date, "1": date, ...} or the same as JSON text, depending on what wrote the file;
-    its keys are put in order as numbers. Errors: UserError naming the file and the tile.
+    The dates of a sensor are a dict {"0": date, "1": date, ...} or the same as JSON text, depending on what wrote the
+    file; its keys are put in order as numbers. Errors: UserError naming the file and the tile.
     """
     tiles, tile, content = {}, "first feature", read_json(path, "the metadata of PASTIS")
     if not isinstance(content, dict) or not content.get("features"):
@@ -63,7 +64,8 @@ def read_metadata(path):
 
 
 def read_target(path):
-    """The crop of each pixel, (H, W) int64: channel 0, whatever the number of channels and the type (one or two bytes)."""
+    """The crop of each pixel, (H, W) int64: channel 0, whatever the number of channels and the type (one or two bytes).
+    """
     target = read_npy(path)
     if target.ndim != 3 or not target.size or target.dtype.kind not in "iu":
         raise UserError(f"{path}: shape {target.shape} of type {target.dtype}, expected 3 x {SIDE} x {SIDE} whole numbers; "

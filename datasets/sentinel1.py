@@ -1,4 +1,5 @@
-"""Is Sentinel-1 of a TreeSatAI-TS file in order inside its dates? In the 2017 files seen it is not, see docs/sentinel1-2017.md.
+"""Is Sentinel-1 of a TreeSatAI-TS file in order inside its dates? In the 2017 files seen it is not, see
+docs/sentinel1-2017.md.
 
 There the 72 numbers of a date (2 bands x 6 x 6 pixels) are those of a transposed 18 x 4 matrix, once in the descending orbit, twice in
 the ascending one. The file itself is asked, not its year: two measures, as it is stored and with the transposition undone,
@@ -54,7 +55,9 @@ class Order(NamedTuple):
 
 
 def _measures(key):
-    """What order multiplies dates by: (72, 2) to VV - VH, (2, 72 x 72) to the products of neighbours, and to the squares."""
+    """What order multiplies dates by: (72, 2) to VV - VH, (2, 72 x 72) to the products of neighbours, and to the
+    squares.
+    """
     rows, columns = np.indices((6, 6)).reshape(2, 36)
     near = abs(rows[:, None] - rows) + abs(columns[:, None] - columns) == 1      # 120 of 36 x 36
     centre = np.kron(np.eye(2), np.eye(36) - 1 / 36)                             # takes each band's mean off
@@ -71,9 +74,11 @@ MEASURES = {key: _measures(key) for key in TRANSPOSED}
 
 
 def order(data, key):
-    """The Order of a series as the file has it: data (T, 2, 6, 6) float32, linear power. Dates with gaps or zeros do not count.
+    """The Order of a series as the file has it: data (T, 2, 6, 6) float32, linear power. Dates with gaps or zeros do
+    not count.
 
-    A correlation is the mean product of neighbours over the mean square, all of them less their band's mean on the date, in dB.
+    A correlation is the mean product of neighbours over the mean square, all of them less their band's mean on the
+    date, in dB.
     """
     dates = data.reshape(-1, 72)
     dates = dates[::-(-len(dates) // MOST) or 1]

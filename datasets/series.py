@@ -19,8 +19,9 @@ MISSING_SHARE = 0.5            # a date goes if a band lacks more of its pixels
 def fetch(mapped, dates, nodata=None):
     """Some dates (n,) of a memory-mapped series or of a window in its images, (T, C, H, W): (n, C, H, W), as native.
 
-    Left to itself the system reads more from the disk than what is touched, for a small window the whole file. So it is told
-    where each band of each date lies beforehand: it reads these pages only, and all at once instead of one after the other.
+    Left to itself the system reads more from the disk than what is touched, for a small window the whole file. So it
+    is told where each band of each date lies beforehand: it reads these pages only, and all at once instead of one
+    after the other.
     """
     if hasattr(mmap, "MADV_WILLNEED"):                                            # not on Windows
         mapped._mmap.madvise(mmap.MADV_RANDOM)
@@ -90,8 +91,9 @@ def missing(data, nodata=None, lowest=None):
 def uncovered(data):
     """Which pixels of a series (T, C, H, W) are 0 in all bands, (T, H, W) bool: outside of what the products cover.
 
-    No ground is: in real tiles the least of an optical band is 1, and radar has zeros in one polarisation alone. With one
-    band that is not certain: clean keeps such a 0 beside others that are not, and `nodata` of the sensor's entry can tell.
+    No ground is: in real tiles the least of an optical band is 1, and radar has zeros in one polarisation alone. With
+    one band that is not certain: clean keeps such a 0 beside others that are not, and `nodata` of the sensor's entry
+    can tell.
     """
     outside = data[:, 0] == 0
     if outside.any():                                                             # one band clears most
@@ -112,8 +114,8 @@ def clean(data, days, is_cloudy=False, nodata=None, lowest=None):
     """What makes a series usable: data (T, C, H, W) and days (T,) in, the same with fewer dates out, in time order.
 
     A date goes, and its day with it, if a band lacks over half of its pixels (see missing and uncovered), or all bands
-    are 0; so do cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first that is left stays: they
-    are slices of one pass. Other missing pixels become the mean of their band on that date.
+    are 0; so do cloudy ones (is_cloudy (T,) bool). Of several acquisitions of one day the first that is left stays:
+    they are slices of one pass. Other missing pixels become the mean of their band on that date.
     """
     is_bad, is_missing = np.zeros(len(data), bool) | is_cloudy, missing(data, nodata, lowest)
     if (outside := uncovered(data)).any():

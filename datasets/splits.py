@@ -1,9 +1,9 @@
 """Which tile is for training, validation, test, and which labels the 10 % and 20 % runs may see.
 
-Lists are kept as text files in datasets/splits/, named after the list they were drawn from and headed by their hash, so
-that everybody trains on the same tiles; so are labels that had to be collected from one mask a tile. Those of the Zenodo
-release of TreeSatAI are committed; for any other list (the Hugging Face release, the demo) the file is drawn with the same
-seed and written at the first run.
+Lists are kept as text files in datasets/splits/, named after the list they were drawn from and headed by their hash,
+so that everybody trains on the same tiles; so are labels that had to be collected from one mask a tile. Those of the
+Zenodo release of TreeSatAI are committed; for any other list (the Hugging Face release, the demo) the file is drawn
+with the same seed and written at the first run.
 """
 import hashlib
 import os
@@ -83,9 +83,9 @@ def list_path(release, names, origin, what):
 def saved_subset(release, what, names, labels, share, seed, origin=""):
     """The stratified subset of a list, from its file if there is one, else drawn and written.
 
-    release: e.g. "treesatai". what: e.g. "val" or "10percent". names: the list drawn from; labels (N, K) bool.
-    Returns the names of the subset, in the list's order. A file that is not there is made again, the same. Errors: UserError if it
-    was changed.
+    release: e.g. "treesatai". what: e.g. "val" or "10percent". names: the list drawn from; labels (N, K) bool. Returns
+    the names of the subset, in the list's order. A file that is not there is made again, the same. Errors: UserError
+    if it was changed.
     """
     path = list_path(release, names, origin, f"{what}-seed{seed}")
     if not path.exists():
@@ -105,8 +105,8 @@ def drawn_val(release, names, labels, origin):
 def saved_labels(release, names, origin, read, classes):
     """Which classes are present in each tile, from a file of this list of tiles if there is one, else read and written.
 
-    read(i): the classes present in tile i, (K,) bool; called on all cores. classes: K names. Returns (N, K) bool. Errors: UserError
-    if the file was changed.
+    read(i): the classes present in tile i, (K,) bool; called on all cores. classes: K names. Returns (N, K) bool.
+    Errors: UserError if the file was changed.
     """
     path = list_path(release, names, origin, "labels")
     if not path.exists():

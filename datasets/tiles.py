@@ -1,7 +1,7 @@
 """What the readers share: a split of tiles, and files in the common formats.
 
-Series are repaired as series.py has it. Whatever else is wrong with a file is a UserError that names it. A value that was changed is
-taken as it is: only npz files have checksums.
+Series are repaired as series.py has it. Whatever else is wrong with a file is a UserError that names it. A value that
+was changed is taken as it is: only npz files have checksums.
 
 Dimensions: N tiles, K classes, T dates, C bands, H x W pixels.
 """
@@ -21,7 +21,9 @@ ENDINGS = (".tif", ".tiff", ".npy", ".npz")    # of files in the common formats,
 
 
 def demo_side(marker, side):
-    """Pixels a side of a tile: the release's, or what DEMO.json, the marker of generated data, says. marker: its path, or None."""
+    """Pixels a side of a tile: the release's, or what DEMO.json, the marker of generated data, says. marker: its path,
+    or None.
+    """
     about = read_json(marker, "the marker of generated data") if marker else {}
     found = about.get("side", side) if isinstance(about, dict) else None
     if type(found) is not int or found < 1:
@@ -35,13 +37,13 @@ class Tiles(torch.utils.data.Dataset):
     """Tiles of one split; each dataset is a subclass that finds its files.
 
     root: the raw files. split: train, val or test. modalities: keys of datasets.sensors. name: the dataset's.
-    label_percent: of the training tiles, a stratified subset that follows the seed. labelled: False leaves labels
-    out (pretraining). max_dates: of a series; None keeps all. max_cloud (%): leave out optical
-    dates whose mean probability of cloud or snow is higher; None keeps all. parts: cut each tile into parts x parts
-    tiles. all_bands: the sensors' extra bands too.
-    findings: a list to add what is wrong with single tiles to, as (tile, modality, text), instead of stopping at the first
-    (prepare.py). s1: "repaired" puts scrambled Sentinel-1 of TreeSatAI-TS in order, see datasets/sentinel1.py.
-    dataset[i] takes evenly spread dates of a long series, dataset[i, n] random ones, the same for the same seed and n (the pass).
+    label_percent: of the training tiles, a stratified subset that follows the seed. labelled: False leaves labels out
+    (pretraining). max_dates: of a series; None keeps all. max_cloud (%): leave out optical dates whose mean
+    probability of cloud or snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. all_bands:
+    the sensors' extra bands too. findings: a list to add what is wrong with single tiles to, as (tile, modality,
+    text), instead of stopping at the first (prepare.py). s1: "repaired" puts scrambled Sentinel-1 of TreeSatAI-TS in
+    order, see datasets/sentinel1.py. dataset[i] takes evenly spread dates of a long series, dataset[i, n] random ones,
+    the same for the same seed and n (the pass).
 
     A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
     find(): looks for the files (self.index, if it needs one); returns the path of DEMO.json, which marks generated data,
@@ -113,7 +115,8 @@ class Tiles(torch.utils.data.Dataset):
         return self.names[i]
 
     def paths_of(self, sensor):
-        """The file of each tile, None where it is missing and `findings` took note. Errors: UserError naming the tile."""
+        """The file of each tile, None where it is missing and `findings` took note. Errors: UserError naming the tile.
+        """
         if sensor.files is None:
             return self.own_paths(sensor)
         if not sensor.files.lower().endswith(ENDINGS):
@@ -130,7 +133,9 @@ class Tiles(torch.utils.data.Dataset):
                         f"'{sensor.key}/{{tile}}.npz'")
 
     def labels_of(self, names):
-        """Which classes are present in each tile, (N, K) bool, collected from its mask; none is read if no labels are wanted."""
+        """Which classes are present in each tile, (N, K) bool, collected from its mask; none is read if no labels are
+        wanted.
+        """
         if not self.labelled:
             return np.zeros((len(names), len(self.classes)), bool)
         self.names = names
@@ -150,7 +155,8 @@ class Tiles(torch.utils.data.Dataset):
     # ---- for prepare.py
 
     def check_label(self, i):
-        """The classes of tile i, (K,) bool, read anew. Errors: UserError; here they were read with the list of tiles."""
+        """The classes of tile i, (K,) bool, read anew. Errors: UserError; here they were read with the list of tiles.
+        """
         return self.present(i) if self.has_label_files else self.labels[i].numpy() > 0
 
     def sources(self, i):
@@ -286,8 +292,9 @@ class Tiles(torch.utils.data.Dataset):
     def chosen(self, i, key, data, days, rng):
         """At most max_dates of a stored series, cleaned: data (T, C, H, W), days (T,). rng: see choose_dates.
 
-        Of a memory-mapped file, days are chosen first and only these are read. If one of them turns out to be of no use, all
-        are read and the choice is made anew among what is: a series has fewer than max_dates only if there are no more.
+        Of a memory-mapped file, days are chosen first and only these are read. If one of them turns out to be of no
+        use, all are read and the choice is made anew among what is: a series has fewer than max_dates only if there
+        are no more.
         """
         is_cloudy = self.is_cloudy(i, key, days)
         distinct = np.unique(days[~is_cloudy])

@@ -203,14 +203,16 @@ class TreeSatAI(Tiles):
         return tile
 
     def series_file(self, i):
-        """The file with the series of tile i, None if there is none or several, or none of them is among the modalities."""
+        """The file with the series of tile i, None if there is none or several, or none of them is among the
+        modalities.
+        """
         return next((self.paths[key][i] for key in SERIES if key in self.paths), None) if self.name == "treesatai-ts" else None
 
     def orders(self, i):
         """Whether Sentinel-1 of tile i is in order inside its dates, both orbits, whatever the modalities.
 
-        Returns {"year", "file", key: (verdict, text)}, or {} without such a file. verdict: of datasets.sentinel1.Order, or no
-        dates (none that is whole: such a file has other findings), or broken.
+        Returns {"year", "file", key: (verdict, text)}, or {} without such a file. verdict: of
+        datasets.sentinel1.Order, or no dates (none that is whole: such a file has other findings), or broken.
         """
         path = self.series_file(i)
         if path is None or self.grid != (GRID, GRID):

@@ -1,4 +1,5 @@
-"""The series file of a tile of TreeSatAI-TS: HDF5 with Sentinel-2 and both orbits of Sentinel-1, read by h5py's low level.
+"""The series file of a tile of TreeSatAI-TS: HDF5 with Sentinel-2 and both orbits of Sentinel-1, read by h5py's low
+level.
 
 Dimensions: T dates, C bands.
 """
@@ -43,7 +44,8 @@ def _h5(path):
 
 
 def read_h5(path, keys, grid=GRID):
-    """The series of one tile: {key: (data (T, C, grid, grid) float32, days of the year (T,) int64)}, as they are in the file.
+    """The series of one tile: {key: (data (T, C, grid, grid) float32, days of the year (T,) int64)}, as they are in
+    the file.
 
     S2 in digital numbers, S1 in linear power. T = 0 is legal. Errors: UserError naming the file and the dataset.
     """
@@ -72,7 +74,9 @@ def read_cloud(path):
 
 
 def _open_dataset(file, path, name):
-    """A dataset of an open file, nothing read yet: itself, shape, type, where it begins (None if not in one piece), bytes."""
+    """A dataset of an open file, nothing read yet: itself, shape, type, where it begins (None if not in one piece),
+    bytes.
+    """
     try:
         dataset = h5py.h5d.open(file, name.encode())
     except KeyError as error:
@@ -101,9 +105,9 @@ def _read_dataset(file, content, path, name, dtype=None):
 def _read_products(file, content, path, name, length, texts):
     """The first bytes of the products' names, (T, length) uint8, 0 behind the end of a shorter one.
 
-    texts: what was read of the file's heaps already, to which is added.
-    The names are texts in global heaps, in which libhdf5 2.0 goes round in circles for ever if a block was lost to zeros. So the heaps
-    are read here (HDF5 file format, section III.E), and what is stored in another way is left to libhdf5.
+    texts: what was read of the file's heaps already, to which is added. The names are texts in global heaps, in which
+    libhdf5 2.0 goes round in circles for ever if a block was lost to zeros. So the heaps are read here (HDF5 file
+    format, section III.E), and what is stored in another way is left to libhdf5.
     """
     _, shape, kind, start, size = _open_dataset(file, path, name)
     is_text = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
@@ -123,7 +127,8 @@ def _read_products(file, content, path, name, length, texts):
 
 
 def _read_heap(content, address, texts):
-    """Add the objects of a global heap, as far as it is whole, to texts: {reference (length, address, number): bytes}."""
+    """Add the objects of a global heap, as far as it is whole, to texts: {reference (length, address, number): bytes}.
+    """
     content.seek(address)
     mark, size = struct.unpack("<4s4xQ", content.read(16))
     heap = content.read(max(0, min(size, MOST) - 16)) if mark == b"GCOL" else b""
@@ -138,7 +143,8 @@ def _read_heap(content, address, texts):
 
 
 def days_of_year(products, start, path):
-    """Day of the year, 1..366, (T,) int64, from YYYYMMDD at a fixed place of each product's name: (T, start + 8) uint8."""
+    """Day of the year, 1..366, (T,) int64, from YYYYMMDD at a fixed place of each product's name: (T, start + 8) uint8.
+    """
     digits = products[:, start:] - ord("0")                                       # what is no digit is over 9
     date = digits @ PLACES
     days = DAY_OF_YEAR[IS_LEAP[date // 10_000 % 10_000], date % 10_000]

@@ -15,7 +15,9 @@ SCRIPTS = {"pretrained": "pretrain.py", "finetuned": "finetune.py"}    # the kin
 
 
 def save(path, checkpoint):
-    """Write a dict of tensors, numbers, strings, lists and dicts, and its hash. Errors: UserError if it cannot be written."""
+    """Write a dict of tensors, numbers, strings, lists and dicts, and its hash. Errors: UserError if it cannot be
+    written.
+    """
     with written_whole(path, "wb") as file:
         try:
             torch.save(checkpoint | {"sha256": content_hash(checkpoint)}, file)
@@ -45,7 +47,9 @@ def load(path, kind):
 
 
 def content_hash(checkpoint):
-    """sha256 (64 hex digits) of nested dicts, lists, tensors, numbers and strings, but for an entry "sha256" at the top."""
+    """sha256 (64 hex digits) of nested dicts, lists, tensors, numbers and strings, but for an entry "sha256" at the
+    top.
+    """
     digest = hashlib.sha256()
 
     def add(value):
@@ -86,10 +90,10 @@ def rebuild(path, checkpoint):
 def start_from(model, pretrained):
     """Load into a model what pretrained checkpoints have for it: all but the heads, which are new.
 
-    pretrained: [(path, checkpoint)]. Of these, what only pretraining needs and what belongs to modalities that the model lacks stay
-    unused.
-    Errors: UserError if a modality of the model is in none of them, if sizes differ, or if a checkpoint's whole model
-    has changed since, what only pretraining needs too: another pretraining would be another method.
+    pretrained: [(path, checkpoint)]. Of these, what only pretraining needs and what belongs to modalities that the
+    model lacks stay unused. Errors: UserError if a modality of the model is in none of them, if sizes differ, or if a
+    checkpoint's whole model has changed since, what only pretraining needs too: another pretraining would be another
+    method.
     """
     for path, checkpoint in pretrained:
         rebuild(path, checkpoint)

@@ -45,8 +45,9 @@ def exact_float32():
 def meeting_point(rank, world):
     """Where the processes find each other, as arguments of init_process_group.
 
-    After a restart torchrun (of torch 2.13) gives its workers the store of before, with the addresses of dead processes in it: they
-    fail or wait for ever. So rank 0 opens a store of its own and puts its port there; others try until it answers.
+    After a restart torchrun (of torch 2.13) gives its workers the store of before, with the addresses of dead
+    processes in it: they fail or wait for ever. So rank 0 opens a store of its own and puts its port there; others try
+    until it answers.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}
@@ -107,8 +108,9 @@ def sum_over_processes(tensors):
 def gradients(model):
     """The gradients of all parameters that are trained; one that had no part in the loss counts as zero.
 
-    Each process has weighted its pools by their share of the whole batch, so the sum over the processes is the gradient of
-    the mean over the batch, however the pools are spread; DistributedDataParallel would average over processes instead.
+    Each process has weighted its pools by their share of the whole batch, so the sum over the processes is the
+    gradient of the mean over the batch, however the pools are spread; DistributedDataParallel would average over
+    processes instead.
     """
     for p in model.parameters():
         if p.requires_grad and p.grad is None:
@@ -119,9 +121,9 @@ def gradients(model):
 class RunningStatistics:
     """The running means and variances of a model's batch norms, moved by every pool in order, whatever process had it.
 
-    A batch norm only knows its own process. So its buffers are emptied before a pool and its momentum is 1: after the pool they
-    hold what this pool found. At the end of a step the findings of all pools are collected, and enter the running
-    statistics one after the other, which one process with all pools would do just so.
+    A batch norm only knows its own process. So its buffers are emptied before a pool and its momentum is 1: after the
+    pool they hold what this pool found. At the end of a step the findings of all pools are collected, and enter the
+    running statistics one after the other, which one process with all pools would do just so.
     """
 
     def __init__(self, model):

@@ -172,7 +172,9 @@ def check_model(args):
 
 
 def check_s1(args, modalities, pretrained=()):
-    """Errors: UserError for an --s1 that does nothing, or that is not that of the checkpoints, pretrained: [(path, checkpoint)]."""
+    """Errors: UserError for an --s1 that does nothing, or that is not that of the checkpoints, pretrained: [(path,
+    checkpoint)].
+    """
     for path, saved in pretrained:
         found = saved.get("s1", "released")                                   # not in checkpoints of before
         if found != args.s1:
@@ -209,7 +211,8 @@ PAPER = {"treesatai-ts": ("vhr", "s2", "s1"), "treesatai": ("vhr", "s2", "s1"), 
 def is_paper(args, arguments, modalities):
     """Whether a run has the paper's recipe: dataset, modalities, and nothing that changes its numbers is set otherwise.
 
-    modalities: of the run; fine-tuning and compared methods may take some of the paper's, OmniSat's pretraining takes them all.
+    modalities: of the run; fine-tuning and compared methods may take some of the paper's, OmniSat's pretraining takes
+    them all.
     """
     known, may_be_some = PAPER.get(args.dataset), hasattr(args, "label_percent") or args.model != "omnisat"
     if known is None:

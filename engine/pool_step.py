@@ -1,8 +1,9 @@
-"""Forward and backward of a pool: as it is written, compiled, or also recorded as a CUDA graph, so that no step waits for Python.
+"""Forward and backward of a pool: as it is written, compiled, or also recorded as a CUDA graph, so that no step waits
+for Python.
 
-A pool of pretraining is over a thousand kernels, which a CPU may take longer to start than a GPU to run. A CUDA graph starts them
-all at once. Pools of another number of tiles (the last of an epoch) run as they are written; of several numbers of dates each has a
-recording.
+A pool of pretraining is over a thousand kernels, which a CPU may take longer to start than a GPU to run. A CUDA graph
+starts them all at once. Pools of another number of tiles (the last of an epoch) run as they are written; of several
+numbers of dates each has a recording.
 """
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,9 @@ DATES = 10    # the dates of a compiled pool are padded to a multiple of so many
 class PoolStep:
     """A pool's forward and backward pass.
 
-    model: has pretrain_loss; autocast: the context of its forward pass. compiled_tiles: pools of so many tiles are compiled, for models
-    that have fixed_size (models.fast.omnisat); 0: none. is_recorded: these are recorded too, on a GPU. A recording adds to the
-    gradients where they lie: between steps they must be zeroed, not set to None.
+    model: has pretrain_loss; autocast: the context of its forward pass. compiled_tiles: pools of so many tiles are
+    compiled, for models that have fixed_size (models.fast.omnisat); 0: none. is_recorded: these are recorded too, on a
+    GPU. A recording adds to the gradients where they lie: between steps they must be zeroed, not set to None.
     """
 
     def __init__(self, model, autocast, device, compiled_tiles=0, is_recorded=False):
@@ -61,7 +62,9 @@ class PoolStep:
         return torch.stack([loss, *(terms[name] for name in self.model.terms)]).detach()
 
     def record(self, inputs):
-        """A graph, which does nothing yet; where it reads the inputs; and where it writes the values. Graphs share their memory."""
+        """A graph, which does nothing yet; where it reads the inputs; and where it writes the values. Graphs share
+        their memory.
+        """
         places = [{name: torch.empty_like(value, device=self.device) for name, value in tensors.items()} for tensors in inputs]
         graph, values = capture(lambda: self.run(*places[:2], places[2]["share"]), self.memory)
         self.memory = graph.pool()
@@ -69,7 +72,9 @@ class PoolStep:
 
 
 def capture(function, memory=None):
-    """What the function does, as a CUDA graph, and its value, which a replay writes. memory: that of a graph before, to be shared."""
+    """What the function does, as a CUDA graph, and its value, which a replay writes. memory: that of a graph before,
+    to be shared.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):    # loaders have threads of their own
         value = function()

@@ -1,10 +1,10 @@
 """A training run: where it is, what each of its steps does on all processes, and the checkpoint that it goes on from.
 
-A run that was stopped or killed, and is started again by the same command, ends with the weights and the log that it would have
-had, bit by bit on a CPU. For that, nothing carries over from one pool of tiles to the next but what the checkpoint holds: weights,
-optimiser, scheduler, the best epoch, the position and the sums of the losses. The order of the tiles follows from the seed
-and the pass over them, every other random number from seed, epoch and pool, so there is no random state to keep; nor is there a loss
-scaler, which bfloat16 does not need.
+A run that was stopped or killed, and is started again by the same command, ends with the weights and the log that it
+would have had, bit by bit on a CPU. For that, nothing carries over from one pool of tiles to the next but what the
+checkpoint holds: weights, optimiser, scheduler, the best epoch, the position and the sums of the losses. The order of
+the tiles follows from the seed and the pass over them, every other random number from seed, epoch and pool, so there
+is no random state to keep; nor is there a loss scaler, which bfloat16 does not need.
 """
 import json
 import math
@@ -33,11 +33,12 @@ _locks = []    # of the folders that this process trains in, kept until it ends
 
 
 def open_folder(target, kind, args, rank, **found):
-    """Take the folder of a run. Returns its checkpoint (None if it begins), and the options that a later start must repeat.
+    """Take the folder of a run. Returns its checkpoint (None if it begins), and the options that a later start must
+    repeat.
 
-    The folder is taken until this process ends; on several processes rank 0 does it. target: the checkpoint's path. found: options
-    as they turned out, in place of those in args.
-    Errors: UserError if another process has the folder, or if the run in it was begun with other options.
+    The folder is taken until this process ends; on several processes rank 0 does it. target: the checkpoint's path.
+    found: options as they turned out, in place of those in args. Errors: UserError if another process has the folder,
+    or if the run in it was begun with other options.
     """
     def take():
         if rank == 0:
@@ -67,12 +68,13 @@ def pool_seed(seed, epoch, pool):
 
 
 class Training:
-    """A run, to be used in a with statement, in which SIGTERM and SIGUSR1 have it saved at the end of the step, and ended.
+    """A run, to be used in a with statement, in which SIGTERM and SIGUSR1 have it saved at the end of the step, and
+    ended.
 
     target, kind: of the checkpoint; its weights are those of the best epoch if it is "finetuned", else the last ones.
-    saved, settings: of open_folder. facts: what goes into the checkpoint besides, with the entries of SAME.
-    args: epochs, min_epochs, patience, seed, save_minutes. place: of distributed.setup. terms: names of the loss and its parts.
-    optimizer, scheduler: None for a method that is fitted in a single epoch, of which only the end is saved.
+    saved, settings: of open_folder. facts: what goes into the checkpoint besides, with the entries of SAME. args:
+    epochs, min_epochs, patience, seed, save_minutes. place: of distributed.setup. terms: names of the loss and its
+    parts. optimizer, scheduler: None for a method that is fitted in a single epoch, of which only the end is saved.
 
     epoch counts from 1; step: those that are done of this epoch. finished: whether there is nothing left to do.
     """
@@ -171,7 +173,8 @@ class Training:
         self.look_up()
 
     def verify(self, step):
-        """Errors: UserError if a step (Unverified or None) was not finite, after its tiles were written to nonfinite.json.
+        """Errors: UserError if a step (Unverified or None) was not finite, after its tiles were written to
+        nonfinite.json.
 
         A step is looked at when the next one is on its way, so that the GPU is never without work.
         """
@@ -204,7 +207,9 @@ class Training:
     # ---- an epoch
 
     def begin_epoch(self, pools, what):
-        """Set the pools (datasets.loading.Pools) to where the run is. Returns a progress bar over the tiles; what: its title."""
+        """Set the pools (datasets.loading.Pools) to where the run is. Returns a progress bar over the tiles; what: its
+        title.
+        """
         pools.epoch, pools.start = self.epoch, self.step
         if self.rank == 0 and self.epoch == self.starts[-1]["epoch"] and pools.idle():
             print(pools.idle(), file=sys.stderr)
@@ -221,7 +226,9 @@ class Training:
         return dict(zip(self.terms, (self.sums / tiles).tolist()))
 
     def end_epoch(self, record, score):
-        """Log the numbers of an epoch (a dict), note whether it is the best (score: a list, higher is better), and save."""
+        """Log the numbers of an epoch (a dict), note whether it is the best (score: a list, higher is better), and
+        save.
+        """
         for name, value in record.items():
             if not math.isfinite(value):
                 raise UserError(f"{self.target.parent}: {name} is {value} in epoch {self.epoch}; no checkpoint has this epoch; try a "

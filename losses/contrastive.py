@@ -1,8 +1,8 @@
 """Contrastive loss across modalities (section 3.2, equation 3, figure 4).
 
-Dimensions: B tiles, M modalities, P patches, D embedding, N = B M P tokens.
-The denominator of equation 3 sums over all pairs of tokens. `Denominator` walks through the N x N similarities in blocks, so
-that memory grows with N; `dense_denominator` is the same in one matrix, readable, and the tests hold the two together.
+Dimensions: B tiles, M modalities, P patches, D embedding, N = B M P tokens. The denominator of equation 3 sums over
+all pairs of tokens. `Denominator` walks through the N x N similarities in blocks, so that memory grows with N;
+`dense_denominator` is the same in one matrix, readable, and the tests hold the two together.
 """
 import functools
 
@@ -17,9 +17,9 @@ def contrastive_loss(tokens, present, temperature=0.1, naive=False, dense=False,
 
     tokens (B, M, P, D): the encoders' f_p^m. present (B, M) bool: False where a tile lacks a modality; such tokens are
     neither anchor, positive nor negative. temperature: gamma. naive: the ablation of table 5, whose denominator leaves
-    out only the anchor itself, not all of T(m, p). dense: with the N x N matrix, as are temperatures under 0.025. compiled: what is
-    done to each block of it is one kernel of torch.compile.
-    Positives of (m, p): the tokens (n, p) with n != m. Returns a scalar, 0 where no token has a positive (a single modality).
+    out only the anchor itself, not all of T(m, p). dense: with the N x N matrix, as are temperatures under 0.025.
+    compiled: what is done to each block of it is one kernel of torch.compile. Positives of (m, p): the tokens (n, p)
+    with n != m. Returns a scalar, 0 where no token has a positive (a single modality).
     """
     kind = tokens.device.type
     product_type = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
@@ -46,8 +46,8 @@ def contrastive_loss(tokens, present, temperature=0.1, naive=False, dense=False,
 def dense_denominator(f, is_token, group, temperature):
     """Logarithm of equation 3's denominator.
 
-    f (N, D) of norm 1; is_token (N,) bool: those that count; group: so many tokens in a row are one T(m, p). Returns (N,), -inf
-    where no token counts.
+    f (N, D) of norm 1; is_token (N,) bool: those that count; group: so many tokens in a row are one T(m, p). Returns
+    (N,), -inf where no token counts.
     """
     number = torch.arange(len(f), device=f.device) // group
     is_excluded = (number[:, None] == number[None]) | ~is_token[None]
@@ -57,10 +57,10 @@ def dense_denominator(f, is_token, group, temperature):
 class Denominator(torch.autograd.Function):
     """dense_denominator with memory linear in N.
 
-    The similarities are symmetric: each pair of blocks is multiplied once, for the rows of both. They are from -1 to 1, so
-    exp(s / temperature) needs no maximum of its row. Of 2 N^2 D operations a matrix, forward does a half and backward three.
-    product_type: of the factors of matrix products; sums and everything else are in the type of f. compiled: whether torch.compile
-    fuses what is done to a block.
+    The similarities are symmetric: each pair of blocks is multiplied once, for the rows of both. They are from -1 to
+    1, so exp(s / temperature) needs no maximum of its row. Of 2 N^2 D operations a matrix, forward does a half and
+    backward three. product_type: of the factors of matrix products; sums and everything else are in the type of f.
+    compiled: whether torch.compile fuses what is done to a block.
     """
 
     @staticmethod
@@ -102,7 +102,8 @@ def blocks(f, group, temperature, product_type):
 
 
 def block_exponentials(left, right, scale, dtype, group):
-    """exp(f_i . f_j scale) of two blocks of tokens, excluded pairs 0. scale: 1 / temperature; group: 0 excludes none."""
+    """exp(f_i . f_j scale) of two blocks of tokens, excluded pairs 0. scale: 1 / temperature; group: 0 excludes none.
+    """
     e = product(left, right, dtype, scale).exp_()
     if group:
         number = torch.arange(len(e), device=e.device) // group

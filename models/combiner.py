@@ -59,7 +59,9 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, by_bucket, buckets):
-    """Attention of queries q (B, H, N, D/H) to k, v (B, H, S, D/H), each score plus by_bucket (B, H, N, K) at buckets (N, S)."""
+    """Attention of queries q (B, H, N, D/H) to k, v (B, H, S, D/H), each score plus by_bucket (B, H, N, K) at buckets
+    (N, S).
+    """
     # a sum of products, not a gather, whose backward would add to four numbers a row one by one
     is_bucket = (buckets[..., None] == torch.arange(BUCKETS, device=buckets.device)).to(q.dtype)    # N x S x K
     if is_compiling():                                                        # in one kernel

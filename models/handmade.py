@@ -9,8 +9,9 @@ from models.compared.lightgbm import image_features
 
 
 def series_features(x, dates, padded):
-    """Of a series (B, T, C, H, W): of each season's median of each band mean and standard deviation over the tile, and how the tile's
-    mean varies over the dates. Returns (B, 9 C), zeros for an empty one."""
+    """Of a series (B, T, C, H, W): of each season's median of each band mean and standard deviation over the tile, and
+    how the tile's mean varies over the dates. Returns (B, 9 C), zeros for an empty one.
+    """
     medians = season_medians(x, dates, padded)                                # B x 4 C x H x W
     there = (~padded)[:, :, None]                                             # B x T x 1
     mean, count = x.mean((3, 4)), there.sum(1).clamp(min=1)                   # B x T x C
@@ -20,7 +21,9 @@ def series_features(x, dates, padded):
 
 
 def handmade(batch, sensors):
-    """Features (B, F) of a batch, as models/omnisat.py has it: 11 a band of an image (models/compared/lightgbm.py), 9 a band of a series."""
+    """Features (B, F) of a batch, as models/omnisat.py has it: 11 a band of an image (models/compared/lightgbm.py), 9
+    a band of a series.
+    """
     found = []
     for key, sensor in sensors.items():
         x = batch[key].float()

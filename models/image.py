@@ -7,9 +7,9 @@ Badrinarayanan et al. 2017): the token need not store the layout of the patch, o
 Sizes for W = 50: 24 -> 12 -> 6 -> 3 -> 1, for W = 40: 20 -> 10 -> 5 -> 2 -> 1.
 Both keep their activations channels last, the layout that convolutions are fastest in, on CPU and GPU alike.
 
-Some steps have two forms that the tests hold together. The usual one calls the library's functions, one after the other. The other,
-while torch.compile traces (`is_compiling`), is written in sums, products and choices, which the compiler makes one kernel of: on a GPU
-these steps wait for memory, and each number should be read and written once.
+Some steps have two forms that the tests hold together. The usual one calls the library's functions, one after the
+other. The other, while torch.compile traces (`is_compiling`), is written in sums, products and choices, which the
+compiler makes one kernel of: on a GPU these steps wait for memory, and each number should be read and written once.
 """
 import math
 
@@ -43,7 +43,9 @@ def pooled_sizes(patch):
 
 
 class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm that leaves type and layout of its input alone; autocast would widen it, and a GPU's kernel reorder it."""
+    """nn.GroupNorm that leaves type and layout of its input alone; autocast would widen it, and a GPU's kernel reorder
+    it.
+    """
 
     def forward(self, x):
         if is_compiling():
@@ -60,7 +62,8 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with GroupNorm(4) and a skip; (N, D, w, w) -> (N, D, w, w). Its GELU is that of GeluPool."""
+    """Two 3 x 3 convolutions with GroupNorm(4) and a skip; (N, D, w, w) -> (N, D, w, w). Its GELU is that of GeluPool.
+    """
 
     def __init__(self, dim):
         super().__init__()
@@ -73,7 +76,9 @@ class ResidualBlock(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """nn.Conv2d of 3 x 3, whose bias is part of the next step when compiled; on a CPU by models.fast.winograd where that is faster."""
+    """nn.Conv2d of 3 x 3, whose bias is part of the next step when compiled; on a CPU by models.fast.winograd where
+    that is faster.
+    """
 
     def __init__(self, dim):
         super().__init__(dim, dim, 3, padding=1)
@@ -101,7 +106,8 @@ class TransposedConvolution(nn.ConvTranspose2d):
 class Stem(nn.Conv2d):
     """A 4 x 4 convolution of stride 2. Compiled it is a matrix product, as a GPU is slow in convolutions of few bands.
 
-    The product comes without the bias then, which ImageEncoder gives to GeluPool: the sum of its gradient has a quarter of the pixels.
+    The product comes without the bias then, which ImageEncoder gives to GeluPool: the sum of its gradient has a
+    quarter of the pixels.
     """
 
     def __init__(self, bands, patch, dim):
@@ -146,7 +152,8 @@ class ImageEncoder(nn.Module):
     def forward(self, x):
         """x (N, C, W, W): standardised patches.
 
-        Returns tokens (N, D) and for the decoder the indices of each max-pool (N, D, w, w) int16, within the pixels before it.
+        Returns tokens (N, D) and for the decoder the indices of each max-pool (N, D, w, w) int16, within the pixels
+        before it.
         """
         x, indices, bias = self.stem(x), [], self.stem.bias if is_compiling() else None
         for block in self.blocks:
@@ -160,8 +167,8 @@ class ImageEncoder(nn.Module):
 class ImageDecoder(nn.Module):
     """Tokens and pooling indices to image patches. 1.79 M parameters for 4 bands and D = 256 (the paper: 1.8 M).
 
-    bypass: False for the ablation of table 5, which copies a value to all pixels of its cell instead of the one that the
-    encoder's max-pool chose; the parameters are the same.
+    bypass: False for the ablation of table 5, which copies a value to all pixels of its cell instead of the one that
+    the encoder's max-pool chose; the parameters are the same.
     """
 
     def __init__(self, bands, patch, dim, bypass=True):
@@ -185,8 +192,8 @@ class ImageDecoder(nn.Module):
 class GeluPool(torch.autograd.Function):
     """Max-pool of GELU(x): (N, D, w, w) -> (N, D, w // window, w // window) and int16 indices of the same shape.
 
-    bias: None or, compiled, (D,), to be added to x before. Only where a pixel is the largest does a gradient come back to it, so
-    nothing of the other pixels is kept for backward.
+    bias: None or, compiled, (D,), to be added to x before. Only where a pixel is the largest does a gradient come back
+    to it, so nothing of the other pixels is kept for backward.
     """
 
     @staticmethod
@@ -211,7 +218,8 @@ class GeluPool(torch.autograd.Function):
 
 
 def gelu_of_largest(x, window):
-    """The largest GELU of each window of (N, D, w, w), its derivative, and the pixel's index; GELU is computed of two pixels only.
+    """The largest GELU of each window of (N, D, w, w), its derivative, and the pixel's index; GELU is computed of two
+    pixels only.
 
     GELU falls and then rises, so it is largest at the largest or at the smallest x.
     """

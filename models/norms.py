@@ -7,7 +7,9 @@ from torch import nn
 
 
 def mean_variance(x, padded, count, dims):
-    """Mean and variance of x over dims, which stay with size 1, without what is padded; count: of the others. None gives 0."""
+    """Mean and variance of x over dims, which stay with size 1, without what is padded; count: of the others. None
+    gives 0.
+    """
     mean = x.masked_fill(padded, 0).sum(dims, keepdim=True) / count.clamp(min=1)
     return mean, (x - mean).masked_fill(padded, 0).square().sum(dims, keepdim=True) / count.clamp(min=1)
 
@@ -19,7 +21,9 @@ class BatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, x, padded=None):
-        """x (..., C); padded, of a shape that broadcasts to (...): True for rows that do not count; None counts all. Returns (..., C)."""
+        """x (..., C); padded, of a shape that broadcasts to (...): True for rows that do not count; None counts all.
+        Returns (..., C).
+        """
         with torch.autocast(x.device.type, enabled=False):
             y, mean, variance = x.to(self.running_mean.dtype), self.running_mean, self.running_var
             if self.training:
@@ -41,7 +45,9 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def series_group_norm(x, padded, groups, epsilon=1e-5):
-    """Group norm of each pixel's series x (B, P, T, C) over the channels of a group and all dates but the padded (B, T)."""
+    """Group norm of each pixel's series x (B, P, T, C) over the channels of a group and all dates but the padded (B,
+    T).
+    """
     with torch.autocast(x.device.type, enabled=False):
         y = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (groups, -1))    # B x P x T x G x C/G
         count = (~padded).sum(1)[:, None, None, None, None] * y.shape[-1]

@@ -1,8 +1,8 @@
 """OmniSat (section 3, figure 2): one encoder per modality, a combiner, one decoder per modality.
 
-Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K classes.
-A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where
-there is no date; its values are finite). Values come as they are in the file (dB for radar): the model standardises them.
+Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K classes. A batch is a dict: <key> (B, C,
+H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where there is no date; its values are
+finite). Values come as they are in the file (dB for radar): the model standardises them.
 """
 import torch
 from torch import nn
@@ -31,7 +31,8 @@ def patchify(x, patch):
 
 
 def random_mask(present, patches, share, generator=None):
-    """K of equation 4: `share` of each tile's tokens, rounded, but one stays, uniformly; the tokens of a missing modality besides.
+    """K of equation 4: `share` of each tile's tokens, rounded, but one stays, uniformly; the tokens of a missing
+    modality besides.
 
     present (B, M) bool. Returns (B, M, P) bool, True where the token is masked.
     """
@@ -88,7 +89,9 @@ class OmniSat(nn.Module):
         return tokens, self.present(batch), context
 
     def encode_part(self, batch, statistics=None):
-        """Tokens and context. statistics: what batch norm needs of the whole pool, by modality, where these are a part of it."""
+        """Tokens and context. statistics: what batch norm needs of the whole pool, by modality, where these are a part
+        of it.
+        """
         tokens, context = [], {}
         for key in self.sensors:
             token, context[key] = self.tokens_of(key, batch[key], *self.calendar(key, batch), statistics and statistics.get(key))
@@ -96,7 +99,9 @@ class OmniSat(nn.Module):
         return torch.stack(tokens, 1), context
 
     def tokens_of(self, key, x, dates, padded, statistics):
-        """Tokens (B, P, D) of one modality, and what its decoder needs, a list. statistics: as pool_statistics, or None."""
+        """Tokens (B, P, D) of one modality, and what its decoder needs, a list. statistics: as pool_statistics, or
+        None.
+        """
         x = self.patches(key, x)
         if self.sensors[key].kind == "image":                                 # images are encoded patch by patch
             tokens, indices = self.encoders[key](x.flatten(0, 1))
@@ -135,14 +140,18 @@ class OmniSat(nn.Module):
         return grids[key]
 
     def combine(self, tokens, is_masked, grid):
-        """Equations 1, 2 and 4. tokens (B, M, P, D), is_masked (B, M, P) bool, grid: rows, columns. Returns f* (B, P, D)."""
+        """Equations 1, 2 and 4. tokens (B, M, P, D), is_masked (B, M, P) bool, grid: rows, columns. Returns f* (B, P,
+        D).
+        """
         tokens = torch.where(is_masked[..., None], self.mask_token, tokens)
         return self.combiner(tokens, torch.cartesian_prod(*(torch.arange(n, device=tokens.device) for n in grid)))
 
     def features(self, batch, level="tile"):
-        """Features by name: "tokens" (B, M, P, D), the encoders'; "patch" (B, P, D), f*; "tile" (B, D), the mean of f* over the patches.
+        """Features by name: "tokens" (B, M, P, D), the encoders'; "patch" (B, P, D), f*; "tile" (B, D), the mean of f*
+        over the patches.
 
-        Tokens of a sensor that a tile lacks are masked in f*; their own values mean nothing. Errors: ValueError for another name.
+        Tokens of a sensor that a tile lacks are masked in f*; their own values mean nothing. Errors: ValueError for
+        another name.
         """
         tokens, present, _ = self.encode(batch)
         return self.level_of(level, tokens, present, self.grid(batch))
@@ -165,11 +174,11 @@ class OmniSat(nn.Module):
         return [self(batch)]
 
     def draw_masks(self, batch, generator=None):
-        """K of equation 4, for pretrain_loss: "is_masked" (B, M, P) bool; "<key>_targets", the masked tokens of a modality that are
-        there, (N,) int64 of B x P, in order; and "count" (), how many these are in all, at least 1.
+        """K of equation 4, for pretrain_loss: "is_masked" (B, M, P) bool; "<key>_targets", the masked tokens of a
+        modality that are there, (N,) int64 of B x P, in order; and "count" (), how many these are in all, at least 1.
 
-        batch: as the loader gives it, on the CPU. There the masks are drawn: how many tokens a decoder gets is then known without
-        waiting for the device.
+        batch: as the loader gives it, on the CPU. There the masks are drawn: how many tokens a decoder gets is then
+        known without waiting for the device.
         """
         if "reconstruction" not in self.terms:                                # nothing is masked
             return {}
@@ -195,7 +204,9 @@ class OmniSat(nn.Module):
         return sum(terms.values()), terms
 
     def reconstruct(self, f, masks, batch, context):
-        """The summands of equation 5 (N,), one for each target: nothing else is decoded. f (B, P, D); context: of encode."""
+        """The summands of equation 5 (N,), one for each target: nothing else is decoded. f (B, P, D); context: of
+        encode.
+        """
         return torch.cat([self.errors_of(key, masks[f"{key}_targets"], f, batch[key], *self.calendar(key, batch), *context[key])
                           for key in self.sensors])
 

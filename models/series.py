@@ -68,7 +68,8 @@ class SeriesEncoder(nn.Module):
         return self.out(token), attention.mean(dim=-1)
 
     def embedding(self, x, padded, statistics=None):
-        """The MLP of each date, (B, P, T, C) -> (B, P, T, D); statistics of its first layers only: so many layers of it.
+        """The MLP of each date, (B, P, T, C) -> (B, P, T, D); statistics of its first layers only: so many layers of
+        it.
 
         A batch norm after a linear layer is the same layer with other weights: nothing is normalised row by row.
         """
@@ -104,7 +105,8 @@ class SeriesEncoder(nn.Module):
     def pool_statistics(self, patches_of, parts, in_parts):
         """What batch norm needs of a pool that is encoded in parts: mean and variance of each layer, for forward.
 
-        patches_of(part): x and padded of forward for a part. in_parts(function, parts): its values, as FastOmniSat.in_parts.
+        patches_of(part): x and padded of forward for a part. in_parts(function, parts): its values, as
+        FastOmniSat.in_parts.
         """
         statistics = ()
         for linear, norm in zip(self.embed[::3], self.embed[1::3]):
@@ -117,7 +119,8 @@ class SeriesEncoder(nn.Module):
 
 
 def moments(x, padded):
-    """x (B, P, T, C) over the dates that exist, padded (B, T): their number (), mean (C,), and scatter (C, C) about the mean.
+    """x (B, P, T, C) over the dates that exist, padded (B, T): their number (), mean (C,), and scatter (C, C) about
+    the mean.
 
     Not in the autocast type: the variances come from these sums.
     """

@@ -1,10 +1,12 @@
-"""The paper's claims, tested on small sets of tiles: results/study/plan.md has questions, settings and what counts as yes.
+"""The paper's claims, tested on small sets of tiles: results/study/plan.md has questions, settings and what counts as
+yes.
 
     python -m studies.claims --work DIR --canada canada_cube.npz     # hours on 2 cores; goes on where it stopped
     python -m studies.claims --work DIR --data forest --seeds 0,1    # some of it
     python -m studies.claims_report                                  # results/study/README.md and claims.png, of the rows there are
 
-Rows go to results/study/claims.csv as they come. Simulated tiles and a few thousand pixels: no number here says anything about the paper's.
+Rows go to results/study/claims.csv as they come. Simulated tiles and a few thousand pixels: no number here says
+anything about the paper's.
 """
 import argparse
 import itertools
@@ -39,7 +41,9 @@ COMMIT = ("commit", "dirty", "torch", "device", "date")
 
 
 class Run(NamedTuple):
-    """A row's key. pretraining: none, all, alone, or an ablation of all. how: fine-tuned; frozen f* or tokens; random forest."""
+    """A row's key. pretraining: none, all, alone, or an ablation of all. how: fine-tuned; frozen f* or tokens; random
+    forest.
+    """
     data: str
     seed: int
     modality: str
@@ -173,7 +177,9 @@ def perform(job):
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 def means(rows):
-    """{(data, modality, percent, pretraining, how): {unit: (weighted F1, mAP)}}; the unit is a seed of forest, a fold of crops."""
+    """{(data, modality, percent, pretraining, how): {unit: (weighted F1, mAP)}}; the unit is a seed of forest, a fold
+    of crops.
+    """
     found = {}
     for row in rows:
         unit = int(row["seed"]) % 5

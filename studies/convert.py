@@ -3,10 +3,11 @@
     python -m studies.convert --table pixels.csv --root data/pixels --tile sample_id --date date --label croptype --place h3_l3 \\
         --series s2=B02,B03,B04,B08 --series s1=VV,VH --nodata 65535
 
-The table has a line a pixel and date, as CSV: the pixel's name, the date (YYYYMMDD or YYYY-MM-DD), its label, the place it lies in, and
-a column a band. Each pixel becomes a tile of one patch: a series .npz a sensor, with NaN where a band is missing, and a line of
-labels.csv, a class a label. Places (cells of a grid, fields, regions) are never in two splits: of five parts of them, with about the same
-share of each class, one is for test, one for validation. Prints the entries that datasets/sensors.py needs.
+The table has a line a pixel and date, as CSV: the pixel's name, the date (YYYYMMDD or YYYY-MM-DD), its label, the
+place it lies in, and a column a band. Each pixel becomes a tile of one patch: a series .npz a sensor, with NaN where a
+band is missing, and a line of labels.csv, a class a label. Places (cells of a grid, fields, regions) are never in two
+splits: of five parts of them, with about the same share of each class, one is for test, one for validation. Prints the
+entries that datasets/sensors.py needs.
 """
 import argparse
 import csv

@@ -1,9 +1,10 @@
 """What the studies learn from: two small sets of tiles, in memory.
 
-forest: simulated TreeSatAI-TS (datasets/simulated/forest.py), written and read in the raw format like the release, then made small: the middle
-3 x 3 patches, 16 dates of each series, the image at 0.5 m in place of 0.2. 996 tiles to train on, 180 for validation, 468 for test.
-crops: real pixels of nine Canadian crops, seen each month of 17 by Sentinel-1 and Sentinel-2 (ground truth of AAFC, Canada, as it lies
-in the tests of WorldCereal's Presto; its file is not part of this repository). Split by place: no cell of the H3 grid is in two splits.
+forest: simulated TreeSatAI-TS (datasets/simulated/forest.py), written and read in the raw format like the release,
+then made small: the middle 3 x 3 patches, 16 dates of each series, the image at 0.5 m in place of 0.2. 996 tiles to
+train on, 180 for validation, 468 for test. crops: real pixels of nine Canadian crops, seen each month of 17 by
+Sentinel-1 and Sentinel-2 (ground truth of AAFC, Canada, as it lies in the tests of WorldCereal's Presto; its file is
+not part of this repository). Split by place: no cell of the H3 grid is in two splits.
 
 Dimensions: N tiles, K classes, T dates, C bands.
 """
@@ -33,7 +34,9 @@ S1 = Sensor("s1", "series", ("VV", "VH"), 10, 1, 520, "2017-01-01")
 
 
 class Tiles(NamedTuple):
-    """sensors: of datasets.sensors. splits: {"train", "val", "test": one batch of all its tiles, as models/omnisat.py has it}."""
+    """sensors: of datasets.sensors. splits: {"train", "val", "test": one batch of all its tiles, as models/omnisat.py
+    has it}.
+    """
     sensors: list
     splits: dict
 
@@ -59,7 +62,9 @@ def rows_of(batch, rows):
 
 
 def forest(folder, train=1176, test=468):
-    """Tiles of forest; the raw files are written to a folder and what is made of them is kept there. train, test: tiles in its lists."""
+    """Tiles of forest; the raw files are written to a folder and what is made of them is kept there. train, test:
+    tiles in its lists.
+    """
     folder = Path(folder)
     kept = folder / f"small-{SIDE}-{DATES}-{PATCH}.pt"
     sensors = [SENSORS["treesatai-ts"][key] for key in ("vhr", "s2", "s1")]
@@ -100,7 +105,9 @@ def crops(file):
 
 
 def crops_fold(file, fold):
-    """Tiles of crops in five folds of the H3 cells, each with about as many pixels of each crop: one for test, the next for validation."""
+    """Tiles of crops in five folds of the H3 cells, each with about as many pixels of each crop: one for test, the
+    next for validation.
+    """
     cube, rows = read_cube(file)
     crop, number = cube["croptype"][rows], np.zeros(len(rows), int)
     for k, (_, test) in enumerate(StratifiedGroupKFold(5).split(rows, crop, cube["h3_l3"][rows])):
@@ -109,7 +116,9 @@ def crops_fold(file, fold):
 
 
 def read_cube(file):
-    """The Canadian pixels, and which rows of them have a crop with enough pixels. Errors: UserError if the file is not there."""
+    """The Canadian pixels, and which rows of them have a crop with enough pixels. Errors: UserError if the file is not
+    there.
+    """
     if not Path(file).exists():
         raise UserError(f"{file}: no such file; it holds the Canadian pixels, which are not part of this repository")
     cube = np.load(file)

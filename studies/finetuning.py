@@ -1,17 +1,20 @@
-"""What pretraining, head and rate are worth after fine-tuning: the measurements behind the defaults (PAPER.md, "Measured here").
+"""What pretraining, head and rate are worth after fine-tuning: the measurements behind the defaults (PAPER.md,
+"Measured here").
 
     python -m studies.finetuning --work DIR --canada canada_cube.npz      # hours on 2 cores; goes on where it stopped
     python -m studies.finetuning --work DIR --only head,rate              # some of the parts
     python -m studies.finetuning --report                                 # PAPER.md's tables, of the rows that are there
 
-Each part asks one question, changes one thing, and pairs runs by seed, which decides weights, the labelled tiles and their order. Epochs
-(20 steps) are chosen on validation tiles as finetune.py does; the study's own test tiles are scored once, at the end of a run, and no
-table's test tile is among them. The plan was stated before it was run, and cut to the time at hand while it ran (git log).
-A change is taken if the mean paired difference of the weighted F1 over data, labels and starts is above 0 with its 95 % interval (t
-over seeds), and its mean average precision does not fall. Models have D = 64 and a combiner of depth 2; 16 tiles a step of forest, 32
-of crops (studies/data.py). Small models on simulated tiles and on pixels: no number here says anything about the paper's.
+Each part asks one question, changes one thing, and pairs runs by seed, which decides weights, the labelled tiles and
+their order. Epochs (20 steps) are chosen on validation tiles as finetune.py does; the study's own test tiles are
+scored once, at the end of a run, and no table's test tile is among them. The plan was stated before it was run, and
+cut to the time at hand while it ran (git log). A change is taken if the mean paired difference of the weighted F1 over
+data, labels and starts is above 0 with its 95 % interval (t over seeds), and its mean average precision does not fall.
+Models have D = 64 and a combiner of depth 2; 16 tiles a step of forest, 32 of crops (studies/data.py). Small models on
+simulated tiles and on pixels: no number here says anything about the paper's.
 
-Rows go to results/study/ as they come: finetuning.csv, features.csv (frozen features) and dates.csv (what equation 5 looks at).
+Rows go to results/study/ as they come: finetuning.csv, features.csv (frozen features) and dates.csv (what equation 5
+looks at).
 """
 import argparse
 import copy
@@ -214,8 +217,8 @@ def pretrain(tiles, model, seed, batch, watch=lambda step: None):
 def chosen_dates(model, split):
     """What equation 5 looks at: of each series {key: numbers}, over all its tokens that a fixed draw masks.
 
-    square: mean square of the standardised values of the dates that are chosen, and of all; error: of the reconstruction at these;
-    attention: the share of it that the chosen dates have.
+    square: mean square of the standardised values of the dates that are chosen, and of all; error: of the
+    reconstruction at these; attention: the share of it that the chosen dates have.
     """
     masks, found = model.eval().draw_masks(split, torch.Generator().manual_seed(0)), {}
     tokens, _, context = model.encode(split)
@@ -308,7 +311,9 @@ def features(model, split, size=128):
 
 
 def conditioning(x):
-    """Of vectors (N, D): the share of their mean square that is the same for all, and the effective rank of the rest (Roy and Vetterli)."""
+    """Of vectors (N, D): the share of their mean square that is the same for all, and the effective rank of the rest
+    (Roy and Vetterli).
+    """
     spectrum = torch.linalg.svdvals(x - x.mean(0)).square()
     share = spectrum / spectrum.sum()
     return (x.mean(0).square().sum() / x.square().sum(1).mean()).item(), (-share * share.clamp(min=1e-20).log()).sum().exp().item()
@@ -502,8 +507,9 @@ def interval(values):
 def compare(rows, what, against, setting):
     """A markdown table: each value of a column, and what it is above one of them, paired by seed.
 
-    rows: dicts. what: the column that is varied. setting: the columns that make a pair together with the seed. Differences are means over
-    the settings and seeds that all values have, a column for each of data; n: of the seeds of each.
+    rows: dicts. what: the column that is varied. setting: the columns that make a pair together with the seed.
+    Differences are means over the settings and seeds that all values have, a column for each of data; n: of the seeds
+    of each.
     """
     known = {(row[what], *(row[name] for name in setting), row["seed"]): row for row in rows}
     values = list(dict.fromkeys(row[what] for row in rows))

@@ -4,16 +4,18 @@
     python -m studies.rehearsal --list            # only the list of regimes
     python -m studies.rehearsal --report          # PAPER.md's table, of what is there
 
-A regime is a dataset, a method, a share of the labels and what the method starts from: from these follow its steps an epoch, and the
-steps at which its training stops at the earliest (50 epochs) and at the latest (200). Those of under 2,000 steps at the earliest are
-rehearsed, and pass if the epoch kept by then has 95 % of the mean average precision of the epoch kept after four times as many steps. One that does
-not, but still improves then, is not stopped there: the table says when, and with what.
+A regime is a dataset, a method, a share of the labels and what the method starts from: from these follow its steps an
+epoch, and the steps at which its training stops at the earliest (50 epochs) and at the latest (200). Those of under
+2,000 steps at the earliest are rehearsed, and pass if the epoch kept by then has 95 % of the mean average precision of
+the epoch kept after four times as many steps. One that does not, but still improves then, is not stopped there: the
+table says when, and with what.
 
-What is rehearsed is the number of steps, not the tiles: 696 simulated tiles, 16 a step, an epoch of 20 steps, rule and scheduler of
-finetune.py, one seed. OmniSat has its full size and sees S2 alone, 4 patches, 8 dates, from 800 steps of pretraining on S2 and S1.
-Compared methods are narrower (WIDTHS; DOFA has 4 tiles a step; PRESTO, ImageNet's and DOFA's weights are not at hand) and see few pixels; one that pretrains itself
-does so for 300 steps. A narrow network learns more slowly at a given rate, so what passes here is no closer at full width. Precisions
-are of 300 simulated tiles that nothing was chosen on: they say nothing of any real data.
+What is rehearsed is the number of steps, not the tiles: 696 simulated tiles, 16 a step, an epoch of 20 steps, rule and
+scheduler of finetune.py, one seed. OmniSat has its full size and sees S2 alone, 4 patches, 8 dates, from 800 steps of
+pretraining on S2 and S1. Compared methods are narrower (WIDTHS; DOFA has 4 tiles a step; PRESTO, ImageNet's and DOFA's
+weights are not at hand) and see few pixels; one that pretrains itself does so for 300 steps. A narrow network learns
+more slowly at a given rate, so what passes here is no closer at full width. Precisions are of 300 simulated tiles that
+nothing was chosen on: they say nothing of any real data.
 
 Writes results/study/rehearsal.jsonl, a line a training, and results/study/rehearsal.csv, a line a regime.
 """
@@ -66,7 +68,8 @@ def regimes():
 
 
 def trainings():
-    """{(model, modality, rate, start): regimes}: what is rehearsed, once for all regimes that differ in their tiles only.
+    """{(model, modality, rate, start): regimes}: what is rehearsed, once for all regimes that differ in their tiles
+    only.
 
     Of each method and rate one modality, S2 where it may be. Late fusions are not rehearsed apart from their parts.
     """
@@ -98,7 +101,9 @@ TRIED = [("omnisat, odds", "s2", 2e-4, "self"), ("omnisat, batch", "s2", 2e-4, "
 # ---- tiles ----------------------------------------------------------------------------------------------------------
 
 def seen(model, batch, keys):
-    """A batch with what the method sees of the sensors: one date for some, more and larger pixels than forest's for others."""
+    """A batch with what the method sees of the sensors: one date for some, more and larger pixels than forest's for
+    others.
+    """
     out = {"label": batch["label"]}
     for key in keys:
         x = batch[key]
@@ -115,7 +120,9 @@ def seen(model, batch, keys):
 
 
 def tiles_of(model, keys, work):
-    """Tiles of splits train, val, and test: these are ASIDE of the training tiles, since no test tile may choose a default."""
+    """Tiles of splits train, val, and test: these are ASIDE of the training tiles, since no test tile may choose a
+    default.
+    """
     tiles = forest(work)
     train = tiles.splits["train"]
     order = torch.randperm(len(train["label"]), generator=torch.Generator().manual_seed(0))    # the list is sorted by species
@@ -162,8 +169,8 @@ def pretrained(name, modality, work):
 def rehearse(job):
     """One training of LATEST epochs; its line is added.
 
-    kept: the epochs that were the best so far, with their precision and weighted F1 of the tiles set aside. epochs: of each one loss and
-    macro F1 of the validation tiles, the rate, which the scheduler cuts, and those two.
+    kept: the epochs that were the best so far, with their precision and weighted F1 of the tiles set aside. epochs: of
+    each one loss and macro F1 of the validation tiles, the rate, which the scheduler cuts, and those two.
     """
     (called, modality, rate, start), work = job
     name, _, head = called.partition(", ")

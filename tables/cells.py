@@ -3,8 +3,9 @@ from utils.results import TABLES, key_of, read_cells
 
 
 def paper_cells(table):
-    """Rows of cells.csv, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of TreeSatAI-TS in table 2;
-    probe: of each dataset OmniSat's that begins with the pretraining."""
+    """Rows of cells.csv, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of TreeSatAI-TS
+    in table 2; probe: of each dataset OmniSat's that begins with the pretraining.
+    """
     rows = [row for row in read_cells() if row["table"] in TABLES]
     if table == "probe":
         wanted = {"model": "omnisat", "pretraining": "self", "ablation": "none", "modality": "all", "label_percent": "100"}

@@ -170,7 +170,9 @@ def machines(row):
 
 
 def figure5(cells, scale):
-    """Rows of fig5.csv, best first: each method of table 2, pretrained or not, in its best cell with 100 % of the labels."""
+    """Rows of fig5.csv, best first: each method of table 2, pretrained or not, in its best cell with 100 % of the
+    labels.
+    """
     best, rows, printed = {}, [], paper_cells("table2")
     for key in sorted((key for key in cells if key[6] == "100"), key=lambda key: -cells[key]["mean"]):
         best.setdefault(key[2:4], key)

@@ -48,7 +48,8 @@ def demo_options(cell, start, demo):
 class Commands:
     """The command lines, at the paper's or the demo's scale, on Sentinel-1 as released or repaired (s1).
 
-    demo: "" at the paper's scale, "demo" for what `demo` shows, "demo-all" for tables with --demo: the name of its folders.
+    demo: "" at the paper's scale, "demo" for what `demo` shows, "demo-all" for tables with --demo: the name of its
+    folders.
     """
 
     def __init__(self, python, data, demo, nproc, s1="released"):
@@ -68,12 +69,15 @@ class Commands:
                               *(["--as-2017"] if self.s1 == "repaired" else [])]
 
     def pretrained(self, cell, seed):
-        """{modality: checkpoint} that a cell's fine-tuning starts from, none if from scratch; folders are pretrain.py's defaults."""
+        """{modality: checkpoint} that a cell's fine-tuning starts from, none if from scratch; folders are
+        pretrain.py's defaults.
+        """
         return {modality: pretraining_folder(self.runs, cell["dataset"], cell["model"], modality, cell["ablation"], seed) / "pretrained.pt"
                 for modality in pretrained_on(cell)}
 
     def finetuned(self, cell, seed):
-        """The checkpoint that a cell is scored with, the same for a cell that two tables print; finetune.py's default."""
+        """The checkpoint that a cell is scored with, the same for a cell that two tables print; finetune.py's default.
+        """
         return finetuning_folder(self.runs, *(cell[name] for name in (
             "dataset", "model", "pretraining", "ablation", "modality", "label_percent")), seed) / "finetuned.pt"
 
@@ -127,8 +131,9 @@ class Job(NamedTuple):
 
 
 def jobs(cells, seeds, commands, is_dry=False):
-    """The jobs that are still to do, each after the one it needs; {name: why} of those that cannot be done; and (table, row) of
-    those among them that lack published weights. is_dry: plan these too."""
+    """The jobs that are still to do, each after the one it needs; {name: why} of those that cannot be done; and
+    (table, row) of those among them that lack published weights. is_dry: plan these too.
+    """
     scale = "demo" if commands.demo else "paper"
     done = {identity(row) for table in TABLES for row in read_rows(commands.results / f"{table}.csv") if row["status"] in SCORED}
     planned, trained, blocked, without = {}, {}, {}, []
@@ -173,7 +178,8 @@ def jobs(cells, seeds, commands, is_dry=False):
 
 
 def probe_jobs(cells, seeds, commands):
-    """The jobs of frozen evaluation that are still to do, and what they need; {name: why} of those that cannot be done."""
+    """The jobs of frozen evaluation that are still to do, and what they need; {name: why} of those that cannot be done.
+    """
     scale, planned, blocked = "demo" if commands.demo else "paper", {}, {}
     there = {tuple(row[name] for name in ("dataset", "seed", "modality")) for row in read_rows(
         commands.results / "probe.csv", PROBE_KEYS) if row["scale"] == scale

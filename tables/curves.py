@@ -22,7 +22,8 @@ def metric_of(dataset):
 def collect(path, scale):
     """{(dataset, modality, pretraining, features, classifier): {percent: (mean, low, high, seeds)}} of rows of a scale.
 
-    low, high: of one seed the bootstrap's middle 95 % over the test tiles; of several the mean ± standard deviation over seeds.
+    low, high: of one seed the bootstrap's middle 95 % over the test tiles; of several the mean ± standard deviation
+    over seeds.
     """
     values = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in read_rows(path, PROBE_KEYS):

@@ -1,4 +1,6 @@
-"""The pictures of compare.py, a table's cells beside the paper's, and figure 5; and of prepare.py. Drawn without a display (Agg)."""
+"""The pictures of compare.py, a table's cells beside the paper's, and figure 5; and of prepare.py. Drawn without a
+display (Agg).
+"""
 import math
 import textwrap
 
@@ -25,7 +27,9 @@ DURATIONS = {"1 s": 1 / 3600, "5 s": 1 / 720, "20 s": 1 / 180, "1 min": 1 / 60, 
 
 
 def new_figure(width, height, title, remark):
-    """A figure on the Agg backend, laid out around its legend and title. width, height (inches); remark: e.g. the demo's."""
+    """A figure on the Agg backend, laid out around its legend and title. width, height (inches); remark: e.g. the
+    demo's.
+    """
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     figure.get_layout_engine().set(wspace=0.03)
     FigureCanvasAgg(figure)
@@ -42,7 +46,8 @@ def sign(marker="o", size=6, color="0.3", **options):
 # ---- a table --------------------------------------------------------------------------------------------------------
 
 def draw_table(path, cells, remark, repaired=None):
-    """Rows are methods (ablations in table 5), panels are modalities. cells, repaired: as collect.collect gives them."""
+    """Rows are methods (ablations in table 5), panels are modalities. cells, repaired: as collect.collect gives them.
+    """
     repaired = repaired or {}
     every = cells | {key: cell for key, cell in repaired.items() if key not in cells}
     table, metric = next(iter(every))[0], next(iter(every.values()))["metric"]
@@ -124,7 +129,8 @@ def draw_order(path, name, series):
 # ---- figure 5 -------------------------------------------------------------------------------------------------------
 
 def place_labels(panel, texts, discs):
-    """Move each text to the nearest place where it covers no text and no disc; a line, past other centres, leads to its own.
+    """Move each text to the nearest place where it covers no text and no disc; a line, past other centres, leads to
+    its own.
 
     discs: (x, y, radius) of each, pixels.
     """
@@ -218,7 +224,8 @@ def draw_figure5(path, entries, remark):
 # ---- frozen evaluation ----------------------------------------------------------------------------------------------
 
 def draw_probe(path, found, remark):
-    """F1 over the share of the labels, logistic regression: a row of panels a dataset, a panel for all sensors and for each alone.
+    """F1 over the share of the labels, logistic regression: a row of panels a dataset, a panel for all sensors and for
+    each alone.
 
     found: as curves.collect gives it.
     """

@@ -17,8 +17,8 @@ RETRY = 30    # seconds until a job whose folder is taken is tried again
 def run_all(planned, at_a_time):
     """Run the jobs, as soon as what they need is done. Returns {name: why} of those that failed.
 
-    Each writes to its own file; one at a time is shown as well, several have one core each. A job whose folder another driver is
-    at work in is tried again later. Stopping this process stops what it started, which saves where it is.
+    Each writes to its own file; one at a time is shown as well, several have one core each. A job whose folder another
+    driver is at work in is tried again later. Stopping this process stops what it started, which saves where it is.
     """
     waiting, running, failed, number = list(planned), {}, {}, 0
     names, later = {job.name for job in planned}, {}                          # not done yet; not to be tried before

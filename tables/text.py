@@ -15,7 +15,9 @@ def span(numbers):
 
 
 def table_lines(cells, repaired=None):
-    """Header and lines of one table: for each method a line of the paper's cells and one of ours, and of those on repaired Sentinel-1."""
+    """Header and lines of one table: for each method a line of the paper's cells and one of ours, and of those on
+    repaired Sentinel-1.
+    """
     every = in_order(cells, repaired or {})
     percents = sorted({key[6] for key in every}, key=int)
     columns = [(m, p) for m in MODALITIES for p in percents if any(key[5:] == (m, p) for key in every)]

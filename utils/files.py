@@ -1,4 +1,6 @@
-"""Files that are written whole or not at all, whenever the process or the machine is stopped; folders for one process; orphans."""
+"""Files that are written whole or not at all, whenever the process or the machine is stopped; folders for one process;
+orphans.
+"""
 import ctypes
 import errno
 import os
@@ -20,7 +22,8 @@ POINTER = b"version https://git-lfs"    # how such a file begins
 
 @contextmanager
 def written_whole(path, mode="w"):
-    """A file to write to under a temporary name; at the end it is flushed to the disk and renamed. Until then the old one stays.
+    """A file to write to under a temporary name; at the end it is flushed to the disk and renamed. Until then the old
+    one stays.
 
     mode: "w" (text in UTF-8) or "wb". Errors: UserError if the disk is full or cannot be written to.
     """
@@ -54,7 +57,8 @@ def check_pointer(path):
 
 
 def lock(path, doing):
-    """Take a folder for this process by a lock file in it. Returns the open file: closing it, or the end of the process, frees it.
+    """Take a folder for this process by a lock file in it. Returns the open file: closing it, or the end of the
+    process, frees it.
 
     doing: what a process that has the lock does in the folder. Errors: UserError if another process has it.
     """
@@ -92,7 +96,8 @@ _told = []    # whether has_locks has
 
 
 def end_with_parent():
-    """Have the system send this process SIGTERM when its parent dies, so that a killed driver or torchrun leaves nothing running.
+    """Have the system send this process SIGTERM when its parent dies, so that a killed driver or torchrun leaves
+    nothing running.
 
     Linux only.
     """

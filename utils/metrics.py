@@ -24,10 +24,11 @@ def f1_scores(counts):
 
 
 def constant_scores(train, labels):
-    """What the best predictions reach that are the same for all tiles: binary cross-entropy, and macro F1 in %, of labels (N, K).
+    """What the best predictions reach that are the same for all tiles: binary cross-entropy, and macro F1 in %, of
+    labels (N, K).
 
-    The loss is of each class's frequency in the training labels (half a tile more with it and half a tile without, so that none is 0
-    or 1); the F1 of every class everywhere: whoever predicts a class for some tiles at random has less.
+    The loss is of each class's frequency in the training labels (half a tile more with it and half a tile without, so
+    that none is 0 or 1); the F1 of every class everywhere: whoever predicts a class for some tiles at random has less.
     """
     labels = np.asarray(labels, dtype=float)
     share = (np.asarray(train, dtype=float).sum(0) + 0.5) / (len(train) + 1)
@@ -38,15 +39,18 @@ def constant_scores(train, labels):
 def epoch_score(loss, f1_macro, constant):
     """What an epoch is compared with others by, a list, higher is better. constant: of constant_scores.
 
-    Macro F1, of equal ones the lower loss. An epoch that is no better than a constant prediction, neither in loss nor in F1, comes after
-    all others, and only its loss counts: its F1 is that of predictions that do not depend on the tile.
+    Macro F1, of equal ones the lower loss. An epoch that is no better than a constant prediction, neither in loss nor
+    in F1, comes after all others, and only its loss counts: its F1 is that of predictions that do not depend on the
+    tile.
     """
     is_trained = loss < constant[0] or f1_macro > constant[1]
     return [is_trained, is_trained and f1_macro, -loss]
 
 
 def best_threshold(logits, labels):
-    """Of the probabilities 0.1, 0.2, ..., 0.9 that with the highest weighted F1, of equal ones the nearest to 0.5, as a logit."""
+    """Of the probabilities 0.1, 0.2, ..., 0.9 that with the highest weighted F1, of equal ones the nearest to 0.5, as
+    a logit.
+    """
     thresholds = sorted((np.log(p / (10 - p)) for p in range(1, 10)), key=abs)
     return max(thresholds, key=lambda threshold: f1_scores(count(np.asarray(logits) - threshold, labels))["f1_weighted"])
 

@@ -68,7 +68,9 @@ def s1_of(row):
 
 
 def pretraining_folder(runs, dataset, model, modality, ablation, seed):
-    """Where a pretraining is kept: runs/treesatai-ts/pretrain-seed0 of OmniSat, runs/treesatai/satmae-pretrain-s2-seed0 of others."""
+    """Where a pretraining is kept: runs/treesatai-ts/pretrain-seed0 of OmniSat,
+    runs/treesatai/satmae-pretrain-s2-seed0 of others.
+    """
     name = "pretrain" if model == "omnisat" else f"{model}-pretrain-{modality}"
     return Path(runs, dataset, f"{name if ablation == 'none' else f'{name}-{ablation}'}-seed{seed}")
 
@@ -80,15 +82,17 @@ def finetuning_folder(runs, dataset, model, pretraining, ablation, modality, per
 
 
 def identity(row, keys=KEYS):
-    """What makes a row the row of a cell, seed, scale and choice of Sentinel-1: the key columns and these three, as text."""
+    """What makes a row the row of a cell, seed, scale and choice of Sentinel-1: the key columns and these three, as
+    text.
+    """
     return tuple(str(row[name]) for name in keys + ("seed", "scale")) + (s1_of(row),)
 
 
 def write_row(path, row, counts=None, keys=KEYS):
     """Add a row, in place of an earlier one of the same cell and seed; files are replaced whole, one writer at a time.
 
-    counts: {"classes", "tp", "fp", "fn", "tn"}, kept in <table>.counts.jsonl, so that a metric can be recomputed; None for a row
-    without a score.
+    counts: {"classes", "tp", "fp", "fn", "tn"}, kept in <table>.counts.jsonl, so that a metric can be recomputed; None
+    for a row without a score.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

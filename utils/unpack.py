@@ -16,17 +16,20 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)    #
 
 
 def places(path, size):
-    """What tells a file that was unpacked by hand: its size and its last three names, or its own where it had fewer folders."""
+    """What tells a file that was unpacked by hand: its size and its last three names, or its own where it had fewer
+    folders.
+    """
     parts = PurePosixPath(path).parts
     return {(parts[-3:], size), (parts[-1:], size)}
 
 
 def unpack(root, skipped=()):
-    """Unpack every zip below the root into the folder of its name beside it; skipped: names of folders and zips to leave alone.
+    """Unpack every zip below the root into the folder of its name beside it; skipped: names of folders and zips to
+    leave alone.
 
-    Returns (lines for a report, [(kind, text, zip)] of what is wrong: "broken zip", "unsafe member" or "damaged member").
-    Members that lie unpacked in their size, in their zip's folder or anywhere below the root but in that of another zip,
-    are left alone. Errors: UserError if the disk is too small.
+    Returns (lines for a report, [(kind, text, zip)] of what is wrong: "broken zip", "unsafe member" or "damaged
+    member"). Members that lie unpacked in their size, in their zip's folder or anywhere below the root but in that of
+    another zip, are left alone. Errors: UserError if the disk is too small.
     """
     files = []
     for folder, folders, names in walk(root):

@@ -1,4 +1,5 @@
-"""Published weights that some rows of the tables start from: where they lie, where they come from, how they are read."""
+"""Published weights that some rows of the tables start from: where they lie, where they come from, how they are read.
+"""
 import hashlib
 import io
 from contextlib import suppress
@@ -18,7 +19,8 @@ BLOCK = 2 ** 20    # bytes read at once
 
 
 class Weights(NamedTuple):
-    """A published file: its name in the folder, its url, the first hex digits of its sha256, and in words what it is."""
+    """A published file: its name in the folder, its url, the first hex digits of its sha256, and in words what it is.
+    """
     file: str
     url: str
     sha256: str    # "" where none was at hand: then only what is in the file is checked
@@ -39,7 +41,9 @@ TABLE = {
 
 
 def find(name, folder=None):
-    """The Path of weights of TABLE; folder: FOLDER unless given. Errors: UserError that says where they belong and how to get them."""
+    """The Path of weights of TABLE; folder: FOLDER unless given. Errors: UserError that says where they belong and how
+    to get them.
+    """
     weights = TABLE[name]
     path = Path(folder or FOLDER) / weights.file
     if not path.is_file():
@@ -49,7 +53,9 @@ def find(name, folder=None):
 
 
 def load(name, folder=None):
-    """The state dict of weights of TABLE, on the CPU. Errors: UserError if they are missing, cut off or not the published ones."""
+    """The state dict of weights of TABLE, on the CPU. Errors: UserError if they are missing, cut off or not the
+    published ones.
+    """
     path = find(name, folder)
     check_pointer(path)
     content = path.read_bytes()
@@ -93,7 +99,9 @@ def fetch(name, folder=None):
 
 
 def download(url, path):
-    """The blocks of bytes of a file, with a bar; path: where it belongs. Errors: UserError if the url cannot be read to its end."""
+    """The blocks of bytes of a file, with a bar; path: where it belongs. Errors: UserError if the url cannot be read
+    to its end.
+    """
     try:
         with urlopen(url, timeout=60) as response:
             size, done = int(response.headers["Content-Length"] or 0), 0

@@ -1,1 +1,3 @@
-"""Simulated releases: formats (treesatai, pastis, flair), what is on the ground (forest, landscape), the command (demo)."""
+"""Simulated releases: formats (treesatai, pastis, flair), what is on the ground (forest, landscape), the command
+(demo).
+"""

@@ -7,8 +7,8 @@
 
 Nothing here is measured: numbers obtained on demo data say that the code works, not how good the method is.
 
-This file has the command line and what the data sets share; formats are in treesatai.py, pastis.py and flair.py, what is on the
-ground in forest.py and landscape.py.
+This file has the command line and what the data sets share; formats are in treesatai.py, pastis.py and flair.py, what
+is on the ground in forest.py and landscape.py.
 """
 import argparse
 import json
@@ -27,9 +27,10 @@ from utils.numbers import whole
 def generate(root, wanted, counts, write, jobs, finish, workers=None, unit='tile'):
     """Write a demo data set once, on several processes, with a bar; returns `root` as a Path.
 
-    wanted: what DEMO.json will hold. counts: {glob pattern below root: files it matches when complete}. write: does one of
-    `jobs`, in any process. finish: called with the list of what write returned, in the order of jobs. unit: what a job is.
-    Does nothing when the same data is there already. UserError: `root` holds other files, or data of other arguments.
+    wanted: what DEMO.json will hold. counts: {glob pattern below root: files it matches when complete}. write: does
+    one of `jobs`, in any process. finish: called with the list of what write returned, in the order of jobs. unit:
+    what a job is. Does nothing when the same data is there already. UserError: `root` holds other files, or data of
+    other arguments.
     """
     root = Path(root)
     marker, unfinished = root / 'DEMO.json', root / 'DEMO.json.unfinished'
@@ -66,10 +67,11 @@ def generate(root, wanted, counts, write, jobs, finish, workers=None, unit='tile
 def write_treesatai(root, train=320, test=160, seed=0, workers=None, as_2017=False, side=treesatai.SIDE):
     """Write demo TreeSatAI-TS and TreeSatAI under `root`, laid out like the unpacked release; returns `root` as a Path.
 
-    train, test: tiles in split/{train,test}_filenames.lst. seed: decides every byte. workers: processes (default: all cores).
-    as_2017: Sentinel-1 of the 2017 files scrambled, as in the release (docs/sentinel1-2017.md); by default all are in order.
-    side: Sentinel pixels a side (real: 6); tiles of another one are quicker to learn from, and have no single dates.
-    Does nothing when the same data is there already. UserError: `root` holds other files, or data of other arguments.
+    train, test: tiles in split/{train,test}_filenames.lst. seed: decides every byte. workers: processes (default: all
+    cores). as_2017: Sentinel-1 of the 2017 files scrambled, as in the release (docs/sentinel1-2017.md); by default all
+    are in order. side: Sentinel pixels a side (real: 6); tiles of another one are quicker to learn from, and have no
+    single dates. Does nothing when the same data is there already. UserError: `root` holds other files, or data of
+    other arguments.
     """
     root = Path(root)
 
@@ -108,7 +110,8 @@ def write_flair(root, train=100, test=40, seed=0, workers=None, layout='original
     """Write demo FLAIR #2 under `root`; returns `root` as a Path.
 
     train: patches in training and validation domains, about one in five in the latter; test: in test domains. layout:
-    'original', folders as in the first release, or 'domains', as repackaged. seed, workers and errors: as write_treesatai.
+    'original', folders as in the first release, or 'domains', as repackaged. seed, workers and errors: as
+    write_treesatai.
     """
     if layout not in flair.VERSIONS:
         raise UserError(f'layout {layout!r}: it is original or domains')

@@ -1,8 +1,8 @@
 """One demo area of FLAIR #2: simulated land cover in the raw formats with their traps (demo.py calls this).
 
-An area (zone) holds up to four aerial patches of 312 x 312 px (real: 512) and one Sentinel-2 array that covers all of them
-and a margin. Planted on purpose: arrays with H != W, of int16 or uint16; clouds; dates of zeros; two products of one day;
-a 29 February in areas of 2020; classes above 12; TIFF with and without compression.
+An area (zone) holds up to four aerial patches of 312 x 312 px (real: 512) and one Sentinel-2 array that covers all of
+them and a margin. Planted on purpose: arrays with H != W, of int16 or uint16; clouds; dates of zeros; two products of
+one day; a 29 February in areas of 2020; classes above 12; TIFF with and without compression.
 
 Dimension letters: T dates, B bands, K parcels and objects, H x W Sentinel pixels.
 """
@@ -159,7 +159,8 @@ def s2_dates(rng, year):
 
 
 def sentinel(seed, z, area, ground, traits):
-    """The area's series: data (T, 10, H, W) int16 or uint16, masks (T, 2, H, W) uint8 of snow and cloud, products (T)."""
+    """The area's series: data (T, 10, H, W) int16 or uint16, masks (T, 2, H, W) uint8 of snow and cloud, products (T).
+    """
     rng = stream(seed, z, 2)
     H, W = sentinel_size(area)
     y, x = (2. * np.arange(5 * n) + 1 for n in (H, W))

@@ -16,8 +16,9 @@ Nuisance hides the signal: illumination and colour per tile, phenology shifted b
 half of the dates, speckle, rain, orbit offsets. Real defects are planted on purpose; see `labels`,
 `weather`, `s1_series` and `spoil_s1` of sentinel.py, and `write_h5` of treesatai.py.
 
-Dimension letters: T dates, B bands, K stands of a tile, H = W = 6 Sentinel pixels of 10 m (20 in the 200 m files). Smaller tiles,
-which demo.py writes for the demo, have fewer; they are no crops of the larger ones, but tiles of their own.
+Dimension letters: T dates, B bands, K stands of a tile, H = W = 6 Sentinel pixels of 10 m (20 in the 200 m files).
+Smaller tiles, which demo.py writes for the demo, have fewer; they are no crops of the larger ones, but tiles of their
+own.
 """
 from typing import NamedTuple
 
@@ -104,7 +105,8 @@ def smooth_noise(rng, cells, at):
 
 
 def stand_map(tile, at):
-    """Stand index at positions `at` (N, in m from the centre, along y and along x): (N, N) uint8, 255 where unlabelled."""
+    """Stand index at positions `at` (N, in m from the centre, along y and along x): (N, N) uint8, 255 where unlabelled.
+    """
     rng = np.random.default_rng(tile.fields_seed)
     height = []
     for k in range(len(tile.species)):
@@ -119,7 +121,9 @@ def stand_map(tile, at):
 
 
 def ground_map(seed, i, side=6):
-    """The truth of tile i: (species of each stand, (304, 304) uint8 stand index at 0.2 m, 255 where no label covers). side: of H, W."""
+    """The truth of tile i: (species of each stand, (304, 304) uint8 stand index at 0.2 m, 255 where no label covers).
+    side: of H, W.
+    """
     tile, pixels = plan(seed, i), side * PER_PIXEL + 2 * BORDER
     return tile.species, stand_map(tile, (np.arange(pixels) - pixels / 2 + .5) * PIXEL)
 
@@ -127,7 +131,8 @@ def ground_map(seed, i, side=6):
 def labels(tile, stands):
     """[[genus, area fraction], ...] of the centre 60 m, by falling area; two species of one genus are two entries.
 
-    As in the real file: small areas stay in the list, areas need not sum to 1 (unlabelled ground, overlapping polygons).
+    As in the real file: small areas stay in the list, areas need not sum to 1 (unlabelled ground, overlapping
+    polygons).
     """
     centre = stands[BORDER:-BORDER, BORDER:-BORDER]
     entries = [[s.split('_')[0], float(np.mean(centre == k))] for k, s in enumerate(tile.species)]
@@ -138,7 +143,9 @@ def labels(tile, stands):
 
 
 def draw_crowns(rng, species, stands):
-    """Plant trees stand by stand; the highest crown wins. stands (H, H): height (H, H, m), color (H, H, 4: NIR, G, B, R)."""
+    """Plant trees stand by stand; the highest crown wins. stands (H, H): height (H, H, m), color (H, H, 4: NIR, G, B,
+    R).
+    """
     side = len(stands)
     at = (np.arange(side) + .5) / side
     axis = np.arange(side, dtype=np.float32)
@@ -179,7 +186,8 @@ def aerial(rng, species, stands):
 
 
 def photo(rng, height, color):
-    """Lit by the sun, shadows cast, blurred, noise. height (H, H, m), color (H, H, B with blue third): (H, H, B) uint8."""
+    """Lit by the sun, shadows cast, blurred, noise. height (H, H, m), color (H, H, B with blue third): (H, H, B) uint8.
+    """
     side = len(height)
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(38, 58))
     to_sun = np.array([np.cos(azimuth), np.sin(azimuth)])

@@ -1,4 +1,5 @@
-"""The landscape behind the demo data of PASTIS-HD and FLAIR #2: fields, trees, houses, and what satellites make of them.
+"""The landscape behind the demo data of PASTIS-HD and FLAIR #2: fields, trees, houses, and what satellites make of
+them.
 
 Simulated, not measured. The story. A ground map of straight-edged parcels decides what every sensor sees. Each parcel
 has one cover with a yearly course of leaf area over soil or straw (Sentinel-2), a backscatter that changes with the
@@ -13,8 +14,8 @@ leaves (Sentinel-1), and colour and rows from the air. No sensor tells all crops
     building / road         -                              (FLAIR has none)         height, colour
     coniferous / deciduous  winter                         (FLAIR has none)         crowns, near infrared
 
-Nuisance: the season shifts by days per tile and per parcel, vigour, soil and colour vary, half of the dates have weather.
-Clouds, aerosol, speckle and tree crowns come from forest.py and sentinel.py.
+Nuisance: the season shifts by days per tile and per parcel, vigour, soil and colour vary, half of the dates have
+weather. Clouds, aerosol, speckle and tree crowns come from forest.py and sentinel.py.
 
 Dimension letters: T dates, B = 10 bands, K parcels and objects, H x W pixels.
 """
@@ -94,7 +95,8 @@ class Ground(NamedTuple):
 
 
 def parcels(rng, low, high, spacing, stretch):
-    """Centres (parcels, 2) of parcels about `spacing` m wide that fill the rectangle low..high (2, m), and the metric."""
+    """Centres (parcels, 2) of parcels about `spacing` m wide that fill the rectangle low..high (2, m), and the metric.
+    """
     angle = rng.uniform(0, np.pi)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     metric = np.diag([stretch ** .5, stretch ** -.5]) @ turn
@@ -183,7 +185,8 @@ def clear_s2(covers, traits, share, day):
 
 
 def s2_series(rng, covers, traits, share, day):
-    """What Sentinel-2 delivers, weather on half of the dates. Returns data (T, 10, H, W) whole numbers, masks (T, 2, H, W).
+    """What Sentinel-2 delivers, weather on half of the dates. Returns data (T, 10, H, W) whole numbers, masks (T, 2,
+    H, W).
 
     Masks 0..100: probability of snow, of cloud. Dark pixels may be slightly negative: the aerosol was overestimated.
     """
@@ -214,7 +217,8 @@ def s1_series(rng, covers, traits, share, day):
 
 
 def pattern(cover, angle, y, x):
-    """Rows or dots of a cover at positions y (H), x (W) in m: (H, W), 0 in the gaps, 1 on the plants; None: no pattern."""
+    """Rows or dots of a cover at positions y (H), x (W) in m: (H, W), 0 in the gaps, 1 on the plants; None: no pattern.
+    """
     kind, distance, _ = cover.pattern
     if not kind:
         return None

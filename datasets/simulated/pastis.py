@@ -1,8 +1,9 @@
 """One demo patch of PASTIS-HD: simulated fields, written in the raw formats with their traps (demo.py calls this).
 
 Formats: PASTIS-HD as unpacked from its release; arrays of side x side Sentinel pixels (real: 128). Planted on purpose:
--10000 where Sentinel-2 has no data (pixels, a corner, a whole date), negative reflectance, clouds without a mask, NaN and
--inf in Sentinel-1, targets of two bytes, void parcels, patches without crops, dates as dict or as text, out of order.
+-10000 where Sentinel-2 has no data (pixels, a corner, a whole date), negative reflectance, clouds without a mask, NaN
+and -inf in Sentinel-1, targets of two bytes, void parcels, patches without crops, dates as dict or as text, out of
+order.
 
 Dimension letters: T dates, B bands, K parcels, S = side of the patch in Sentinel pixels.
 """
@@ -37,7 +38,9 @@ class Patch(NamedTuple):
 
 
 def plan(seed, i, train):
-    """Patch i. train: patches 0..train-1 are in folds 1 to 4, about one in five of them in fold 4; later ones in fold 5."""
+    """Patch i. train: patches 0..train-1 are in folds 1 to 4, about one in five of them in fold 4; later ones in fold
+    5.
+    """
     rng = stream(seed, i, 0)
     names, odds = list(CROPS), [share for _, share in CROPS.values()]
     crops = [str(name) for name in rng.choice(names, rng.integers(2, 6), replace=False, p=odds)]
@@ -61,7 +64,8 @@ def dates(region):
 
 
 def fields(seed, i, train, side):
-    """The ground of patch i: (Ground, map (10 S, 10 S) int16 at 1 m, void (K) bool: parcels that lie mostly outside)."""
+    """The ground of patch i: (Ground, map (10 S, 10 S) int16 at 1 m, void (K) bool: parcels that lie mostly outside).
+    """
     patch, rng = plan(seed, i, train), stream(seed, i, 1)
     extent = side * 10.
     centres, metric = parcels(rng, (-100, -100), (extent + 100, extent + 100), rng.uniform(75, 105), rng.uniform(1.2, 2.4))

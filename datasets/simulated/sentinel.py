@@ -1,4 +1,5 @@
-"""What the Sentinels make of the forest: reflectance through leaves and clouds, backscatter through speckle. Simulated, not measured.
+"""What the Sentinels make of the forest: reflectance through leaves and clouds, backscatter through speckle.
+Simulated, not measured.
 
 Dimension letters: T dates, B bands, K stands of a tile, H x W Sentinel pixels.
 """
@@ -43,7 +44,9 @@ def stand_traits(rng, species):
 
 
 def observe_s2(rng, clear, texture):
-    """Sensor: pixel texture, light and aerosol of the date, noise. clear (T, 10, H, W) -> same, not rounded, all at 10 m."""
+    """Sensor: pixel texture, light and aerosol of the date, noise. clear (T, 10, H, W) -> same, not rounded, all at 10
+    m.
+    """
     light = np.exp(.07 * rng.standard_normal((len(clear), 1, 1, 1)))
     aerosol = rng.exponential(35, (len(clear), 1, 1, 1)) * np.linspace(1.4, 0, 10)[:, None, None]
     return aerosol + clear * texture * light * (1 + .03 * rng.standard_normal(clear.shape)) + 15 * rng.standard_normal(clear.shape)
@@ -59,9 +62,11 @@ def digital_numbers(seen):
 
 
 def weather(rng, data, winter):
-    """What hides the ground on one date: data (10, H, W) -> (data, snow, cloud), masks 0..100. winter: 1 in January, -1 in July.
+    """What hides the ground on one date: data (10, H, W) -> (data, snow, cloud), masks 0..100. winter: 1 in January,
+    -1 in July.
 
-    About half of the dates are useless. The masks agree mostly: some clouds are missed or called snow, some clear flagged.
+    About half of the dates are useless. The masks agree mostly: some clouds are missed or called snow, some clear
+    flagged.
     """
     odds = np.array([.42, .09, .11, .34, .03, .01]) + max(winter, 0) * np.array([-.20, 0, 0, .14, 0, .06])
     kind = rng.choice(['clear', 'haze', 'partial', 'cloud', 'shadow', 'snow'], p=odds)
@@ -90,7 +95,8 @@ def weather(rng, data, winter):
 
 
 def s2_series(rng, traits, shares, texture, year):
-    """A year of Sentinel-2: data (T, 10, H, W) digital numbers, masks (T, 2, H, W) snow and cloud, product names (T)."""
+    """A year of Sentinel-2: data (T, 10, H, W) digital numbers, masks (T, 2, H, W) snow and cloud, product names (T).
+    """
     dates = []
     for first, orbit, hour in [(2, 65, 10.4), (5, 108, 10.57)][:rng.integers(1, 3)]:     # one or two relative orbits, every 5 days
         dates += [(day, orbit, hour, 'AB'[n % 2]) for n, day in enumerate(range(first, 366, 5))]
@@ -110,7 +116,9 @@ def s2_series(rng, traits, shares, texture, year):
 
 
 def backscatter(traits, shares, day, offset):
-    """Radar without speckle on one day: (2, H, W) linear power of VV and VH. shares (K, H, W); offset (2): dB on VV, VH."""
+    """Radar without speckle on one day: (2, H, W) linear power of VV and VH. shares (K, H, W); offset (2): dB on VV,
+    VH.
+    """
     power = 0.
     for trait, share in zip(traits, shares):
         vv, vh, rise = trait['genus'].radar
@@ -129,8 +137,8 @@ def speckle(rng, side):
 def s1_series(rng, traits, shares, year, orbits, rain, doubled):
     """A year of one orbit direction. Returns data (T, 2, H, W) VV and VH in LINEAR power, products (T) names.
 
-    orbits: relative orbit numbers. rain (366) dB by day of year, shared by all pixels. doubled: share of dates that occur
-    twice, as two consecutive slices with identical pixels.
+    orbits: relative orbit numbers. rain (366) dB by day of year, shared by all pixels. doubled: share of dates that
+    occur twice, as two consecutive slices with identical pixels.
     """
     rows, names, side = [], [], shares.shape[-1]
     reference, lap = datetime(2020, 1, 3, 17, 8, 41), timedelta(days=12) / 175           # S1A flew relative orbit 117 then
@@ -156,7 +164,9 @@ def s1_series(rng, traits, shares, year, orbits, rain, doubled):
 
 
 def spoil_s1(rng, data, names):
-    """Defects of single values, in place: NaN pixels, an all-NaN date, exact zeros and dust in VH. Twin slices stay equal."""
+    """Defects of single values, in place: NaN pixels, an all-NaN date, exact zeros and dust in VH. Twin slices stay
+    equal.
+    """
     days = np.array([n[17:25] for n in names])
     for chance, channels, value in [(.20, [0, 1], np.nan), (.25, [1], 0.), (.15, [1], 1.6e-12)]:
         if len(days) and rng.random() < chance:

@@ -1,4 +1,5 @@
-"""One demo tile of TreeSatAI-TS and TreeSatAI: the forest of forest.py in the raw formats, with their traps (demo.py calls this).
+"""One demo tile of TreeSatAI-TS and TreeSatAI: the forest of forest.py in the raw formats, with their traps (demo.py
+calls this).
 
 Dimension letters: T dates, B bands, K stands of a tile.
 """
@@ -19,7 +20,8 @@ V1_ORDER = [0, 1, 2, 6, 3, 4, 5, 7, 8, 9]  # of the single-date files: B02 B03 B
 
 
 def write_h5(path, s1, s2, rng):
-    """The series of one tile: flat, contiguous, no attributes. s1: {'asc' / 'des': (data, names)}; s2: (data, masks, names).
+    """The series of one tile: flat, contiguous, no attributes. s1: {'asc' / 'des': (data, names)}; s2: (data, masks,
+    names).
 
     sen-2-masks is T x 2 in some tiles and T x 10 (channels 2..9 zero) in others; dust of 1e-10 lies on some zeros.
     """
@@ -39,7 +41,9 @@ def write_h5(path, s1, s2, rng):
 
 
 def write_tif(path, image, pixel, rows_per_strip=None, rgb=False):
-    """GeoTIFF laid out like the real one; every tile has the same position. image (H, W, B); pixel in m; nodata '-9999', even on uint8."""
+    """GeoTIFF laid out like the real one; every tile has the same position. image (H, W, B); pixel in m; nodata
+    '-9999', even on uint8.
+    """
     keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 25832)
     tags = [(33550, 12, 3, (pixel, pixel, 0.), True), (33922, 12, 6, (0., 0., 0., 565642.6, 5770980.4, 0.), True),
             (34735, 3, len(keys), keys, True), (42113, 2, 6, '-9999', True)]
@@ -88,7 +92,8 @@ def write_tile(job):
 
 
 def write_single_dates(root, name, rng, traits, shares, texture):
-    """TreeSatAI v1: one cloud-free summer date at 60 m (6 x 6) and 200 m (20 x 20). shares (K, 20, 20), texture (20, 20).
+    """TreeSatAI v1: one cloud-free summer date at 60 m (6 x 6) and 200 m (20 x 20). shares (K, 20, 20), texture (20,
+    20).
 
     S1: VV dB, VH dB and the quotient of the two (which is what the published mean of band 3, 0.47, says), float32.
     S2: 12 bands uint16. A few S1 pixels carry the nodata value -9999.

@@ -1,4 +1,5 @@
-"""CROMA (Fuller et al., 2023): a radar image and an optical image, pretrained by contrast between them and by masked reconstruction.
+"""CROMA (Fuller et al., 2023): a radar image and an optical image, pretrained by contrast between them and by masked
+reconstruction.
 
 Each sensor has a transformer of its own; a third one, the radar's tokens attending to the optical ones, fuses them.
 These know places by 2D-ALiBi alone; the decoder is told them by sinusoids alone, as in the authors' code. Sizes are
@@ -23,8 +24,8 @@ SENSORS = "radar", "optical"
 def alibi(places, others, heads):
     """2D-ALiBi: what a head adds to the score of a query and a key, minus their distance times the head's slope.
 
-    places (B, N, 2), others (B, S, 2): row and column of the patches of queries and keys. Slopes are 2^(-8/A), 2^(-16/A), ..., 2^-8
-    (Press et al., 2022); distances are Euclidean, in patches. Returns (B, A, N, S).
+    places (B, N, 2), others (B, S, 2): row and column of the patches of queries and keys. Slopes are 2^(-8/A),
+    2^(-16/A), ..., 2^-8 (Press et al., 2022); distances are Euclidean, in patches. Returns (B, A, N, S).
     """
     distance = (places[:, :, None] - others[:, None]).square().sum(-1).sqrt()             # B x N x S
     slope = 2 ** (-8 / heads * torch.arange(1, heads + 1, dtype=places.dtype, device=places.device))
@@ -37,7 +38,9 @@ def take(x, index):
 
 
 def info_nce(a, b, log_scale):
-    """Symmetric InfoNCE of a (B, D) and b (B, D): which b belongs to an a, which a to a b, by cosine similarity times exp(log_scale)."""
+    """Symmetric InfoNCE of a (B, D) and b (B, D): which b belongs to an a, which a to a b, by cosine similarity times
+    exp(log_scale).
+    """
     with torch.autocast(a.device.type, enabled=False):
         a, b = (F.normalize(x.to(log_scale.dtype), dim=-1) for x in (a, b))
         similarity, target = log_scale.exp() * a @ b.t(), torch.arange(len(a), device=a.device)
@@ -157,11 +160,11 @@ class Decoder(nn.Module):
 class CROMA(nn.Module):
     """CROMA for a radar image, an optical image or both, which show the same square of ground.
 
-    radar_bands, optical_bands: C of each, 0 for a model without that sensor. width: multiplies D. depth: blocks of the optical
-    encoder; the radar's and the cross encoder have half as many. side, patch (pixels): of an image and of its patches.
-    decoder: with what only pretraining needs; all other weights have the same names in any model that has them.
-    Parameters, 3 and 12 bands: radar 11.9 M, optical 22.8 M, both 48.8 M, with the decoder 50.3 M.
-    Errors: ValueError for no sensor, for a decoder without both, for a side that the patch does not divide.
+    radar_bands, optical_bands: C of each, 0 for a model without that sensor. width: multiplies D. depth: blocks of the
+    optical encoder; the radar's and the cross encoder have half as many. side, patch (pixels): of an image and of its
+    patches. decoder: with what only pretraining needs; all other weights have the same names in any model that has
+    them. Parameters, 3 and 12 bands: radar 11.9 M, optical 22.8 M, both 48.8 M, with the decoder 50.3 M. Errors:
+    ValueError for no sensor, for a decoder without both, for a side that the patch does not divide.
     """
 
     def __init__(self, radar_bands=0, optical_bands=0, width=1.0, depth=12, side=120, patch=8, decoder=False):
@@ -189,7 +192,8 @@ class CROMA(nn.Module):
             self.decoder = Decoder(dim, inner, sizes, side // patch)
 
     def encode(self, sensor, x, visible=None):
-        """Tokens of one sensor (B, P, D). sensor: "radar" or "optical"; x (B, C, H, W): its standardised images, H = W = side.
+        """Tokens of one sensor (B, P, D). sensor: "radar" or "optical"; x (B, C, H, W): its standardised images, H = W
+        = side.
 
         visible (B, V) int64: only of these patches, (B, V, D); nothing else is looked at. Errors: as forward.
         """
@@ -204,10 +208,11 @@ class CROMA(nn.Module):
         return self.encoders[sensor](x, places)
 
     def forward(self, radar=None, optical=None):
-        """One vector of a tile, (B, D): of one sensor GAP-FFN(mean of its tokens), of both the mean of the cross encoder's tokens.
+        """One vector of a tile, (B, D): of one sensor GAP-FFN(mean of its tokens), of both the mean of the cross
+        encoder's tokens.
 
-        radar, optical (B, C, H, W): standardised images, H = W = side.
-        Errors: ValueError for no image, for another size or number of bands, for a sensor that the model was made without.
+        radar, optical (B, C, H, W): standardised images, H = W = side. Errors: ValueError for no image, for another
+        size or number of bands, for a sensor that the model was made without.
         """
         tokens = {sensor: self.encode(sensor, x) for sensor, x in zip(SENSORS, (radar, optical)) if x is not None}
         if not tokens:
@@ -218,9 +223,11 @@ class CROMA(nn.Module):
         return self.vectors[sensor](x.mean(1))
 
     def draw_masks(self, tiles, generator=None):
-        """Which patches each sensor sees of each tile, for pretrain_loss: {sensor: {"visible": (B, V), "masked": (B, P - V)}}, int64.
+        """Which patches each sensor sees of each tile, for pretrain_loss: {sensor: {"visible": (B, V), "masked": (B, P
+        - V)}}, int64.
 
-        tiles: B. Masks are uniform, and independent for the two sensors and for tiles. They are drawn on the CPU and stay there.
+        tiles: B. Masks are uniform, and independent for the two sensors and for tiles. They are drawn on the CPU and
+        stay there.
         """
         patches = self.places.shape[1]
         masked = round(patches * MASK_SHARE)
@@ -228,10 +235,11 @@ class CROMA(nn.Module):
         return {sensor: {"masked": order[:, :masked], "visible": order[:, masked:]} for sensor, order in orders.items()}
 
     def pretrain_loss(self, radar, optical, masks):
-        """Contrastive loss and reconstruction, with equal weights. radar, optical: as in forward. masks: draw_masks of as many tiles.
+        """Contrastive loss and reconstruction, with equal weights. radar, optical: as in forward. masks: draw_masks of
+        as many tiles.
 
-        Negatives are the other tiles of the call. A sensor's reconstruction is the mean squared error of its masked patches.
-        Returns the loss and its terms {"contrastive", "reconstruction"}, all scalars.
+        Negatives are the other tiles of the call. A sensor's reconstruction is the mean squared error of its masked
+        patches. Returns the loss and its terms {"contrastive", "reconstruction"}, all scalars.
         """
         images = {"radar": radar, "optical": optical}
         visible, masked = ({sensor: send(masks[sensor][name], x.device) for sensor, x in images.items()} for name in ("visible", "masked"))

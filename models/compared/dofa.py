@@ -1,8 +1,9 @@
 """DOFA (Xiong et al., 2024): one vision transformer for images of any bands, which is told their wavelengths.
 
-A small transformer reads the wavelengths and writes the kernels of the patch embedding; behind them is a ViT-B of patches of 16
-pixels (Dosovitskiy et al., 2021). Attributes have the names of the published weights, DOFA_ViT_base_e100.pth.
-Dimensions: B tiles, C bands, P patches, N tokens, D embedding, E embedding of wavelengths, A heads.
+A small transformer reads the wavelengths and writes the kernels of the patch embedding; behind them is a ViT-B of
+patches of 16 pixels (Dosovitskiy et al., 2021). Attributes have the names of the published weights,
+DOFA_ViT_base_e100.pth. Dimensions: B tiles, C bands, P patches, N tokens, D embedding, E embedding of wavelengths, A
+heads.
 """
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,8 @@ def wavelengths_of(bands):
 
 
 class WeightGenerator(nn.Module):
-    """Kernels and bias of the patch embedding. Bands are a set among learned tokens; what a band's token becomes is its kernel.
+    """Kernels and bias of the patch embedding. Bands are a set among learned tokens; what a band's token becomes is
+    its kernel.
 
     inner: E. dim: D.
     """
@@ -81,7 +83,8 @@ class PatchEmbedding(nn.Module):
 
 
 class DOFA(nn.Module):
-    """DOFA ViT-B: images of any bands to vectors of D = 768 numbers. 111 M parameters, 25 M of them the layer that writes kernels.
+    """DOFA ViT-B: images of any bands to vectors of D = 768 numbers. 111 M parameters, 25 M of them the layer that
+    writes kernels.
 
     width: multiplies D and E. depth: number of blocks.
     """
@@ -98,11 +101,12 @@ class DOFA(nn.Module):
         self.fc_norm = nn.LayerNorm(self.dim, 1e-6)
 
     def forward(self, x, wavelengths):
-        """x (B, C, 224, 224): images. wavelengths (C,): of their bands, on the same device. Returns (B, D), the normed mean of patches.
+        """x (B, C, 224, 224): images. wavelengths (C,): of their bands, on the same device. Returns (B, D), the normed
+        mean of patches.
 
-        Bands are of mean 0 and standard deviation 1 in the training split; DOFA's own statistics are of 8-bit images and make
-        radar in linear power a constant image. Bands of one wavelength have one kernel: of VV and VH the network sees the sum.
-        Errors: ValueError for another size of images or number of wavelengths.
+        Bands are of mean 0 and standard deviation 1 in the training split; DOFA's own statistics are of 8-bit images
+        and make radar in linear power a constant image. Bands of one wavelength have one kernel: of VV and VH the
+        network sees the sum. Errors: ValueError for another size of images or number of wavelengths.
         """
         if x.shape[2:] != (SIDE, SIDE) or wavelengths.shape != x.shape[1:2]:
             raise ValueError(f"images are {tuple(x.shape[1:])} with {len(wavelengths)} wavelengths, "

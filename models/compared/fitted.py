@@ -13,7 +13,8 @@ from models.compared.supervised import Compared, RGBResNet50
 class Fitted(Compared):
     """A compared method that is fitted once. build sets self.method, a module: {key: image} -> logits (B, K).
 
-    collect(batch): what fit needs of each tile, (B, ...); fit(x, y, seed): of all training tiles, (N, ...), and their labels (N, K).
+    collect(batch): what fit needs of each tile, (B, ...); fit(x, y, seed): of all training tiles, (N, ...), and their
+    labels (N, K).
     """
     is_fitted, all_bands = True, True
 
@@ -22,7 +23,9 @@ class Fitted(Compared):
         return modality in cls.published
 
     def images(self, batch):
-        """{key: (B, C, H, W)} standardised, of a series its one date; where a network belongs to the sensor, its output (B, F)."""
+        """{key: (B, C, H, W)} standardised, of a series its one date; where a network belongs to the sensor, its
+        output (B, F).
+        """
         images = {}
         for key in self.sensors:
             x, *series = self.inputs(key, batch)
@@ -39,7 +42,9 @@ class Fitted(Compared):
 
 
 class Trees(Fitted):
-    """LightGBM (Ke et al., 2017). Of all modalities the image enters by the features of a ResNet-50 as ImageNet left it."""
+    """LightGBM (Ke et al., 2017). Of all modalities the image enters by the features of a ResNet-50 as ImageNet left
+    it.
+    """
     rates = {"treesatai": dict.fromkeys(("vhr", "s2", "s1", "all"))}
     published, pretraining = ("all",), "imagenet"
 

@@ -1,7 +1,7 @@
 """What compared methods do to a batch before their network: fewer dates, fewer bands, other sizes.
 
-Dimensions: B tiles, T dates, C bands, H x W pixels. Values are standardised, so that 0, the mean, stands for what is missing.
-padded (B, T) bool: True where there is no date; values there are finite, arbitrary, and take no part.
+Dimensions: B tiles, T dates, C bands, H x W pixels. Values are standardised, so that 0, the mean, stands for what is
+missing. padded (B, T) bool: True where there is no date; values there are finite, arbitrary, and take no part.
 """
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ def single_date(x, padded):
 def median(x, padded):
     """The median of each pixel and band over the dates there are; of an even number the lower of the middle two.
 
-    x (B, T, C, H, W) -> (B, C, H, W), zeros for a tile without any date. Whether values are standardised before or after
-    makes no difference: per band that is one increasing straight line, which keeps the order.
+    x (B, T, C, H, W) -> (B, C, H, W), zeros for a tile without any date. Whether values are standardised before or
+    after makes no difference: per band that is one increasing straight line, which keeps the order.
     """
     middle = ((~padded).sum(dim=1) - 1).clamp(min=0) // 2                     # B
     padded = padded[:, :, None, None, None]
@@ -33,10 +33,11 @@ def median(x, padded):
 
 
 def season_medians(x, dates, padded, year_start=0):
-    """The medians of four seasons of 92 days, one after the other: x (B, T, C, H, W) -> (B, 4 C, H, W), zeros for an empty one.
+    """The medians of four seasons of 92 days, one after the other: x (B, T, C, H, W) -> (B, 4 C, H, W), zeros for an
+    empty one.
 
-    dates (B, T): day numbers. year_start: the day number the first season begins with. Dates before it, or 368 days after it
-    and later, are in no season.
+    dates (B, T): day numbers. year_start: the day number the first season begins with. Dates before it, or 368 days
+    after it and later, are in no season.
     """
     season = (dates - year_start).div(SEASON, rounding_mode="floor")
     return torch.cat([median(x, padded | (season != number)) for number in range(SEASONS)], dim=1)
@@ -54,14 +55,18 @@ def select(x, bands, wanted):
 
 
 def resize(x, size):
-    """Images to size x size pixels, in float32: x (B, C, H, W) -> (B, C, size, size). Bilinear; a smaller image is averaged."""
+    """Images to size x size pixels, in float32: x (B, C, H, W) -> (B, C, size, size). Bilinear; a smaller image is
+    averaged.
+    """
     return F.interpolate(x.float(), size=(size, size), mode="bilinear", antialias=True)
 
 
 def fit_side(x, multiple=32):
-    """Square images to the multiple of pixels nearest to their side, by cropping or by reflecting at the border, evenly around.
+    """Square images to the multiple of pixels nearest to their side, by cropping or by reflecting at the border,
+    evenly around.
 
-    x (..., H, H) -> (..., S, S) and S / H, the ground it covers now by the ground it did. Errors: ValueError if not square.
+    x (..., H, H) -> (..., S, S) and S / H, the ground it covers now by the ground it did. Errors: ValueError if not
+    square.
     """
     side = x.shape[-1]
     if x.shape[-2] != side:

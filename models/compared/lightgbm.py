@@ -22,8 +22,8 @@ def pixel_features(x):
 def image_features(x):
     """What is bright and how rough: x (B, C, H, W) -> (B, 11 C).
 
-    Of each band mean, standard deviation and QUANTILES; then the mean absolute difference of pixels above and beside each
-    other, at full resolution and of means of 4 x 4 pixels.
+    Of each band mean, standard deviation and QUANTILES; then the mean absolute difference of pixels above and beside
+    each other, at full resolution and of means of 4 x 4 pixels.
     """
     ranks = [round(q * (x[0, 0].numel() - 1)) for q in QUANTILES]
     ranked = x.flatten(2).sort().values
@@ -62,9 +62,9 @@ class LightGBM(nn.Module):
     def fit(self, x, y, seed):
         """x (N, F): features of all training tiles; y (N, K): whether a tile has a class.
 
-        The same arguments give the same trees, whatever the number of threads; the library's defaults draw nothing at random
-        from under 200,000 tiles, so all seeds give the same too. A class that all tiles have, or none, has that as its prediction.
-        Errors: ValueError if x and y do not belong together.
+        The same arguments give the same trees, whatever the number of threads; the library's defaults draw nothing at
+        random from under 200,000 tiles, so all seeds give the same too. A class that all tiles have, or none, has that
+        as its prediction. Errors: ValueError if x and y do not belong together.
         """
         import lightgbm
         x, y = np.asarray(x, np.float32), np.asarray(y, bool)
@@ -78,7 +78,9 @@ class LightGBM(nn.Module):
         self.load_texts([text.replace(f"[num_threads: {threads}]", "[num_threads: 0]") for text in texts])
 
     def load_texts(self, texts):
-        """texts: the trees of each class as the library writes them; [] before fit. Errors: ValueError for another number."""
+        """texts: the trees of each class as the library writes them; [] before fit. Errors: ValueError for another
+        number.
+        """
         if len(texts) not in (0, self.num_classes):
             raise ValueError(f"trees of {len(texts)} classes, the model has {self.num_classes}")
         if texts:

@@ -1,10 +1,11 @@
 """Masked autoencoders of images in groups of bands: SatMAE (Cong et al., 2022) and Scale-MAE (Reed et al., 2023).
 
-A token is one group of bands at one place. The encoder gets a quarter of a tile's tokens; the decoder, which knows where the others
-belong, draws their pixels. The two methods differ in what a token is told of itself. Sizes are those of OmniSat's official
-configurations, which made the printed numbers: smaller than published, and, for Scale-MAE, without the published decoder of two
-scales (low frequencies, and high frequencies of a finer image: a Laplacian pyramid). Its places multiplied by the ground sample
-distance, which the official code overwrites with plain ones, are in use here.
+A token is one group of bands at one place. The encoder gets a quarter of a tile's tokens; the decoder, which knows
+where the others belong, draws their pixels. The two methods differ in what a token is told of itself. Sizes are those
+of OmniSat's official configurations, which made the printed numbers: smaller than published, and, for Scale-MAE,
+without the published decoder of two scales (low frequencies, and high frequencies of a finer image: a Laplacian
+pyramid). Its places multiplied by the ground sample distance, which the official code overwrites with plain ones, are
+in use here.
 
 Dimensions: B tiles, C bands, S x S pixels, G groups, P places (patches of one group), L = G P tokens, N visible tokens,
 D embedding.
@@ -22,16 +23,18 @@ S2_GROUPS = ("B02", "B03", "B04", "B08"), ("B05", "B06", "B07", "B8A"), ("B11", 
 
 
 def sinusoids(at, dim):
-    """at (N,): positions. Returns (N, dim): dim / 2 sines, then as many cosines, of base 10,000 (Vaswani et al., 2017)."""
+    """at (N,): positions. Returns (N, dim): dim / 2 sines, then as many cosines, of base 10,000 (Vaswani et al., 2017).
+    """
     angle = at.double()[:, None] / 10000 ** (torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
     return torch.cat([angle.sin(), angle.cos()], 1).float()
 
 
 def encoding(groups, rows, gsd, dim, group_dim):
-    """What a token is told of itself: its place, in dim - group_dim numbers, half of column and half of row, then its group.
+    """What a token is told of itself: its place, in dim - group_dim numbers, half of column and half of row, then its
+    group.
 
-    groups: G. rows: of patches, as many columns. gsd (m): ground sample distance, which multiplies places; its reference is 1 m
-    (Reed et al., section 3.1). group_dim: 0 for no group. Returns (L, dim), group after group.
+    groups: G. rows: of patches, as many columns. gsd (m): ground sample distance, which multiplies places; its
+    reference is 1 m (Reed et al., section 3.1). group_dim: 0 for no group. Returns (L, dim), group after group.
     """
     place_dim, at = dim - group_dim, torch.arange(rows)
     row, column = torch.cartesian_prod(at, at).unbind(1)
@@ -52,7 +55,9 @@ class Encoder(nn.Module):
         self.register_buffer("encoding", encoding, persistent=False)
 
     def forward(self, patches, kept=None):
-        """patches: a list, (B, P, size) of each group. kept (B, N): the tokens to take, None for all. Returns (B, 1 + N, D)."""
+        """patches: a list, (B, P, size) of each group. kept (B, N): the tokens to take, None for all. Returns (B, 1 +
+        N, D).
+        """
         x = torch.cat([embed(group) for embed, group in zip(self.embed, patches)], 1) + self.encoding    # B x L x D
         if kept is not None:
             x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))      # what is masked is not computed with
@@ -71,7 +76,9 @@ class Decoder(nn.Module):
         self.register_buffer("encoding", encoding, persistent=False)
 
     def forward(self, x, kept):
-        """x (B, 1 + N, D): of the encoder. kept (B, N): which tokens these are. Returns a list, (B, P, size) of each group."""
+        """x (B, 1 + N, D): of the encoder. kept (B, N): which tokens these are. Returns a list, (B, P, size) of each
+        group.
+        """
         token, x = self.embed(x).split([1, kept.shape[1]], dim=1)
         tokens = self.mask_token.to(x.dtype).expand(len(x), len(self.encoding), -1)
         tokens = tokens.scatter(1, kept[:, :, None].expand_as(x), x) + self.encoding    # B x L x D
@@ -80,13 +87,14 @@ class Decoder(nn.Module):
 
 
 class MaskedAutoencoder(nn.Module):
-    """A masked autoencoder (He et al., 2022) of groups of bands; satmae and scalemae are the two that OmniSat compares with.
+    """A masked autoencoder (He et al., 2022) of groups of bands; satmae and scalemae are the two that OmniSat compares
+    with.
 
-    bands: names of the C bands. groups: of names, one tuple a group; bands in none of them are not used. seasons: how often
-    the bands come one after the other; each season has groups of its own. side (pixels): S. gsd (m): of the input, after resizing.
-    group_thirds: how many thirds of the encodings tell the group, in the encoder and in the decoder; the rest tells the place.
-    depth, decoder_depth: number of blocks; without a decoder, 0, the names of the other weights are the same.
-    width: multiplies D, which is 384.
+    bands: names of the C bands. groups: of names, one tuple a group; bands in none of them are not used. seasons: how
+    often the bands come one after the other; each season has groups of its own. side (pixels): S. gsd (m): of the
+    input, after resizing. group_thirds: how many thirds of the encodings tell the group, in the encoder and in the
+    decoder; the rest tells the place. depth, decoder_depth: number of blocks; without a decoder, 0, the names of the
+    other weights are the same. width: multiplies D, which is 384.
 
     Errors: ValueError for a side that patches do not divide, or a band of a group that is not there.
     """
@@ -111,7 +119,9 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight), nn.init.zeros_(module.bias)
 
     def patches(self, x):
-        """(B, C, S, S) to what tokens are made of, a list: (B, P, size) of each group. Errors: ValueError for another shape."""
+        """(B, C, S, S) to what tokens are made of, a list: (B, P, size) of each group. Errors: ValueError for another
+        shape.
+        """
         if x.shape[1:] != self.shape:
             raise ValueError(f"images are {tuple(x.shape[1:])}, this network takes {self.shape}")
         x = patchify(x.index_select(1, self.order), PATCH)                    # B x P x bands of all groups x PATCH x PATCH
@@ -122,12 +132,16 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder(self.patches(x))[:, 0]
 
     def draw_masks(self, tiles, generator=None):
-        """For pretrain_loss: the visible tokens of each tile, uniform over groups and places, (tiles, N) int64, on the CPU."""
+        """For pretrain_loss: the visible tokens of each tile, uniform over groups and places, (tiles, N) int64, on the
+        CPU.
+        """
         tokens = len(self.encoder.encoding)
         return torch.rand(tiles, tokens, generator=generator).argsort(1)[:, :tokens - round(MASK_SHARE * tokens)]
 
     def pretrain_loss(self, x, kept):
-        """Mean squared error of the masked tokens, each divided by its own size. x (B, C, S, S), kept: of draw_masks. Returns a scalar."""
+        """Mean squared error of the masked tokens, each divided by its own size. x (B, C, S, S), kept: of draw_masks.
+        Returns a scalar.
+        """
         kept, patches = send(kept, x.device), self.patches(x)
         predictions = self.decoder(self.encoder(patches, kept), kept)
         error = torch.cat([((y - group) ** 2).mean(-1) for y, group in zip(predictions, patches)], 1)    # B x L
@@ -136,15 +150,18 @@ class MaskedAutoencoder(nn.Module):
 
 
 def satmae(bands, groups, side=224, seasons=1, depth=12, decoder_depth=8, width=1.0):
-    """SatMAE: a third of each encoding is the place, by number, two thirds are the group. Arguments: see MaskedAutoencoder.
+    """SatMAE: a third of each encoding is the place, by number, two thirds are the group. Arguments: see
+    MaskedAutoencoder.
 
-    35.8 M parameters for 4 bands in one group, 36.1 M for Sentinel-2's 10 in three; 21.4 M and 21.5 M of them are the encoder's.
+    35.8 M parameters for 4 bands in one group, 36.1 M for Sentinel-2's 10 in three; 21.4 M and 21.5 M of them are the
+    encoder's.
     """
     return MaskedAutoencoder(bands, groups, side, seasons, 1, (2, 2), depth, decoder_depth, width)
 
 
 def scalemae(bands, groups, gsd, side=224, seasons=1, depth=12, decoder_depth=8, width=1.0):
-    """Scale-MAE: the encoder is told the place in multiples of gsd, no group; the decoder both. Arguments: see MaskedAutoencoder.
+    """Scale-MAE: the encoder is told the place in multiples of gsd, no group; the decoder both. Arguments: see
+    MaskedAutoencoder.
 
     Not in the paper: the group, a third of the decoder's encoding, as the official configuration, where it stayed 0.
     As many parameters as SatMAE; the official count has 385,000 more, a layer from 384 to 1000 that nothing uses.

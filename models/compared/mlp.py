@@ -8,7 +8,8 @@ DROP = 0.3
 
 
 class MLP(nn.Sequential):
-    """Flattened images (B, C, H, W), standardised, to (B, outputs). 1.29 M parameters for 12 bands of 6 x 6 pixels, 1.12 M for 3.
+    """Flattened images (B, C, H, W), standardised, to (B, outputs). 1.29 M parameters for 12 bands of 6 x 6 pixels,
+    1.12 M for 3.
 
     bands: C. side (pixels): H = W. width: multiplies the hidden layers' units.
     """

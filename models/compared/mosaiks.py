@@ -1,4 +1,5 @@
-"""MOSAIKS: random convolutional features of images (Rolf et al., 2021), and the nearest neighbours among the training tiles.
+"""MOSAIKS: random convolutional features of images (Rolf et al., 2021), and the nearest neighbours among the training
+tiles.
 
 OmniSat's table 2 quotes 56.0 from Corley et al. (2024), whose sizes we take: 256 patches of 3 x 3 pixels, both signs of
 the answer to each, enlarged images, features standardised on the training tiles, k = 5.
@@ -34,7 +35,9 @@ def draw_patches(x, generator):
 
 
 def whitening(patches):
-    """ZCA: patches (n, D) -> mean (D,) and W (D, D), symmetric, such that (patches - mean) W has the identity as covariance."""
+    """ZCA: patches (n, D) -> mean (D,) and W (D, D), symmetric, such that (patches - mean) W has the identity as
+    covariance.
+    """
     mean = patches.mean(0)
     variances, axes = torch.linalg.eigh((patches - mean).t() @ (patches - mean) / len(patches))
     return mean, axes / (variances.clamp(min=0) + RIDGE).sqrt() @ axes.t()
@@ -101,7 +104,8 @@ class MOSAIKS(nn.Module):
             raise ValueError(f"images of {x.shape[1]} bands, the model is for {self.weight.shape[1]}")
 
     def fit(self, x, y, seed):
-        """x (N, F): features of all training tiles; y (N, K): whether a tile has a class. seed: unused, nothing is drawn here.
+        """x (N, F): features of all training tiles; y (N, K): whether a tile has a class. seed: unused, nothing is
+        drawn here.
 
         Errors: ValueError if x and y do not belong together, or are too few.
         """

@@ -1,8 +1,8 @@
 """Presto (Tseng et al., 2023): a transformer for the time series of single pixels, of all sensors that there are.
 
-At each date each group of bands is a token, which knows its month, its group and its number in the series; what there is not has no
-token. This is the published encoder, with its names of weights; a tile is mean and deviation of its pixels' embeddings.
-Dimensions: B tiles, N pixels, T dates, C bands, H x W pixels of a tile, L tokens, D embedding.
+At each date each group of bands is a token, which knows its month, its group and its number in the series; what there
+is not has no token. This is the published encoder, with its names of weights; a tile is mean and deviation of its
+pixels' embeddings. Dimensions: B tiles, N pixels, T dates, C bands, H x W pixels of a tile, L tokens, D embedding.
 """
 import math
 
@@ -33,7 +33,8 @@ def s1_inputs(x, bands):
 
 
 def s2_inputs(x, bands):
-    """Sentinel-2 as Presto takes it, {group: (..., C, H, W)}. x (..., C, H, W): digital numbers, of the bands named, in any order.
+    """Sentinel-2 as Presto takes it, {group: (..., C, H, W)}. x (..., C, H, W): digital numbers, of the bands named,
+    in any order.
 
     Errors: ValueError for a missing band.
     """
@@ -75,7 +76,8 @@ class Presto(nn.Module):
 
         They share dates and place. Source: its authors' code, aggregate "mean", since January 2024.
 
-        groups: {group: (B, T, C, H, W)}, of s1_inputs or s2_inputs. months, padded (B, T), latlon (B, 2) and errors: as encode.
+        groups: {group: (B, T, C, H, W)}, of s1_inputs or s2_inputs. months, padded (B, T), latlon (B, 2) and errors:
+        as encode.
         """
         pixels = next(iter(groups.values()))[0, 0, 0].numel()
         groups = {group: x.permute(0, 3, 4, 1, 2).flatten(0, 2) for group, x in groups.items()}
@@ -88,10 +90,10 @@ class Presto(nn.Module):
     def encode(self, groups, months, padded, latlon):
         """The embedding of each pixel, (N, D): the normed mean of its tokens.
 
-        groups: {group: (N, T, C)} of those there are, normalised; of SRTM, which does not change, the first date is taken;
-        dynamic_world (N, T) int64: 0 to 8. months (N, T) int64: 0 to 11. padded (N, T) bool: True where there is no date, which
-        then has no tokens; values there are finite, arbitrary. latlon (N, 2): degrees, a token that is never left out.
-        Errors: ValueError for a group that there is not, or more than MAX_DATES dates.
+        groups: {group: (N, T, C)} of those there are, normalised; of SRTM, which does not change, the first date is
+        taken; dynamic_world (N, T) int64: 0 to 8. months (N, T) int64: 0 to 11. padded (N, T) bool: True where there
+        is no date, which then has no tokens; values there are finite, arbitrary. latlon (N, 2): degrees, a token that
+        is never left out. Errors: ValueError for a group that there is not, or more than MAX_DATES dates.
         """
         unknown, dates = set(groups) - set(NUMBERS), months.shape[1]
         if unknown or dates > MAX_DATES:

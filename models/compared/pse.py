@@ -1,4 +1,5 @@
-"""PSE, the pixel-set encoder (Garnot et al., 2020), alone for single dates, and PSE+LTAE (Garnot and Landrieu, 2020) for series.
+"""PSE, the pixel-set encoder (Garnot et al., 2020), alone for single dates, and PSE+LTAE (Garnot and Landrieu, 2020)
+for series.
 
 All pixels of a tile are the set, no sample of them, and no feature of its shape is added.
 Dimensions: B tiles, T dates, C bands, H x W pixels.
@@ -13,7 +14,8 @@ EPSILON = 1e-6                             # under the root of a variance: pixel
 
 
 class PixelSet(nn.Module):
-    """Each date's pixels to one vector: an MLP of each pixel, mean and standard deviation over the pixels, an MLP of these.
+    """Each date's pixels to one vector: an MLP of each pixel, mean and standard deviation over the pixels, an MLP of
+    these.
 
     widths: of the second MLP. Its last layer is batch-normed, without ReLU, also where it gives logits (official code).
     """
@@ -24,7 +26,9 @@ class PixelSet(nn.Module):
         self.pixel, self.set = MaskedMLP(bands, first, last), MaskedMLP(2 * last, *widths, is_open=True)
 
     def forward(self, x, padded):
-        """x (B, T, C, H, W): standardised; padded (B, T): True for dates that batch norm must not count. Returns (B, T, the last width)."""
+        """x (B, T, C, H, W): standardised; padded (B, T): True for dates that batch norm must not count. Returns (B,
+        T, the last width).
+        """
         x = self.pixel(x.flatten(3).transpose(2, 3), padded[:, :, None])      # B x T x HW x 64
         variance, mean = torch.var_mean(x, dim=2, correction=0)
         return self.set(torch.cat([mean, (variance + EPSILON).sqrt()], dim=-1), padded)
@@ -57,6 +61,8 @@ class PSELTAE(nn.Module):
         self.encoder, self.ltae = PixelSet(bands, [dim], width), LTAE(dim, HEADS, KEY_DIM, scaled(DIM, width, 2 * HEADS), outputs)
 
     def forward(self, x, dates, padded):
-        """x (B, T, C, H, W): standardised; dates (B, T): day numbers; padded (B, T): True where there is no date. Returns (B, outputs)."""
+        """x (B, T, C, H, W): standardised; dates (B, T): day numbers; padded (B, T): True where there is no date.
+        Returns (B, outputs).
+        """
         x = self.encoder(x.masked_fill(padded[:, :, None, None, None], 0), padded)
         return self.ltae(x[:, None], dates, padded)[0].squeeze(1)

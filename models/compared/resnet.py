@@ -1,8 +1,7 @@
 """ResNet-34 and ResNet-50 (He et al., 2016): classifiers of images, pretrained on ImageNet, and encoders of the U-Net.
 
-The variant and the names of weights are torchvision's, so that the weights it publishes fit: in a bottleneck the 3 x 3 convolution has
-the stride, not the first one.
-Dimensions: B tiles, C bands, H x W pixels, D channels, K classes.
+The variant and the names of weights are torchvision's, so that the weights it publishes fit: in a bottleneck the 3 x 3
+convolution has the stride, not the first one. Dimensions: B tiles, C bands, H x W pixels, D channels, K classes.
 """
 import torch
 import torch.nn.functional as F
@@ -60,8 +59,9 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A classifier of images. 23.5 M parameters for depth 50, 3 bands and 15 outputs.
 
-    depth: 34 or 50. outputs: K, or 0 for the pooled features alone. width: multiplies all channels, 64 at the stem (at least 16).
-    channels: of the maps of pyramid, such as [64, 256, 512, 1024, 2048]. Errors: ValueError for another depth.
+    depth: 34 or 50. outputs: K, or 0 for the pooled features alone. width: multiplies all channels, 64 at the stem (at
+    least 16). channels: of the maps of pyramid, such as [64, 256, 512, 1024, 2048]. Errors: ValueError for another
+    depth.
     """
 
     def __init__(self, depth, bands, outputs, width=1.0):
@@ -83,7 +83,9 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def pyramid(self, x):
-        """x (B, C, H, W): standardised images. Returns 5 maps (B, D, H / s, W / s), s = 2, 4, 8, 16, 32, sizes rounded up."""
+        """x (B, C, H, W): standardised images. Returns 5 maps (B, D, H / s, W / s), s = 2, 4, 8, 16, 32, sizes rounded
+        up.
+        """
         x = x.contiguous(memory_format=torch.channels_last)    # fastest for convolutions, on CPU and GPU alike
         maps = [F.relu(self.bn1(self.conv1(x)))]
         x = F.max_pool2d(maps[0], 3, stride=2, padding=1)
@@ -93,17 +95,20 @@ class ResNet(nn.Module):
         return maps
 
     def forward(self, x):
-        """x (B, C, H, W): standardised images. Returns logits (B, K), or features (B, 512 or 2048) if there are no outputs."""
+        """x (B, C, H, W): standardised images. Returns logits (B, K), or features (B, 512 or 2048) if there are no
+        outputs.
+        """
         return self.fc(self.pyramid(x)[-1].mean((2, 3)))
 
 
 def load_imagenet(network, state, bands):
     """Load torchvision's ImageNet weights into a ResNet, all but those of fc.
 
-    network: a ResNet of width 1. state: the published dict, for 1000 classes and the bands R, G, B.
-    bands: names of the network's bands, such as ("NIR", "G", "B", "R"). The first filters of R, G and B go to the bands of these names,
-    their mean to any other; all are scaled by 3 / C, so that a response to C bands is no larger than one to 3.
-    Errors: ValueError if the width is not 1, if the bands are not as many as the network's, and for another dict, naming what differs.
+    network: a ResNet of width 1. state: the published dict, for 1000 classes and the bands R, G, B. bands: names of
+    the network's bands, such as ("NIR", "G", "B", "R"). The first filters of R, G and B go to the bands of these
+    names, their mean to any other; all are scaled by 3 / C, so that a response to C bands is no larger than one to 3.
+    Errors: ValueError if the width is not 1, if the bands are not as many as the network's, and for another dict,
+    naming what differs.
     """
     if network.width != 1:
         raise ValueError(f"ImageNet's weights are for width 1, not {network.width:g}")

@@ -1,7 +1,8 @@
-"""The compared methods whose encoders learned without labels: here (SatMAE, Scale-MAE, CROMA), or elsewhere (DOFA, PRESTO).
+"""The compared methods whose encoders learned without labels: here (SatMAE, Scale-MAE, CROMA), or elsewhere (DOFA,
+PRESTO).
 
-A method is a subclass of Pretrained, as models/compared/supervised.py has others. All weights are trained with the labels.
-Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
+A method is a subclass of Pretrained, as models/compared/supervised.py has others. All weights are trained with the
+labels. Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
 """
 import torch
 from torch import nn
@@ -21,15 +22,17 @@ JULY, LOWER_SAXONY = 6, (52.6, 9.1)    # what TreeSatAI's single dates do not te
 class Pretrained(Compared):
     """What these methods share: images of series, a linear layer on each vector.
 
-    num_classes: 0 for pretraining. A subclass sets
-    forms: {dataset: what a series becomes}, "date", "median" of all dates or "seasons", four medians; sides: {key: pixels};
-    embed(batch): {name: (B, D)}, a vector of each modality, or one of all.
+    num_classes: 0 for pretraining. A subclass sets forms: {dataset: what a series becomes}, "date", "median" of all
+    dates or "seasons", four medians; sides: {key: pixels}; embed(batch): {name: (B, D)}, a vector of each modality, or
+    one of all.
     """
     vectors = dict.fromkeys(("vhr", "s2", "s1"), 128)
     forms, sides = {}, {}
 
     def build_heads(self, dims, num_classes):
-        """A linear layer on each vector, dims {name: D}: to logits, or of several to what the head of the late fusion takes."""
+        """A linear layer on each vector, dims {name: D}: to logits, or of several to what the head of the late fusion
+        takes.
+        """
         has_head = len(dims) > 1
         self.heads = nn.ModuleDict({name: nn.Linear(dim, self.vectors[name] if has_head else num_classes) for name, dim in dims.items()})
         self.head = FusionHead(sum(self.vectors[name] for name in dims), num_classes) if has_head else nn.Identity()
@@ -53,7 +56,9 @@ class Pretrained(Compared):
 
 
 def side_of(pixels, width):
-    """The side of an image in a network of that width: a multiple of 8 pixels, which are a patch of SatMAE, Scale-MAE and CROMA."""
+    """The side of an image in a network of that width: a multiple of 8 pixels, which are a patch of SatMAE, Scale-MAE
+    and CROMA.
+    """
     return PATCH * max(2, round(pixels * width / PATCH))
 
 
@@ -66,7 +71,8 @@ def layers(number, width):
 class MaskedAutoencoders(Pretrained):
     """What SatMAE and Scale-MAE share: each modality's encoder is pretrained by itself, late fusion of class tokens.
 
-    A subclass sets autoencoder(bands, groups, gsd, **sizes). width: of the number of layers and the side of the images too.
+    A subclass sets autoencoder(bands, groups, gsd, **sizes). width: of the number of layers and the side of the images
+    too.
     """
     pretraining, terms, sees = "self", ("reconstruction",), {"all": ("vhr", "s2")}
     pools = {"treesatai": 32}    # 2,352 tokens of a tile's S2
@@ -124,7 +130,9 @@ class ScaleMAE(MaskedAutoencoders):
 
 
 class RadarOptical(Pretrained):
-    """CROMA (Fuller et al., 2023), pretrained on S1 and S2 together, for one of them or both; it has no place for an image."""
+    """CROMA (Fuller et al., 2023), pretrained on S1 and S2 together, for one of them or both; it has no place for an
+    image.
+    """
     rates = {dataset: dict.fromkeys(("s2", "s1", "all"), 2e-5) for dataset in ("treesatai", "pastis-hd")}
     pretrain_rates = {"treesatai": {"all": 2e-5}, "pastis-hd": {"all": 2e-4}}
     pretraining, terms, sees, all_bands = "self", ("contrastive", "reconstruction"), {"all": ("s2", "s1")}, True
@@ -164,7 +172,9 @@ class RadarOptical(Pretrained):
 # ---- pretrained elsewhere -------------------------------------------------------------------------------------------
 
 class AnyBands(Pretrained):
-    """DOFA (Xiong et al., 2024). One network for all modalities, which is told their wavelengths; late fusion of its vectors."""
+    """DOFA (Xiong et al., 2024). One network for all modalities, which is told their wavelengths; late fusion of its
+    vectors.
+    """
     # not in the paper: rate, head, fusion. The rate is the paper's for OmniSat, section 3.4
     rates = {dataset: dict.fromkeys(("vhr", "s2", *(() if dataset == "flair" else ("s1",)), "all"), 2e-5)
              for dataset in ("treesatai", "treesatai-ts", "pastis-hd", "flair")}
@@ -190,8 +200,9 @@ class PixelTransformer(Pretrained):
     """PRESTO (Tseng et al., 2023): each pixel of a single date is a series of one step; a tile is their mean
     and standard deviation.
 
-    Inputs have the scales that the published weights were trained with, not ours. Logits are above 0 where a class is more
-    probable than a threshold, which is chosen on the validation tiles, as by PRESTO's authors: the printed numbers are of such.
+    Inputs have the scales that the published weights were trained with, not ours. Logits are above 0 where a class is
+    more probable than a threshold, which is chosen on the validation tiles, as by PRESTO's authors: the printed
+    numbers are of such.
     """
     rates = {"treesatai": dict.fromkeys(("s2", "s1"), 3e-4)}    # of its authors' fine-tuning
     rates_from, published, init, weights, pretraining = "its authors", ("s2", "s1"), "external", "presto", "external"

@@ -1,8 +1,9 @@
-"""The compared methods that learn from labels alone or start from ImageNet (tables 2 to 4): which network sees which input.
+"""The compared methods that learn from labels alone or start from ImageNet (tables 2 to 4): which network sees which
+input.
 
-A method is a subclass of Compared: one network for each modality and, where there are several, late fusion: their vectors side by
-side, then one head. Inputs, sizes and learning rates are those of the official configurations, which made the printed numbers;
-PAPER.md lists where these are wrong and what we do.
+A method is a subclass of Compared: one network for each modality and, where there are several, late fusion: their
+vectors side by side, then one head. Inputs, sizes and learning rates are those of the official configurations, which
+made the printed numbers; PAPER.md lists where these are wrong and what we do.
 
 Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
 """
@@ -22,7 +23,9 @@ from models.standardize import Standardization
 # ---- pieces ---------------------------------------------------------------------------------------------------------
 
 class FusionHead(nn.Sequential):
-    """LayerNorm, D -> 128 -> 64 -> K with batch norm and GELU: the head of every late fusion, and of PSE+LTAE and UTAE alone."""
+    """LayerNorm, D -> 128 -> 64 -> K with batch norm and GELU: the head of every late fusion, and of PSE+LTAE and UTAE
+    alone.
+    """
 
     def __init__(self, dim, num_classes):
         super().__init__(nn.LayerNorm(dim), nn.Linear(dim, 128), BatchNorm(128), nn.GELU(),
@@ -59,16 +62,16 @@ class RGBResNet50(nn.Module):
 class Compared(nn.Module):
     """A compared method for some sensors of a dataset.
 
-    sensors: list of datasets.sensors.Sensor. num_classes: K. width: of the networks' layers, 1 as published; the demo's are narrower.
+    sensors: list of datasets.sensors.Sensor. num_classes: K. width: of the networks' layers, 1 as published; the
+    demo's are narrower.
 
-    A subclass sets
-    rates: {dataset: {modality: learning rate}}, the cells that the paper prints; "all" is the late fusion. rates_from: whose they are.
-    published: the modalities of which a part begins with published weights; weights: their name in utils.weights; init: what
-    finetune.py --init calls them.
-    pretraining: what the tables call the method's.
-    all_bands: whether it sees the sensors' extra bands. pools: {dataset: tiles in a forward pass}, where 128 do not fit.
-    vectors: {key: D} in the late fusion, and has_head: whether a network alone gives D numbers to the head too, instead of logits;
-    series_network(bands, outputs, width): a module, series (B, T, C, H, W), dates, padded (B, T) -> (B, outputs).
+    A subclass sets rates: {dataset: {modality: learning rate}}, the cells that the paper prints; "all" is the late
+    fusion. rates_from: whose they are. published: the modalities of which a part begins with published weights;
+    weights: their name in utils.weights; init: what finetune.py --init calls them. pretraining: what the tables call
+    the method's. all_bands: whether it sees the sensors' extra bands. pools: {dataset: tiles in a forward pass}, where
+    128 do not fit. vectors: {key: D} in the late fusion, and has_head: whether a network alone gives D numbers to the
+    head too, instead of logits; series_network(bands, outputs, width): a module, series (B, T, C, H, W), dates, padded
+    (B, T) -> (B, outputs).
     """
     rates, rates_from, published, init, weights, pretraining = {}, "official code", (), "imagenet", "resnet50", "none"
     all_bands, pools, vectors, has_head = False, {}, {}, False
@@ -120,7 +123,8 @@ class Compared(nn.Module):
         return self.vector(batch)
 
     def vector(self, batch):
-        """What the head sees, (B, D): of a late fusion the networks' vectors side by side, else the input of the last linear layer.
+        """What the head sees, (B, D): of a late fusion the networks' vectors side by side, else the input of the last
+        linear layer.
 
         Errors: ValueError for a network that does not end in a linear layer.
         """

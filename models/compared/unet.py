@@ -13,7 +13,9 @@ CHANNELS = (256, 128, 64, 32, 16)    # of the decoder's maps, from H / 16 to H
 
 
 class Block(nn.Module):
-    """Doubles the size, appends the map of the encoder, then two 3 x 3 convolutions: (B, D, H, W) -> (B, outputs, 2 H, 2 W)."""
+    """Doubles the size, appends the map of the encoder, then two 3 x 3 convolutions: (B, D, H, W) -> (B, outputs, 2 H,
+    2 W).
+    """
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -49,8 +51,8 @@ class UNet(nn.Module):
     def forward(self, x, added=None):
         """x (B, C, H, W): standardised images. Returns (B, 16, H, W).
 
-        added: maps of other sensors, to be added to those of the encoder, at H / s with s = 2, 4, 8, 16, 32; None adds nothing.
-        Errors: ValueError if a side is no multiple of 32 pixels.
+        added: maps of other sensors, to be added to those of the encoder, at H / s with s = 2, 4, 8, 16, 32; None adds
+        nothing. Errors: ValueError if a side is no multiple of 32 pixels.
         """
         if x.shape[-2] % 32 or x.shape[-1] % 32:
             raise ValueError(f"the sides of a U-Net's image must be multiples of 32 pixels, not {x.shape[-2]} x {x.shape[-1]}")

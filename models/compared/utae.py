@@ -1,4 +1,5 @@
-"""U-TAE (Garnot and Landrieu, 2021): a U-Net over the dates of a series, whose temporal attention collapses the map of each level.
+"""U-TAE (Garnot and Landrieu, 2021): a U-Net over the dates of a series, whose temporal attention collapses the map of
+each level.
 
 Dimensions: B tiles, T dates, C bands, H x W pixels, D channels, h heads.
 Maps are kept channels last, the layout that convolutions are fastest in.
@@ -15,7 +16,9 @@ GROUP = 8                                  # channels that its norms take togeth
 
 
 class Conv(nn.Conv2d):
-    """A convolution that pads each side with one pixel, the reflection of its neighbour; (B, D, H, W) -> (B, outputs, H', W')."""
+    """A convolution that pads each side with one pixel, the reflection of its neighbour; (B, D, H, W) -> (B, outputs,
+    H', W').
+    """
 
     def forward(self, x):
         mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"            # a single pixel has no other to reflect
@@ -46,7 +49,8 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Doubles the size and takes in the map of the encoder: (B, inputs, H', W'), (B, skip, H, W) -> (B, outputs, H, W)."""
+    """Doubles the size and takes in the map of the encoder: (B, inputs, H', W'), (B, skip, H, W) -> (B, outputs, H, W).
+    """
 
     def __init__(self, inputs, outputs, skip, kernel):
         super().__init__()
@@ -62,7 +66,9 @@ class Up(nn.Module):
 
 
 def collapse(x, attention):
-    """A level's maps x (BT, D, H, W) to one map (B, D, H, W): each head's attention (B, T, h, H', W') weighs its share of the channels."""
+    """A level's maps x (BT, D, H, W) to one map (B, D, H, W): each head's attention (B, T, h, H', W') weighs its share
+    of the channels.
+    """
     tiles, heads = attention.shape[0], attention.shape[2]
     attention = F.interpolate(attention.flatten(0, 1), size=x.shape[-2:], mode="bilinear").to(x.dtype)    # BT x h x H x W
     x = x.unflatten(1, (heads, -1)) * attention[:, :, None]                   # BT x h x D/h x H x W
@@ -72,10 +78,10 @@ def collapse(x, attention):
 class UTAE(nn.Module):
     """Series to maps of the size of their pixels. With 10 bands 0.74 M parameters for widths 64, 64, 128 and kernel 2.
 
-    bands: C. encoder_widths, decoder_widths: D of each level, from the finest to the coarsest, where they must be equal.
-    kernel: of the strided convolutions and their transposes. width: multiplies all channels but the bands.
-    attention_dim, before, after: dim, before and after of LTAE. dim: D of the result, scaled.
-    Errors: ValueError for widths that do not fit.
+    bands: C. encoder_widths, decoder_widths: D of each level, from the finest to the coarsest, where they must be
+    equal. kernel: of the strided convolutions and their transposes. width: multiplies all channels but the bands.
+    attention_dim, before, after: dim, before and after of LTAE. dim: D of the result, scaled. Errors: ValueError for
+    widths that do not fit.
     """
 
     def __init__(self, bands, encoder_widths, decoder_widths, kernel, width=1.0, attention_dim=256, before=(), after=()):
@@ -92,7 +98,8 @@ class UTAE(nn.Module):
         self.up = nn.ModuleList(Up(i, o, skip, kernel) for i, o, skip in ups)
 
     def forward(self, x, dates, padded):
-        """x (B, T, C, H, W): standardised; dates (B, T): day numbers; padded (B, T): True where there is no date. Returns (B, D, H, W).
+        """x (B, T, C, H, W): standardised; dates (B, T): day numbers; padded (B, T): True where there is no date.
+        Returns (B, D, H, W).
 
         Where there are too few pixels for the levels, the border is repeated to the right and below.
         """
@@ -118,7 +125,8 @@ class UTAE(nn.Module):
 class UTAEVector(nn.Module):
     """U-TAE's last map, three more convolutions, averaged over space. 0.35 M parameters for 10 bands and 128 outputs.
 
-    bands: C. width: multiplies all channels but bands and outputs. The widths are the official configuration's, not the published.
+    bands: C. width: multiplies all channels but bands and outputs. The widths are the official configuration's, not
+    the published.
     """
 
     def __init__(self, bands, outputs=128, width=1.0):

@@ -1,4 +1,5 @@
-"""U-T&T (Garioud et al., 2023): a U-Net for the image, a U-TAE for each series, whose maps enter the levels of the U-Net.
+"""U-T&T (Garioud et al., 2023): a U-Net for the image, a U-TAE for each series, whose maps enter the levels of the
+U-Net.
 
 Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D channels.
 """
@@ -17,7 +18,8 @@ SIZES = {"treesatai-ts": ((64, 64, 128), 2), "pastis-hd": ((64, 64, 128, 128), 4
 
 
 class Fusion(nn.Module):
-    """What one series adds to each map of the U-Net's encoder: its own map, put over the image, and its mean over the tile.
+    """What one series adds to each map of the U-Net's encoder: its own map, put over the image, and its mean over the
+    tile.
 
     dim: D of the series' map; levels: channels of the encoder's maps. For 64 and ResNet-34's 520,738 parameters. The
     official code adds to the image itself too, which the decoder does not use.
@@ -29,8 +31,9 @@ class Fusion(nn.Module):
         self.means = nn.ModuleList(mean_mlp(dim, level) for level in levels)
 
     def forward(self, x, sizes, ratio):
-        """x (B, D, h, w): a series' map of the whole tile. sizes: sides of the levels, pixels. ratio: the side of the ground that the
-        levels cover, over the tile's. Returns the summands, a list of (B, level, size, size)."""
+        """x (B, D, h, w): a series' map of the whole tile. sizes: sides of the levels, pixels. ratio: the side of the
+        ground that the levels cover, over the tile's. Returns the summands, a list of (B, level, size, size).
+        """
         mean, summands = x.mean((2, 3)), []
         for conv, mlp, size in zip(self.maps, self.means, sizes):
             summands.append(place(conv(x), size, ratio) + mlp(mean)[:, :, None, None])
@@ -46,7 +49,8 @@ def mean_mlp(dim, level):
 
 
 def place(x, size, ratio):
-    """Bilinear values of a map x (B, D, h, w) at size x size pixels in its middle, ratio of its side. Returns (B, D, size, size).
+    """Bilinear values of a map x (B, D, h, w) at size x size pixels in its middle, ratio of its side. Returns (B, D,
+    size, size).
 
     So maps lie on the image by ground, also on one that was cropped or padded.
     """
@@ -57,7 +61,9 @@ def place(x, size, ratio):
 
 
 class UTT(Compared):
-    """Where there is an image the prediction is the image's, as official; each series has a head of its own, trained beside it."""
+    """Where there is an image the prediction is the image's, as official; each series has a head of its own, trained
+    beside it.
+    """
     rates = {"treesatai-ts": dict.fromkeys(("vhr", "s2", "s1", "all"), 1e-3),
              "pastis-hd": dict.fromkeys(("vhr", "s2", "s1", "all"), 1e-3), "flair": dict.fromkeys(("vhr", "s2", "all"), 1e-3)}
     published, weights, pretraining, pools = ("vhr", "all"), "resnet34", "imagenet", {"pastis-hd": 8, "flair": 32}

@@ -1,8 +1,10 @@
-"""Vision transformer (ViT, Dosovitskiy et al., 2021) on one image, as OmniSat compares with it: two kinds of positions at once.
+"""Vision transformer (ViT, Dosovitskiy et al., 2021) on one image, as OmniSat compares with it: two kinds of positions
+at once.
 
-Each patch has a learned embedding of its place, and attention knows the distance of two patches (iRPE, Wu et al., 2021:
-contextual, Euclidean, on keys, one table for all heads). Not in the paper: all of this but the name; the official configuration's.
-Dimensions: B tiles, C bands, H x W pixels, P patches, N tokens, D embedding, A heads, K buckets of distances.
+Each patch has a learned embedding of its place, and attention knows the distance of two patches (iRPE, Wu et al.,
+2021: contextual, Euclidean, on keys, one table for all heads). Not in the paper: all of this but the name; the
+official configuration's. Dimensions: B tiles, C bands, H x W pixels, P patches, N tokens, D embedding, A heads, K
+buckets of distances.
 """
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,8 @@ class Attention(nn.Module):
         self.relative = nn.Parameter(0.02 * torch.randn(BUCKETS + 1, dim // HEADS))    # r, its last row for the class token
 
     def forward(self, x, is_bucket):
-        """x (B, N, D), is_bucket (B, N, K, N) bool: which of the K buckets a query and a key are in. Returns (B, N, D)."""
+        """x (B, N, D), is_bucket (B, N, K, N) bool: which of the K buckets a query and a key are in. Returns (B, N, D).
+        """
         q, k, v = self.query_key_value(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)    # each B x A x N x D/A
         by_bucket = (q @ self.relative.t()) / q.shape[-1] ** 0.5                          # B x A x N x K
         bias = torch.einsum("bank,bnkm->banm", by_bucket, is_bucket.to(q.dtype))
@@ -56,10 +59,9 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Square images to vectors of `outputs` numbers. The two that OmniSat compares with are image_vit and pixel_vit.
 
-    bands: C. side, patch (pixels): of the image and of its patches; patches of one pixel are embedded by one matrix, others by
-    OmniSat's image encoder. dim: D. depth: number of blocks. max_pool: the maximum of the normed patches, else the norm of
-    their mean. width: multiplies D.
-    Errors: ValueError for a side that the patch does not divide.
+    bands: C. side, patch (pixels): of the image and of its patches; patches of one pixel are embedded by one matrix,
+    others by OmniSat's image encoder. dim: D. depth: number of blocks. max_pool: the maximum of the normed patches,
+    else the norm of their mean. width: multiplies D. Errors: ValueError for a side that the patch does not divide.
     """
 
     def __init__(self, bands, outputs, side, patch, dim, depth, max_pool, width=1.0):
@@ -121,7 +123,9 @@ class ViT(nn.Module):
 
 
 def image_vit(bands, outputs, side=300, patch=50, width=1.0):
-    """For images of much detail: 13.0 M parameters for 4 bands, 3.6 M of them in the image encoder; mean of the patches."""
+    """For images of much detail: 13.0 M parameters for 4 bands, 3.6 M of them in the image encoder; mean of the
+    patches.
+    """
     return ViT(bands, outputs, side, patch, dim=256, depth=12, max_pool=False, width=width)
 
 

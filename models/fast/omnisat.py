@@ -1,4 +1,5 @@
-"""OmniSat, faster and in less memory: a large pool in parts, networks compiled, shapes that do not follow from the draw.
+"""OmniSat, faster and in less memory: a large pool in parts, networks compiled, shapes that do not follow from the
+draw.
 
 What it computes is models.omnisat.OmniSat, to rounding; tests hold the two together, values and gradients.
 """
@@ -34,7 +35,9 @@ class FastOmniSat(OmniSat):
     tiles_at_once, is_compiled = None, False
 
     def compile_networks(self):
-        """Have torch.compile fuse what is done to a modality's patches, each block of the combiner, and the contrastive loss."""
+        """Have torch.compile fuse what is done to a modality's patches, each block of the combiner, and the
+        contrastive loss.
+        """
         torch._dynamo.config.recompile_limit = 64                             # each modality has its own, each number of dates too
         self.is_compiled, self.tokens_of, self.errors_of = True, torch.compile(self.tokens_of), torch.compile(self.errors_of)
         for block in (*self.combiner.blocks, self.combiner.cross):
@@ -52,7 +55,8 @@ class FastOmniSat(OmniSat):
         return self.tiles_at_once or (tiles if tiles * patches <= WHOLE else max(1, PART // patches))
 
     def in_parts(self, function, parts):
-        """[function(part) for each part]; of several parts the activations are not kept but computed again in backward."""
+        """[function(part) for each part]; of several parts the activations are not kept but computed again in backward.
+        """
         if len(parts) == 1 or not torch.is_grad_enabled():
             return [function(part) for part in parts]
         return [checkpoint(function, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
@@ -79,7 +83,8 @@ class FastOmniSat(OmniSat):
         return torch.cat(parts)
 
     def fixed_size(self, masks):
-        """The same masks, whose shapes do not follow from the draw: of "<key>_targets", (N,), "<key>_weights" is 0 where one is too many.
+        """The same masks, whose shapes do not follow from the draw: of "<key>_targets", (N,), "<key>_weights" is 0
+        where one is too many.
 
         None if the pool is worked through in parts, or if there are, by chance, more targets.
         """

@@ -1,9 +1,9 @@
 """3 x 3 convolutions by Winograd's minimal filtering (Lavin and Gray 2016, arXiv:1509.09308), for the CPU.
 
-Dimensions: N images, C and D channels, w pixels a side, t = w / 4 tiles a side.
-A tile of 4 x 4 outputs takes 36 products for a pair of channels in place of 144: images and weights are transformed, multiplied as
-36 matrices, and transformed back. A GPU's library has this; what torch uses on a CPU does without. In float32 the error is about
-seven times that of the plain form: for 256 channels 2e-6 of the result and of its gradients, as root mean squares.
+Dimensions: N images, C and D channels, w pixels a side, t = w / 4 tiles a side. A tile of 4 x 4 outputs takes 36
+products for a pair of channels in place of 144: images and weights are transformed, multiplied as 36 matrices, and
+transformed back. A GPU's library has this; what torch uses on a CPU does without. In float32 the error is about seven
+times that of the plain form: for 256 channels 2e-6 of the result and of its gradients, as root mean squares.
 """
 import functools
 
@@ -15,7 +15,9 @@ AT_ONCE = 2 ** 22             # numbers of transformed images that are worked on
 
 
 def is_faster(x, weight):
-    """Whether convolution can be used, and is worth its transforms: measured for the patches of a tile and more (N >= 36)."""
+    """Whether convolution can be used, and is worth its transforms: measured for the patches of a tile and more (N >=
+    36).
+    """
     return (x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
             and min(weight.shape[:2]) >= 256 and x.shape[-1] == x.shape[-2] >= 8 and x.shape[-1] % 4 == 0)
 
@@ -26,12 +28,16 @@ def turned(weight):
 
 
 def convolution(x, weight, bias):
-    """F.conv2d(x, weight, bias, padding=1). x (N, C, w, w), weight (D, C, 3, 3), bias (D,). Returns (N, D, w, w), channels last."""
+    """F.conv2d(x, weight, bias, padding=1). x (N, C, w, w), weight (D, C, 3, 3), bias (D,). Returns (N, D, w, w),
+    channels last.
+    """
     return Filters.apply(x, weight, bias)
 
 
 class Filters(torch.autograd.Function):
-    """convolution. Both gradients are such filters too: by x the same with turned weights, by the weights with the transforms transposed."""
+    """convolution. Both gradients are such filters too: by x the same with turned weights, by the weights with the
+    transforms transposed.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -63,7 +69,9 @@ def transforms(dtype):
 
 
 def both_ways(matrix, x):
-    """A x A^T of squares x: the matrix (m, k) applied to rows and columns of (k, k, ...) or (k k, ...). Returns (m m, -1)."""
+    """A x A^T of squares x: the matrix (m, k) applied to rows and columns of (k, k, ...) or (k k, ...). Returns (m m,
+    -1).
+    """
     rows, columns = matrix.shape
     return (matrix @ (matrix @ x.reshape(columns, -1)).view(rows, columns, -1)).view(rows ** 2, -1)
 
