@@ -63,7 +63,8 @@ def draw_table(path, cells, remark, repaired=None):
             labels.append(cell["name"] + ("" if table == "table5" else f", {PRETRAINING[key[3]]}"))
 
     seeds = ", ".join(sorted({str(cell["n"]) for cell in (*cells.values(), *repaired.values())}))
-    title = f"Table {table[-1]}: {metric} on the test set, our runs (seeds: n = {seeds}) beside the paper's values"
+    title = (f"The cells of table {table[-1]}: {metric} on the test set, n = {seeds} seeds" if remark else
+             f"Table {table[-1]}: {metric} on the test set, our runs (seeds: n = {seeds}) beside the paper's values")
     figure = new_figure(max(8.5, 3 + 2.5 * len(modalities)), 1.9 + 0.33 * len(labels), title, remark)
     panels = figure.subplots(1, len(modalities), sharex=True, sharey=True, squeeze=False)[0]
     for panel, modality in zip(panels, modalities):
@@ -76,7 +77,7 @@ def draw_table(path, cells, remark, repaired=None):
                     panel.errorbar(cell["mean"], y, xerr=cell["std"], markersize=4.5, capsize=2.5, linewidth=1.2, **look)
                 if key in repaired:
                     panel.plot(repaired[key]["mean"], y, markersize=7, **look | {"marker": "x"})
-                panel.plot(cell["paper"], y, markersize=9, fillstyle="none", **look)
+                panel.plot(cell["paper"], y, markersize=9, fillstyle="none", **look | ({"color": "0.75"} if remark else {}))
         panel.set_title(MODALITIES[modality], fontsize=10)
         panel.set_xlabel(f"{metric} (%)")
         panel.grid(color="0.9")
@@ -90,11 +91,12 @@ def draw_table(path, cells, remark, repaired=None):
                 panel.axhline(height, color="0.55", linewidth=0.8, zorder=1)
     signs = [sign(marker, color=color, label=f"{p} % of the training labels") for p, (color, marker, _) in looks.items()]
     signs.append(sign(size=4.5, label="filled: ours, mean over seeds"))
-    signs.append(sign(size=9, fillstyle="none", label="hollow: the paper's value"))
+    signs.append(sign(size=9, fillstyle="none", color="0.75" if remark else "0.3", label="hollow: the paper's value"
+                      + (", of real tiles" if remark else "")))
     signs += [sign("x", size=7, label="cross: ours, Sentinel-1 repaired")] if repaired else []
     if seeds != "1":
         signs.append(Line2D([], [], color="0.3", marker="|", label="bar: ± standard deviation over seeds"))
-    figure.legend(handles=signs, loc="outside lower center", ncols=len(signs) if len(modalities) > 3 else 2, fontsize=9)
+    figure.legend(handles=signs, loc="outside lower center", ncols=len(signs) if len(modalities) > 3 else 2, fontsize=8.5)
     figure.savefig(path)
 
 
@@ -223,6 +225,11 @@ def draw_figure5(path, entries, remark):
 
 # ---- frozen evaluation ----------------------------------------------------------------------------------------------
 
+def style_of(features):
+    """How the curve of features is drawn."""
+    return "--" if features == "tokens" else "-"
+
+
 def draw_probe(path, found, remark):
     """F1 over the share of the labels, logistic regression: a row of panels a dataset, a panel for all sensors and for
     each alone.
@@ -241,7 +248,7 @@ def draw_probe(path, found, remark):
                 if cells:
                     means = np.array([cell[:3] for cell in cells.values()])
                     panel.plot(list(cells), means[:, 0], color=color, marker=marker, markersize=4.5, linewidth=1.3,
-                               linestyle="-" if features != "tokens" else "--")
+                               linestyle=style_of(features))
                     panel.fill_between(list(cells), means[:, 1], means[:, 2], color=color, alpha=0.13, linewidth=0)
             panel.set_xscale("log")
             panel.set_title(f"{DATASETS[dataset]}, {MODALITIES[modality]}", fontsize=9)
@@ -253,8 +260,11 @@ def draw_probe(path, found, remark):
     for panel in panels[-1]:
         panel.set_xlabel("share of the labels (%)")
     seeds = sorted({cell[3] for cells in found.values() for cell in cells.values()})
-    signs = [sign(marker, color=color, label=KINDS[kind] + (" (dashed)" if kind[1] == "tokens" else ""))
+    signs = [Line2D([], [], marker=marker, markersize=5, color=color, linestyle=style_of(kind[1]), label=KINDS[kind])
              for kind, (color, marker) in PROBES.items()]
-    signs.append(sign("s", size=9, color="0.85", label="95 % of a bootstrap over test tiles" if seeds == [1] else "± standard deviation over seeds"))
-    figure.legend(handles=signs, loc="outside lower center", ncols=6 if len(modalities) > 2 else 2, fontsize=8.5)
+    signs.append(sign("s", size=9, color="0.85", label="of each curve: 95 % of a bootstrap over the test tiles, one seed"
+                      if seeds == [1] else f"of each curve: ± standard deviation over {seeds[-1]} seeds"))
+    note = "a class counts where it is more probable than not; where features tell little, that is rare, with more labels too"
+    figure.legend(handles=signs, loc="outside lower center", ncols=6 if len(modalities) > 2 else 2, fontsize=8.5, title=note,
+                  title_fontsize=8)
     figure.savefig(path)
