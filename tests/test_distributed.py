@@ -125,7 +125,7 @@ def test_processes_compute_what_one_does(world, tmp_path):
 
 def test_float32_is_float32_on_a_gpu():
     """No TF32 in convolutions either, which torch allows by default."""
-    code = ("import torch; from utils import distributed; print(torch.backends.cudnn.allow_tf32); distributed.setup(); "
+    code = ("import torch; from engine import distributed; print(torch.backends.cudnn.allow_tf32); distributed.setup(); "
             "print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.split() == ["True", "False", "False"], run.stderr
@@ -319,7 +319,7 @@ assert not threads(), threads()
 def test_nodes_are_told_from_processes_of_one_node(tmp_path):
     """Two nodes of a process each, as two torchruns on this machine: not one node of two."""
     script = tmp_path / "script.py"
-    script.write_text("import json\nfrom utils import distributed\nfrom engine.log import provenance\n"
+    script.write_text("import json\nfrom engine import distributed\nfrom engine.log import provenance\n"
                       "rank, _, device = distributed.setup()\n"
                       "source = provenance('pretrain.py', ['--epochs', '3'], device)\n"
                       f"open(rf'{tmp_path}/{{rank}}.json', 'w').write(json.dumps(source))\ndistributed.finish()\n")

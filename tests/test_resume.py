@@ -417,7 +417,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(data, tmp_path, monkeypatch):
 def test_a_full_tmpfs(tmp_path):
     """The same on a file system of 300 kB, in a mount name space of its own, where the system lets us make one."""
     script = (f"mount -t tmpfs -o size=300k none {tmp_path} && exec {sys.executable} -c \"\n"
-              "import torch\nfrom utils import checkpoint\nfrom utils.errors import UserError\n"
+              "import torch\nfrom engine import checkpoint\nfrom utils.errors import UserError\n"
               f"path = '{tmp_path}/pretrained.pt'\n"
               "checkpoint.save(path, {'kind': 'pretrained', 'weights': torch.ones(20_000)})\n"
               "try:\n    checkpoint.save(path, {'kind': 'pretrained', 'weights': torch.zeros(60_000)})\n"
