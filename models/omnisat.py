@@ -40,7 +40,7 @@ def random_mask(present, patches, share, generator=None):
     noise = torch.rand(missing.shape, generator=generator, device=present.device).masked_fill(missing, 2)
     rank = noise.argsort(1).argsort(1)
     there = (~missing).sum(1, keepdim=True)
-    wanted = torch.minimum((there * share).round(), there - 1)                # of two tokens one: from nothing nothing is learned
+    wanted = torch.minimum((there * share).round(), there - 1)                # of two tokens one stays
     return ((rank < wanted) | missing).view(len(present), -1, patches)
 
 
@@ -68,15 +68,17 @@ class OmniSat(nn.Module):
                 encoder = ImageEncoder(bands, sensor.patch, embed_dim)
                 decoder = ImageDecoder(bands, sensor.patch, embed_dim, bypass=ablation != "no_index_bypass")
             else:
-                sizes = bands * sensor.patch ** 2, sensor.period, embed_dim   # a patch's pixels are flattened into bands
+                sizes = bands * sensor.patch ** 2, sensor.period, embed_dim   # its pixels are flattened into bands
                 encoder, decoder = SeriesEncoder(*sizes), SeriesDecoder(*sizes)
             self.encoders[key] = encoder
             if self.decoders is not None:
                 self.decoders[key] = decoder
         self.mask_token = nn.Parameter(0.02 * torch.randn(embed_dim))         # f^mask
         self.combiner = Combiner(embed_dim, depth, heads)
-        # not in the paper: the norm. The mean of f* is mostly the same for all tiles, and a linear layer alone learns slowly from it
-        self.head = nn.Sequential(BatchNorm(embed_dim, affine=False), nn.Linear(embed_dim, num_classes)) if num_classes else None
+        self.head = None
+        if num_classes:
+            # not in the paper: the norm. The mean of f* is mostly the same for all tiles
+            self.head = nn.Sequential(BatchNorm(embed_dim, affine=False), nn.Linear(embed_dim, num_classes))
 
     def encode(self, batch):
         """Each modality's patches to tokens.
@@ -94,7 +96,8 @@ class OmniSat(nn.Module):
         """
         tokens, context = [], {}
         for key in self.sensors:
-            token, context[key] = self.tokens_of(key, batch[key], *self.calendar(key, batch), statistics and statistics.get(key))
+            own = statistics and statistics.get(key)
+            token, context[key] = self.tokens_of(key, batch[key], *self.calendar(key, batch), own)
             tokens.append(token)
         return torch.stack(tokens, 1), context
 
@@ -207,8 +210,8 @@ class OmniSat(nn.Module):
         """The summands of equation 5 (N,), one for each target: nothing else is decoded. f (B, P, D); context: of
         encode.
         """
-        return torch.cat([self.errors_of(key, masks[f"{key}_targets"], f, batch[key], *self.calendar(key, batch), *context[key])
-                          for key in self.sensors])
+        return torch.cat([self.errors_of(key, masks[f"{key}_targets"], f, batch[key], *self.calendar(key, batch),
+                                         *context[key]) for key in self.sensors])
 
     def errors_of(self, key, target, f, x, dates, padded, *context):
         """The summands (N,) of one modality's targets (N,), of B x P; x, dates and padded: of the batch."""
@@ -218,6 +221,7 @@ class OmniSat(nn.Module):
         if self.sensors[key].kind == "image":
             return token_error(decoder(token, context), standardize(x))
         dates, padded = dates.index_select(0, tile), padded.index_select(0, tile)
-        index, is_used = top_dates(*context, padded, 1 if self.ablation == "no_date_filtering" else DATE_SHARE)    # N x K dates
+        share = 1 if self.ablation == "no_date_filtering" else DATE_SHARE
+        index, is_used = top_dates(*context, padded, share)                   # N x K dates
         x = x.gather(1, index[:, :, None, None, None].expand(-1, -1, *x.shape[2:]))
         return token_error(decoder(token, dates.gather(1, index)), standardize(x).flatten(2), is_used)

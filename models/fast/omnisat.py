@@ -12,7 +12,7 @@ from engine.distributed import send
 from losses.contrastive import contrastive_loss
 from models.omnisat import MASK_SHARE, OmniSat
 
-WHOLE, PART = 2 ** 14, 2 ** 12    # patches: a pool of more than WHOLE, as 128 tiles of PASTIS-HD, is worked through in parts
+WHOLE, PART = 2 ** 14, 2 ** 12    # patches: a pool of more than WHOLE, as 128 tiles of PASTIS-HD, goes in parts
 
 
 def part_of(batch, tiles):
@@ -23,7 +23,8 @@ def part_of(batch, tiles):
 def part_of_targets(masks, tiles, patches):
     """Of "<key>_targets" (OmniSat.draw_masks) those of some of the tiles, a slice, counted from the first of these."""
     first, end = tiles.start * patches, tiles.stop * patches
-    return {name: value[(value >= first) & (value < end)] - first for name, value in masks.items() if name.endswith("_targets")}
+    targets = {name: value for name, value in masks.items() if name.endswith("_targets")}
+    return {name: value[(value >= first) & (value < end)] - first for name, value in targets.items()}
 
 
 class FastOmniSat(OmniSat):
@@ -38,8 +39,9 @@ class FastOmniSat(OmniSat):
         """Have torch.compile fuse what is done to a modality's patches, each block of the combiner, and the
         contrastive loss.
         """
-        torch._dynamo.config.recompile_limit = 64                             # each modality has its own, each number of dates too
-        self.is_compiled, self.tokens_of, self.errors_of = True, torch.compile(self.tokens_of), torch.compile(self.errors_of)
+        torch._dynamo.config.recompile_limit = 64                             # of modalities, numbers of dates
+        self.is_compiled = True
+        self.tokens_of, self.errors_of = torch.compile(self.tokens_of), torch.compile(self.errors_of)
         for block in (*self.combiner.blocks, self.combiner.cross):
             block.compile()
 
@@ -79,8 +81,10 @@ class FastOmniSat(OmniSat):
         """As OmniSat.features."""
         tokens, present, _ = self.encode(batch)
         grid = self.grid(batch)
-        parts = self.in_parts(lambda tiles: self.level_of(level, tokens[tiles], present[tiles], grid), self.parts(batch))
-        return torch.cat(parts)
+
+        def of_part(tiles):
+            return self.level_of(level, tokens[tiles], present[tiles], grid)
+        return torch.cat(self.in_parts(of_part, self.parts(batch)))
 
     def fixed_size(self, masks):
         """The same masks, whose shapes do not follow from the draw: of "<key>_targets", (N,), "<key>_weights" is 0
