@@ -11,6 +11,7 @@ from studies.claims import PERCENTS, SEEDS, SENSORS, differences, means, verdict
 from studies.finetuning import OUT, interval, publish, read
 
 PAGE, PICTURE = OUT / "README.md", OUT / "claims.png"
+PLANNED = 5    # seeds or folds: a verdict needs them, and an interval is drawn of them
 NAMES = {"forest": "simulated forest", "crops": "real Canadian crops"}
 REMARK = "STUDY: small models on simulated tiles and a few thousand pixels, not comparable with the paper"
 
@@ -24,8 +25,9 @@ def claims_table(rows, how):
         for claim_, data_, what_, percent, paired in found:
             if (claim_, data_, what_.split(", best")[0]) == (claim, data, what):
                 (middle, half), (precision, wide) = (interval([pair[k] for pair in paired.values()]) for k in (0, 1))
+                told = verdict(middle, half) if len(paired) >= PLANNED else "too few"
                 best = f", over {what_.split('best ')[1]}" if "best" in what_ else ""
-                cells[percent] = f"{middle:+.1f} ±{half:.1f}, {precision:+.1f} ±{wide:.1f}, **{verdict(middle, half)}**, {len(paired)}{best}"
+                cells[percent] = f"{middle:+.1f} ±{half:.1f}, {precision:+.1f} ±{wide:.1f}, **{told}**, {len(paired)}{best}"
         lines.append(f"| {claim} | {NAMES[data]} | {what} | " + " | ".join(cells.get(percent, "") for percent in PERCENTS) + " |")
     return "\n".join(lines)
 
@@ -66,7 +68,7 @@ def tables(rows):
 def draw(rows):
     """claims.png: each difference with its interval, fine-tuned, a panel a set of tiles."""
     found = differences(rows)
-    figure = new_figure(13, 9, "The paper's claims on small sets of tiles: differences of weighted F1 after fine-tuning, 95 % intervals",
+    figure = new_figure(13, 9, "The paper's claims on small sets of tiles: differences of weighted F1 after fine-tuning; 95 % intervals where n = 5",
                         REMARK)
     there = [data for data in SENSORS if any(item[1] == data for item in found)]
     panels = figure.subplots(1, len(there), sharex=True, squeeze=False)[0]
@@ -83,7 +85,7 @@ def draw(rows):
             middle, half = interval([f1 for f1, _ in paired.values()])
             y = height[claim, what.split(", best")[0]] + (0.15 if percent == 100 else -0.15)
             color, marker = (ORANGE, "s") if percent == 100 else (BLUE, "o")
-            panel.errorbar(middle, y, xerr=None if np.isnan(half) else half, color=color, marker=marker, markersize=5, capsize=2.5)
+            panel.errorbar(middle, y, xerr=half if len(paired) >= PLANNED else None, color=color, marker=marker, markersize=5, capsize=2.5)
         panel.axvline(0, color="0.3", linewidth=1)
         panel.set_yticks(range(len(labels)), labels, fontsize=9)
         for text, label in zip(panel.get_yticklabels(), labels):
