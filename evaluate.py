@@ -29,9 +29,9 @@ from utils.results import s1_of, write_row
 def score(model, dataset, loader, pools, device, after_step, tunes=False, autocast=nullcontext()):
     """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process.
 
-    autocast: the context of the forward pass; by default it is in float32. after_step(tiles): called after each step,
-    with its number of tiles on all processes. tunes: choose the model's threshold on these tiles, where it has one,
-    and return it too, a probability; the loss is then without it.
+    autocast: the context of the forward pass; by default it is in float32.
+    after_step(tiles): called after each step, with its number of tiles on all processes. tunes: choose the model's
+    threshold on these tiles, where it has one, and return it too, a probability; the loss is then without it.
     """
     model.eval()
     tunes = tunes and model.tunes_threshold

@@ -2,8 +2,8 @@
 
 What one writes first, and much of what published code does: tile after tile, patches in the default memory layout, all
 tokens decoded at all dates and the unwanted errors thrown away, whole matrices of attention scores and of
-similarities, boolean indexing. Dimensions: B tiles, M modalities, P patches, T dates, D embedding, H heads, N = B M P
-tokens.
+similarities, boolean indexing.
+Dimensions: B tiles, M modalities, P patches, T dates, D embedding, H heads, N = B M P tokens.
 """
 import torch
 import torch.nn.functional as F

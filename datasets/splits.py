@@ -83,9 +83,9 @@ def list_path(release, names, origin, what):
 def saved_subset(release, what, names, labels, share, seed, origin=""):
     """The stratified subset of a list, from its file if there is one, else drawn and written.
 
-    release: e.g. "treesatai". what: e.g. "val" or "10percent". names: the list drawn from; labels (N, K) bool. Returns
-    the names of the subset, in the list's order. A file that is not there is made again, the same. Errors: UserError
-    if it was changed.
+    release: e.g. "treesatai". what: e.g. "val" or "10percent". names: the list drawn from; labels (N, K) bool.
+    Returns the names of the subset, in the list's order. A file that is not there is made again, the same. Errors:
+    UserError if it was changed.
     """
     path = list_path(release, names, origin, f"{what}-seed{seed}")
     if not path.exists():

@@ -40,10 +40,11 @@ class Tiles(torch.utils.data.Dataset):
     label_percent: of the training tiles, a stratified subset that follows the seed. labelled: False leaves labels out
     (pretraining). max_dates: of a series; None keeps all. max_cloud (%): leave out optical dates whose mean
     probability of cloud or snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. all_bands:
-    the sensors' extra bands too. findings: a list to add what is wrong with single tiles to, as (tile, modality,
-    text), instead of stopping at the first (prepare.py). s1: "repaired" puts scrambled Sentinel-1 of TreeSatAI-TS in
-    order, see datasets/sentinel1.py. dataset[i] takes evenly spread dates of a long series, dataset[i, n] random ones,
-    the same for the same seed and n (the pass).
+    the sensors' extra bands too.
+    findings: a list to add what is wrong with single tiles to, as (tile, modality, text), instead of stopping at the
+    first (prepare.py). s1: "repaired" puts scrambled Sentinel-1 of TreeSatAI-TS in order, see datasets/sentinel1.py.
+    dataset[i] takes evenly spread dates of a long series, dataset[i, n] random ones, the same for the same seed and n
+    (the pass).
 
     A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
     find(): looks for the files (self.index, if it needs one); returns the path of DEMO.json, which marks generated data,

@@ -105,9 +105,10 @@ def _read_dataset(file, content, path, name, dtype=None):
 def _read_products(file, content, path, name, length, texts):
     """The first bytes of the products' names, (T, length) uint8, 0 behind the end of a shorter one.
 
-    texts: what was read of the file's heaps already, to which is added. The names are texts in global heaps, in which
-    libhdf5 2.0 goes round in circles for ever if a block was lost to zeros. So the heaps are read here (HDF5 file
-    format, section III.E), and what is stored in another way is left to libhdf5.
+    texts: what was read of the file's heaps already, to which is added.
+    The names are texts in global heaps, in which libhdf5 2.0 goes round in circles for ever if a block was lost to
+    zeros. So the heaps are read here (HDF5 file format, section III.E), and what is stored in another way is left to
+    libhdf5.
     """
     _, shape, kind, start, size = _open_dataset(file, path, name)
     is_text = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()

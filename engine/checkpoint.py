@@ -91,9 +91,9 @@ def start_from(model, pretrained):
     """Load into a model what pretrained checkpoints have for it: all but the heads, which are new.
 
     pretrained: [(path, checkpoint)]. Of these, what only pretraining needs and what belongs to modalities that the
-    model lacks stay unused. Errors: UserError if a modality of the model is in none of them, if sizes differ, or if a
-    checkpoint's whole model has changed since, what only pretraining needs too: another pretraining would be another
-    method.
+    model lacks stay unused.
+    Errors: UserError if a modality of the model is in none of them, if sizes differ, or if a checkpoint's whole model
+    has changed since, what only pretraining needs too: another pretraining would be another method.
     """
     for path, checkpoint in pretrained:
         rebuild(path, checkpoint)

@@ -37,8 +37,8 @@ def open_folder(target, kind, args, rank, **found):
     repeat.
 
     The folder is taken until this process ends; on several processes rank 0 does it. target: the checkpoint's path.
-    found: options as they turned out, in place of those in args. Errors: UserError if another process has the folder,
-    or if the run in it was begun with other options.
+    found: options as they turned out, in place of those in args.
+    Errors: UserError if another process has the folder, or if the run in it was begun with other options.
     """
     def take():
         if rank == 0:
@@ -72,9 +72,10 @@ class Training:
     ended.
 
     target, kind: of the checkpoint; its weights are those of the best epoch if it is "finetuned", else the last ones.
-    saved, settings: of open_folder. facts: what goes into the checkpoint besides, with the entries of SAME. args:
-    epochs, min_epochs, patience, seed, save_minutes. place: of distributed.setup. terms: names of the loss and its
-    parts. optimizer, scheduler: None for a method that is fitted in a single epoch, of which only the end is saved.
+    saved, settings: of open_folder. facts: what goes into the checkpoint besides, with the entries of SAME.
+    args: epochs, min_epochs, patience, seed, save_minutes. place: of distributed.setup. terms: names of the loss and
+    its parts. optimizer, scheduler: None for a method that is fitted in a single epoch, of which only the end is
+    saved.
 
     epoch counts from 1; step: those that are done of this epoch. finished: whether there is nothing left to do.
     """

@@ -1,8 +1,9 @@
 """Contrastive loss across modalities (section 3.2, equation 3, figure 4).
 
-Dimensions: B tiles, M modalities, P patches, D embedding, N = B M P tokens. The denominator of equation 3 sums over
-all pairs of tokens. `Denominator` walks through the N x N similarities in blocks, so that memory grows with N;
-`dense_denominator` is the same in one matrix, readable, and the tests hold the two together.
+Dimensions: B tiles, M modalities, P patches, D embedding, N = B M P tokens.
+The denominator of equation 3 sums over all pairs of tokens. `Denominator` walks through the N x N similarities in
+blocks, so that memory grows with N; `dense_denominator` is the same in one matrix, readable, and the tests hold the
+two together.
 """
 import functools
 
@@ -18,8 +19,9 @@ def contrastive_loss(tokens, present, temperature=0.1, naive=False, dense=False,
     tokens (B, M, P, D): the encoders' f_p^m. present (B, M) bool: False where a tile lacks a modality; such tokens are
     neither anchor, positive nor negative. temperature: gamma. naive: the ablation of table 5, whose denominator leaves
     out only the anchor itself, not all of T(m, p). dense: with the N x N matrix, as are temperatures under 0.025.
-    compiled: what is done to each block of it is one kernel of torch.compile. Positives of (m, p): the tokens (n, p)
-    with n != m. Returns a scalar, 0 where no token has a positive (a single modality).
+    compiled: what is done to each block of it is one kernel of torch.compile.
+    Positives of (m, p): the tokens (n, p) with n != m. Returns a scalar, 0 where no token has a positive (a single
+    modality).
     """
     kind = tokens.device.type
     product_type = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype

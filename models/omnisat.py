@@ -1,8 +1,9 @@
 """OmniSat (section 3, figure 2): one encoder per modality, a combiner, one decoder per modality.
 
-Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K classes. A batch is a dict: <key> (B, C,
-H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where there is no date; its values are
-finite). Values come as they are in the file (dB for radar): the model standardises them.
+Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K classes.
+A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where
+there is no date; its values are finite). Values come as they are in the file (dB for radar): the model standardises
+them.
 """
 import torch
 from torch import nn

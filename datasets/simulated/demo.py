@@ -65,13 +65,14 @@ def generate(root, wanted, counts, write, jobs, finish, workers=None, unit='tile
 
 
 def write_treesatai(root, train=320, test=160, seed=0, workers=None, as_2017=False, side=treesatai.SIDE):
-    """Write demo TreeSatAI-TS and TreeSatAI under `root`, laid out like the unpacked release; returns `root` as a Path.
+    """Write demo TreeSatAI-TS and TreeSatAI under `root`, laid out like the unpacked release; returns `root` as a
+    Path.
 
     train, test: tiles in split/{train,test}_filenames.lst. seed: decides every byte. workers: processes (default: all
     cores). as_2017: Sentinel-1 of the 2017 files scrambled, as in the release (docs/sentinel1-2017.md); by default all
     are in order. side: Sentinel pixels a side (real: 6); tiles of another one are quicker to learn from, and have no
-    single dates. Does nothing when the same data is there already. UserError: `root` holds other files, or data of
-    other arguments.
+    single dates.
+    Does nothing when the same data is there already. UserError: `root` holds other files, or data of other arguments.
     """
     root = Path(root)
 

@@ -163,8 +163,9 @@ class CROMA(nn.Module):
     radar_bands, optical_bands: C of each, 0 for a model without that sensor. width: multiplies D. depth: blocks of the
     optical encoder; the radar's and the cross encoder have half as many. side, patch (pixels): of an image and of its
     patches. decoder: with what only pretraining needs; all other weights have the same names in any model that has
-    them. Parameters, 3 and 12 bands: radar 11.9 M, optical 22.8 M, both 48.8 M, with the decoder 50.3 M. Errors:
-    ValueError for no sensor, for a decoder without both, for a side that the patch does not divide.
+    them.
+    Parameters, 3 and 12 bands: radar 11.9 M, optical 22.8 M, both 48.8 M, with the decoder 50.3 M.
+    Errors: ValueError for no sensor, for a decoder without both, for a side that the patch does not divide.
     """
 
     def __init__(self, radar_bands=0, optical_bands=0, width=1.0, depth=12, side=120, patch=8, decoder=False):
@@ -211,8 +212,9 @@ class CROMA(nn.Module):
         """One vector of a tile, (B, D): of one sensor GAP-FFN(mean of its tokens), of both the mean of the cross
         encoder's tokens.
 
-        radar, optical (B, C, H, W): standardised images, H = W = side. Errors: ValueError for no image, for another
-        size or number of bands, for a sensor that the model was made without.
+        radar, optical (B, C, H, W): standardised images, H = W = side.
+        Errors: ValueError for no image, for another size or number of bands, for a sensor that the model was made
+        without.
         """
         tokens = {sensor: self.encode(sensor, x) for sensor, x in zip(SENSORS, (radar, optical)) if x is not None}
         if not tokens:

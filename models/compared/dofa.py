@@ -2,8 +2,8 @@
 
 A small transformer reads the wavelengths and writes the kernels of the patch embedding; behind them is a ViT-B of
 patches of 16 pixels (Dosovitskiy et al., 2021). Attributes have the names of the published weights,
-DOFA_ViT_base_e100.pth. Dimensions: B tiles, C bands, P patches, N tokens, D embedding, E embedding of wavelengths, A
-heads.
+DOFA_ViT_base_e100.pth.
+Dimensions: B tiles, C bands, P patches, N tokens, D embedding, E embedding of wavelengths, A heads.
 """
 import torch
 import torch.nn.functional as F

@@ -40,11 +40,12 @@ class MaskedMLP(nn.Module):
 class LTAE(nn.Module):
     """Lightweight temporal attention: each head has one learned query, and its own share of the channels as values.
 
-    bands: C. key_dim: numbers in a query. dim: D, a multiple of 2 H. outputs: size of the result. before: hidden
-    widths of an MLP C -> D for each date; none makes it a linear layer. after: those of the MLP D -> outputs. group:
-    channels that are normed together, at the input over all dates too, as in U-TAE; None: a layer norm of each date,
-    as in L-TAE. The input's norm stands before the linear layer, but behind the MLP (official code), where it has a
-    scale. Errors: ValueError if D does not divide as said.
+    bands: C. key_dim: numbers in a query. dim: D, a multiple of 2 H. outputs: size of the result.
+    before: hidden widths of an MLP C -> D for each date; none makes it a linear layer. after: those of the MLP D ->
+    outputs. group: channels that are normed together, at the input over all dates too, as in U-TAE; None: a layer norm
+    of each date, as in L-TAE. The input's norm stands before the linear layer, but behind the MLP (official code),
+    where it has a scale.
+    Errors: ValueError if D does not divide as said.
     """
 
     def __init__(self, bands, heads, key_dim, dim, outputs, before=(), after=(), group=None):

@@ -94,7 +94,8 @@ class MaskedAutoencoder(nn.Module):
     often the bands come one after the other; each season has groups of its own. side (pixels): S. gsd (m): of the
     input, after resizing. group_thirds: how many thirds of the encodings tell the group, in the encoder and in the
     decoder; the rest tells the place. depth, decoder_depth: number of blocks; without a decoder, 0, the names of the
-    other weights are the same. width: multiplies D, which is 384.
+    other weights are the same.
+    width: multiplies D, which is 384.
 
     Errors: ValueError for a side that patches do not divide, or a band of a group that is not there.
     """

@@ -1,8 +1,8 @@
 """MOSAIKS: random convolutional features of images (Rolf et al., 2021), and the nearest neighbours among the training
 tiles.
 
-OmniSat's table 2 quotes 56.0 from Corley et al. (2024), whose sizes we take: 256 patches of 3 x 3 pixels, both signs of
-the answer to each, enlarged images, features standardised on the training tiles, k = 5.
+OmniSat's table 2 quotes 56.0 from Corley et al. (2024), whose sizes we take: 256 patches of 3 x 3 pixels, both signs
+of the answer to each, enlarged images, features standardised on the training tiles, k = 5.
 But 56.0 is a micro F1, of images of 200 m, with a label for any area of a class: no F1 of 60 m tiles compares with it.
 Dimensions: B tiles, N training tiles, C bands, H x W pixels, D = 9 C, F features, K classes.
 """

@@ -1,7 +1,8 @@
 """ResNet-34 and ResNet-50 (He et al., 2016): classifiers of images, pretrained on ImageNet, and encoders of the U-Net.
 
 The variant and the names of weights are torchvision's, so that the weights it publishes fit: in a bottleneck the 3 x 3
-convolution has the stride, not the first one. Dimensions: B tiles, C bands, H x W pixels, D channels, K classes.
+convolution has the stride, not the first one.
+Dimensions: B tiles, C bands, H x W pixels, D channels, K classes.
 """
 import torch
 import torch.nn.functional as F
@@ -104,9 +105,10 @@ class ResNet(nn.Module):
 def load_imagenet(network, state, bands):
     """Load torchvision's ImageNet weights into a ResNet, all but those of fc.
 
-    network: a ResNet of width 1. state: the published dict, for 1000 classes and the bands R, G, B. bands: names of
-    the network's bands, such as ("NIR", "G", "B", "R"). The first filters of R, G and B go to the bands of these
-    names, their mean to any other; all are scaled by 3 / C, so that a response to C bands is no larger than one to 3.
+    network: a ResNet of width 1. state: the published dict, for 1000 classes and the bands R, G, B.
+    bands: names of the network's bands, such as ("NIR", "G", "B", "R"). The first filters of R, G and B go to the
+    bands of these names, their mean to any other; all are scaled by 3 / C, so that a response to C bands is no larger
+    than one to 3.
     Errors: ValueError if the width is not 1, if the bands are not as many as the network's, and for another dict,
     naming what differs.
     """

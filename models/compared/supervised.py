@@ -67,11 +67,12 @@ class Compared(nn.Module):
 
     A subclass sets rates: {dataset: {modality: learning rate}}, the cells that the paper prints; "all" is the late
     fusion. rates_from: whose they are. published: the modalities of which a part begins with published weights;
-    weights: their name in utils.weights; init: what finetune.py --init calls them. pretraining: what the tables call
-    the method's. all_bands: whether it sees the sensors' extra bands. pools: {dataset: tiles in a forward pass}, where
-    128 do not fit. vectors: {key: D} in the late fusion, and has_head: whether a network alone gives D numbers to the
-    head too, instead of logits; series_network(bands, outputs, width): a module, series (B, T, C, H, W), dates, padded
-    (B, T) -> (B, outputs).
+    weights: their name in utils.weights; init: what finetune.py --init calls them.
+    pretraining: what the tables call the method's.
+    all_bands: whether it sees the sensors' extra bands. pools: {dataset: tiles in a forward pass}, where 128 do not
+    fit. vectors: {key: D} in the late fusion, and has_head: whether a network alone gives D numbers to the head too,
+    instead of logits; series_network(bands, outputs, width): a module, series (B, T, C, H, W), dates, padded (B, T) ->
+    (B, outputs).
     """
     rates, rates_from, published, init, weights, pretraining = {}, "official code", (), "imagenet", "resnet50", "none"
     all_bands, pools, vectors, has_head = False, {}, {}, False

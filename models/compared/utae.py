@@ -80,8 +80,8 @@ class UTAE(nn.Module):
 
     bands: C. encoder_widths, decoder_widths: D of each level, from the finest to the coarsest, where they must be
     equal. kernel: of the strided convolutions and their transposes. width: multiplies all channels but the bands.
-    attention_dim, before, after: dim, before and after of LTAE. dim: D of the result, scaled. Errors: ValueError for
-    widths that do not fit.
+    attention_dim, before, after: dim, before and after of LTAE. dim: D of the result, scaled.
+    Errors: ValueError for widths that do not fit.
     """
 
     def __init__(self, bands, encoder_widths, decoder_widths, kernel, width=1.0, attention_dim=256, before=(), after=()):

@@ -61,7 +61,8 @@ class ViT(nn.Module):
 
     bands: C. side, patch (pixels): of the image and of its patches; patches of one pixel are embedded by one matrix,
     others by OmniSat's image encoder. dim: D. depth: number of blocks. max_pool: the maximum of the normed patches,
-    else the norm of their mean. width: multiplies D. Errors: ValueError for a side that the patch does not divide.
+    else the norm of their mean. width: multiplies D.
+    Errors: ValueError for a side that the patch does not divide.
     """
 
     def __init__(self, bands, outputs, side, patch, dim, depth, max_pool, width=1.0):

@@ -1,9 +1,10 @@
 """3 x 3 convolutions by Winograd's minimal filtering (Lavin and Gray 2016, arXiv:1509.09308), for the CPU.
 
-Dimensions: N images, C and D channels, w pixels a side, t = w / 4 tiles a side. A tile of 4 x 4 outputs takes 36
-products for a pair of channels in place of 144: images and weights are transformed, multiplied as 36 matrices, and
-transformed back. A GPU's library has this; what torch uses on a CPU does without. In float32 the error is about seven
-times that of the plain form: for 256 channels 2e-6 of the result and of its gradients, as root mean squares.
+Dimensions: N images, C and D channels, w pixels a side, t = w / 4 tiles a side.
+A tile of 4 x 4 outputs takes 36 products for a pair of channels in place of 144: images and weights are transformed,
+multiplied as 36 matrices, and transformed back. A GPU's library has this; what torch uses on a CPU does without. In
+float32 the error is about seven times that of the plain form: for 256 channels 2e-6 of the result and of its
+gradients, as root mean squares.
 """
 import functools
 
