@@ -1,6 +1,6 @@
 """Produce the cells of the paper's tables, a command a row. Called by run_tables.sh, which looks after the packages.
 
-    bash run_tables.sh demo                          what OmniSat can do, on simulated tiles with a small model: 8 minutes on 2 CPU cores
+    bash run_tables.sh demo                          what OmniSat can do, on simulated tiles with a small model: 6 minutes on 2 CPU cores
     bash run_tables.sh table2                        the paper's configuration on the release, in data/ or --data DIR
     bash run_tables.sh table3 --dry-run              only print the commands, each of them can be run alone
     bash run_tables.sh all --demo                    every table on simulated data
@@ -34,7 +34,7 @@ def command_line():
                                         formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("table", choices=[*TABLES, "fig5", "all", "demo", "probe"],
                            help="a table; fig5: what figure 5 shows; all; probe: frozen evaluation, not in the paper; or demo: OmniSat's cells of TreeSatAI-TS and "
-                                "their probe, on simulated tiles, and what they show: 8 minutes on 2 cores")
+                                "their probe, on simulated tiles, and what they show: 6 minutes on 2 cores")
     arguments.add_argument("--list", action="store_true", help="print the cells, as CSV, and stop")
     arguments.add_argument("--dry-run", action="store_true", help="print the commands that would run, one a line, and stop")
     arguments.add_argument("--only", metavar="PATTERN", help="only cells whose line of --list matches this regular expression, "

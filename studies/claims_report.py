@@ -7,11 +7,10 @@ import itertools
 import numpy as np
 
 from tables.pictures import BLUE, ORANGE, new_figure, sign
-from studies.claims import PERCENTS, SEEDS, SENSORS, differences, means, verdict
+from studies.claims import PERCENTS, PLANNED, SEEDS, SENSORS, differences, means, verdict
 from studies.finetuning import OUT, interval, publish, read
 
 PAGE, PICTURE = OUT / "README.md", OUT / "claims.png"
-PLANNED = 5    # seeds or folds: a verdict needs them, and an interval is drawn of them
 NAMES = {"forest": "simulated forest", "crops": "real Canadian crops"}
 REMARK = "STUDY: small models on simulated tiles and a few thousand pixels, not comparable with the paper"
 
@@ -25,9 +24,8 @@ def claims_table(rows, how):
         for claim_, data_, what_, percent, paired in found:
             if (claim_, data_, what_.split(", best")[0]) == (claim, data, what):
                 (middle, half), (precision, wide) = (interval([pair[k] for pair in paired.values()]) for k in (0, 1))
-                told = verdict(middle, half) if len(paired) >= PLANNED else "too few"
                 best = f", over {what_.split('best ')[1]}" if "best" in what_ else ""
-                cells[percent] = f"{middle:+.1f} ±{half:.1f}, {precision:+.1f} ±{wide:.1f}, **{told}**, {len(paired)}{best}"
+                cells[percent] = f"{middle:+.1f} ±{half:.1f}, {precision:+.1f} ±{wide:.1f}, **{verdict(middle, half, len(paired))}**, {len(paired)}{best}"
         lines.append(f"| {claim} | {NAMES[data]} | {what} | " + " | ".join(cells.get(percent, "") for percent in PERCENTS) + " |")
     return "\n".join(lines)
 

@@ -1,6 +1,8 @@
 """The cells that the paper prints, and what each of them needs."""
 from utils.results import TABLES, key_of, read_cells
 
+MODALITIES = ("all", "s1", "s2", "vhr")    # in the order that the tables show them
+
 
 def paper_cells(table):
     """Rows of cells.csv, of a table or of all; fig5: those of table 2 with all labels; demo: OmniSat's of TreeSatAI-TS

@@ -6,10 +6,10 @@ of several seeds by more than the mean's standard error. Printed by compare.py c
 import statistics
 from typing import NamedTuple, Optional
 
+from tables.cells import MODALITIES
 from utils.results import PROBE_KEYS, read_rows
 
 TABLE, DATASET, MODEL = "table2", "treesatai-ts", "omnisat"
-SINGLE = ("s1", "s2", "vhr")
 STARTS = {"none": "from scratch", "self": "pretrained"}
 ABOVE_CONSTANT, ABOVE_RANDOM = 10, 15    # points
 
@@ -48,7 +48,7 @@ def of_cells(cells, constant):
         ours = {seed: f1 - constant for seed, f1 in worst["ours"].items()}
         found.append(Claim("it learns", text, ours, ABOVE_CONSTANT))
     for start in STARTS:
-        every, single = known.get((start, "all", "100")), {key: known.get((start, key, "100")) for key in SINGLE}
+        every, single = known.get((start, "all", "100")), {key: known.get((start, key, "100")) for key in MODALITIES[1:]}
         if every and all(single.values()):
             best = max(single, key=lambda key: single[key]["mean"])
             text = f"all sensors - the best single one ({best}), {STARTS[start]}, all labels"

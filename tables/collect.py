@@ -6,6 +6,7 @@ import statistics
 import numpy as np
 
 from tables import claims
+from tables.cells import MODALITIES
 from utils.errors import UserError
 from utils.metrics import f1_scores
 from utils.results import (KEYS, SCORED, check_test_lists, folder_of, key_of, read_cells, read_rows, remarks,
@@ -13,7 +14,6 @@ from utils.results import (KEYS, SCORED, check_test_lists, folder_of, key_of, re
 
 METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
 COLUMN = {"f1_as_printed": "f1_weighted"}    # the values of table 5 are weighted F1, see PAPER.md
-MODALITIES = ("all", "s1", "s2", "vhr")
 FIGURE5 = {"model": "", "printed_name": "method", "pretraining": "pretrained", "dataset": "dataset", "modality": "modality",
            "params_millions": "M params", "pretrain_hours": "pretrain h", "finetune_hours": "finetune h",
            "f1_weighted": "ours", "f1_std": "std", "n": "n", "paper_f1_best": "paper", "scale": "",

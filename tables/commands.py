@@ -231,7 +231,7 @@ def finished_scale(path):
     """The scale of a training that ran to its end (paper, demo or custom), None if there is none."""
     if not path.exists():
         return None
-    from engine.checkpoint import load                                         # torch is only loaded where it is needed
+    from engine.checkpoint import load                                        # torch is only loaded where it is needed
     saved = load(path, path.stem)
     if not saved["finished"]:
         return None

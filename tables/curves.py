@@ -4,12 +4,12 @@ import functools
 
 import numpy as np
 
+from tables.cells import MODALITIES
 from utils.results import PROBE_KEYS, read_cells, read_rows
 
 CLASSIFIERS = {"logistic": "logistic regression", "knn": "nearest neighbours"}
 KINDS = {("self", "tile"): "pretrained, f*", ("self", "tokens"): "pretrained, tokens", ("none", "tile"): "random weights, f*",
          ("none", "tokens"): "random weights, tokens", ("none", "handmade"): "made by hand"}    # pretraining and features, in order
-MODALITIES = ("all", "s1", "s2", "vhr")
 
 
 @functools.cache

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from tables.curves import KINDS, metric_of
 from datasets.sentinel1 import restored
+from tables.curves import KINDS, metric_of
 
 DATASETS = {"treesatai": "TreeSatAI (single dates)", "treesatai-ts": "TreeSatAI-TS (time series)", "pastis-hd": "PASTIS-HD",
             "flair": "FLAIR"}

@@ -1,5 +1,6 @@
 """Cells as lines of text: padded for the terminal, or as markdown."""
-from tables.collect import FIGURE5, MODALITIES, mean_std, paper_cells
+from tables.cells import MODALITIES
+from tables.collect import FIGURE5, mean_std, paper_cells
 
 LINES = {"released": "ours", "repaired": "ours, S1 repaired"}    # what our lines are called, by what --s1 was
 
