@@ -20,21 +20,22 @@ from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
 from engine import checkpoint, distributed, options
 from engine.log import provenance, together
+from models.methods import METHODS
 from utils import metrics
 from utils.errors import UserError, run
 from utils.results import s1_of, write_row
 
 
 @torch.no_grad()
-def score(model, dataset, loader, pools, device, after_step, tunes=False, autocast=nullcontext()):
+def score(model, loader, device, after_step, tunes=False, autocast=nullcontext()):
     """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process.
 
-    autocast: the context of the forward pass; by default it is in float32.
+    loader: of datasets.loading.make_loader. autocast: the context of the forward pass; by default it is in float32.
     after_step(tiles): called after each step, with its number of tiles on all processes. tunes: choose the model's
-    threshold on these tiles, where it has one, and return it too, a probability; the loss is then without it.
+    threshold on these tiles, and return it too, a probability; the loss is then without it.
     """
     model.eval()
-    tunes = tunes and model.tunes_threshold
+    dataset, pools = loader.dataset, loader.batch_sampler
     if tunes:
         model.threshold.zero_()
     batches, mine = iter(loader), []
@@ -65,6 +66,7 @@ def score(model, dataset, loader, pools, device, after_step, tunes=False, autoca
 def score_test(path, data_root, pool, workers, place, csv=None, tiles_at_once=None):
     """Load a fine-tuned checkpoint, score its test split, write the row. Returns the scores.
 
+    The arguments are the options of this script, one by one, as finetune.py, which has others too, gives them as well.
     pool: tiles in a forward pass, None for the model's default. tiles_at_once: OmniSat's, see engine.options. place:
     (rank, world, device) of distributed.setup. Command, commit and date of the row are those of the training; those of
     its pretraining and of the test have columns of their own.
@@ -73,25 +75,26 @@ def score_test(path, data_root, pool, workers, place, csv=None, tiles_at_once=No
     source = provenance("evaluate.py", [], device)
     saved = checkpoint.load(path, "finetuned")
     if not saved["finished"]:
-        raise UserError(f"{path}: its training was stopped in epoch {len(saved['history']) + 1}; finetune.py goes on with it")
+        raise UserError(f"{path}: its training was stopped in epoch {len(saved['history']) + 1}; finetune.py goes on "
+                        "with it")
     options.check_tiles_at_once(tiles_at_once, saved["config"]["model"])
     model = checkpoint.rebuild(path, saved).to(device)
     model.tiles_at_once = tiles_at_once
+    method = METHODS[saved["config"]["model"]]
     test = open_dataset(saved["dataset"], data_root, "test", list(model.sensors), max_cloud=saved["max_cloud"],
-                        parts=saved["parts"], all_bands=model.all_bands, max_dates=saved.get("max_dates", MAX_DATES),
+                        parts=saved["parts"], all_bands=method.all_bands, max_dates=saved.get("max_dates", MAX_DATES),
                         s1=s1_of(saved))
-    pool = pool or model.pools.get(saved["dataset"], 128)
+    pool = pool or method.pools.get(saved["dataset"], 128)
     pools = Pools(len(test), pool, pool * world, None, rank, world)
     with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
-        scores = score(model, test, make_loader(test, pools, workers), pools, device, progress.update)
+        scores = score(model, make_loader(test, pools, workers), device, progress.update)
     if rank == 0 and csv:
         scale = "demo" if test.is_demo else saved["scale"]
         if scale == "paper" and not options.has_release(saved["dataset"], {"test": test}, rank):
             scale = "custom"
         row = {"table": Path(csv).stem, "dataset": saved["dataset"], "model": saved["config"]["model"],
                "pretraining": saved["pretraining"], "ablation": saved["config"]["options"].get("ablation", "none"),
-               "modality": saved["modality"],
-               "label_percent": saved["label_percent"], "seed": saved["seed"],
+               "modality": saved["modality"], "label_percent": saved["label_percent"], "seed": saved["seed"],
                **{name: f"{scores[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
                "n_test": scores["n"], "test_hash": test.split_hash[:12],
                "test_commit": source["commit"], "test_dirty": source["dirty"],
@@ -125,7 +128,8 @@ def main(argv=None):
     scores = score_test(args.checkpoint, args.data_root, args.pool, args.workers, place, args.csv, args.tiles_at_once)
     distributed.finish()
     if place[0] == 0:
-        print(json.dumps({name: round(scores[name], 4) for name in ("f1_weighted", "f1_macro", "f1_micro", "map", "n")}))
+        names = "f1_weighted", "f1_macro", "f1_micro", "map", "n"
+        print(json.dumps({name: round(scores[name], 4) for name in names}))
 
 
 if __name__ == "__main__":

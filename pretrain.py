@@ -23,7 +23,7 @@ from engine import distributed, options
 from engine.log import provenance
 from engine.pool_step import PoolStep
 from engine.training import Training, open_folder, pool_seed
-from models import MODELS, build_model, max_dates
+from models.methods import METHODS, build_model
 from models.omnisat import ABLATIONS
 from utils.errors import UserError, run
 from utils.numbers import number_over, whole
@@ -33,9 +33,24 @@ from utils.results import folder_of, pretraining_folder
 VAL_ORDER = "mixed"    # of the tiles in validation's pools: losses in the list's order, of before, do not compare
 
 
-def train_epoch(training, loader, pools, pool_step, progress):
+def open_split(args, modalities, split):
+    """A split of the dataset, without labels, as the options and the method have it."""
+    method = METHODS[args.model]
+    return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, labelled=False,
+                        max_cloud=args.max_cloud, parts=args.parts, all_bands=method.all_bands,
+                        max_dates=method.max_dates(args.dataset), s1=args.s1)
+
+
+def loaders(args, train, val, rank, world):
+    """The loaders of both."""
+    pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world, args.epoch_steps)
+    val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world, is_mixed=True)
+    return make_loader(train, pools, args.workers), make_loader(val, val_pools, args.workers)
+
+
+def train_epoch(training, loader, pool_step, progress):
     """What is left of an epoch. Nothing here waits for the device. pool_step: engine.pool_step.PoolStep."""
-    model, generator, batches = training.model.train(), torch.Generator(), iter(loader)
+    model, pools, generator, batches = training.model.train(), loader.batch_sampler, torch.Generator(), iter(loader)
     for step_size, step_pools in pools.steps():
         training.begin_step(pools.a_step)
         for number, indices in step_pools:
@@ -49,12 +64,12 @@ def train_epoch(training, loader, pools, pool_step, progress):
 
 
 @torch.no_grad()
-def validate(training, loader, pools, autocast):
+def validate(training, loader, autocast):
     """{"val_loss"} and the loss's terms, means over the tiles of all processes; the same pools and masks each time.
 
     Nothing is compiled for it: these are few tiles, and other networks to the compiler.
     """
-    model, generator, batches = training.model.eval(), torch.Generator(), iter(loader)
+    model, pools, generator, batches = training.model.eval(), loader.batch_sampler, torch.Generator(), iter(loader)
     sums = torch.zeros(len(training.terms), device=training.device)
     for _, step_pools in pools.steps():
         for number, indices in step_pools:
@@ -68,26 +83,39 @@ def validate(training, loader, pools, autocast):
     return dict(zip((f"val_{term}" for term in training.terms), (sums / pools.size).tolist()))
 
 
+def train_epochs(training, loader, val_loader, pool_step, autocast):
+    """Epochs until the last, each validated."""
+    while not training.finished:
+        with training.begin_epoch(loader.batch_sampler, "pretrain") as progress:
+            train_epoch(training, loader, pool_step, progress)
+        losses = training.means(loader.batch_sampler.tiles) | validate(training, val_loader, autocast)
+        rate = training.optimizer.param_groups[0]["lr"]
+        training.scheduler.step(losses["val_loss"])
+        training.end_epoch(losses | {"lr": rate}, score=[-losses["val_loss"]])
+
+
 def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
-    arguments.add_argument("--model", choices=[name for name, model in MODELS.items() if hasattr(model, "pretrain_loss")],
+    arguments.add_argument("--model", choices=[name for name, method in METHODS.items() if method.pretrains()],
                            default="omnisat", help="omnisat or a compared method")
     options.add_data_options(arguments)
     model = options.add_model_options(arguments, 256, 6)
     model.add_argument("--ablation", choices=ABLATIONS, default="none",
-                       help="a row of table 5: no_index_bypass: the image decoder does without the encoder's pooling indices; "
-                            "no_date_filtering: all dates are reconstructed; no_contrastive, no_reconstruction: without that loss; "
-                            "naive_contrastive: patches of the same tile and modality are negatives too")
+                       help="a row of table 5: no_index_bypass: the image decoder does without the encoder's pooling "
+                            "indices; no_date_filtering: all dates are reconstructed; no_contrastive, "
+                            "no_reconstruction: without that loss; naive_contrastive: patches of the same tile and "
+                            "modality are negatives too")
     options.add_width(model)
     options.add_machine_options(arguments).add_argument(
-        "--record", action="store_true", help="of omnisat on a GPU: record the compiled step as a CUDA graph, for GPUs that are faster than "
-                                              "Python starts their kernels. Experimental: it has not been run on a GPU yet")
+        "--record", action="store_true",
+        help="of omnisat on a GPU: record the compiled step as a CUDA graph, for GPUs that are faster than Python "
+             "starts their kernels. Experimental: it has not been run on a GPU yet")
     training = options.add_training_options(arguments, epochs=250, epoch_steps=1)
     training.add_argument("--lr", type=number_over(0), help="of Adam (default: 1e-4, or the compared method's)")
     training.add_argument("--patience", type=whole(1), default=40,
-                          help="stop after so many epochs without a lower validation loss; not in the paper: the official "
-                               "code's")
+                          help="stop after so many epochs without a lower validation loss; not in the paper: the "
+                               "official code's")
     return arguments
 
 
@@ -96,26 +124,41 @@ def choices(args, arguments, modality):
 
     Errors: UserError for what does not fit.
     """
+    method = METHODS[args.model]
     if args.model == "omnisat":
-        return ({"embed_dim": args.embed_dim, "depth": args.depth, "ablation": args.ablation}, 1e-4 if args.lr is None else args.lr,
-                (args.embed_dim, args.depth) == (256, 6))
-    rates = MODELS[args.model].pretrain_rates
+        return ({"embed_dim": args.embed_dim, "depth": args.depth, "ablation": args.ablation},
+                method.pretrain_rate if args.lr is None else args.lr, (args.embed_dim, args.depth) == (256, 6))
+    rates = method.pretrain_rates
     if modality not in rates.get(args.dataset, ()):
         raise UserError(f"--model {args.model} is not pretrained on {modality} of {args.dataset}, but on " + "; ".join(
             f"{' or '.join(known)} of {dataset}" for dataset, known in rates.items()))
     options.refuse(args, arguments, ("embed_dim", "depth", "ablation", "tiles_at_once"), args.model)
     width = options.chosen_width(args)
-    return ({"num_classes": 0, "dataset": args.dataset, "width": width}, rates[args.dataset][modality] if args.lr is None else args.lr,
-            width == 1)
+    return ({"num_classes": 0, "dataset": args.dataset, "width": width},
+            rates[args.dataset][modality] if args.lr is None else args.lr, width == 1)
+
+
+def target_of(args, modality):
+    """Where the checkpoint is written."""
+    folder = args.output or pretraining_folder(folder_of("runs", args.s1), args.dataset, args.model, modality,
+                                               args.ablation, args.seed)
+    return Path(folder) / "pretrained.pt"
+
+
+def in_words(args, modalities, train):
+    """What is pretrained on what."""
+    return (f"pretraining {args.model} on {len(train)} tiles of {args.dataset}"
+            f"{' (demo data)' if train.is_demo else ''}, {', '.join(modalities)}"
+            f"{'' if args.ablation == 'none' else ', ' + args.ablation}")
 
 
 def main(argv=None):
     # ---- options
     arguments = command_line()
-    args = options.parse(arguments, argv, {name: model.pools for name, model in MODELS.items()})
+    args = options.parse(arguments, argv, {name: method.pools for name, method in METHODS.items()})
     options.check_model(args)
     modalities = options.chosen_modalities(args.modalities, args.dataset)
-    modality, method = options.modality_name(modalities, args.dataset), MODELS[args.model]
+    method, modality = METHODS[args.model], options.modality_name(modalities, args.dataset)
     sizes, rate, is_whole = choices(args, arguments, modality)
     modalities = method.sees.get(modality, modalities)
     options.check_s1(args, modalities)
@@ -123,9 +166,7 @@ def main(argv=None):
     # ---- setup
     rank, world, device = place = distributed.setup()
     source = provenance("pretrain.py", argv if argv is not None else sys.argv[1:], device)
-    output = Path(args.output or pretraining_folder(folder_of("runs", args.s1), args.dataset, args.model, modality, args.ablation,
-                                                    args.seed))
-    target = output / "pretrained.pt"
+    target = target_of(args, modality)
     compiles = options.chosen_compile(args, device, is_worth_it=args.model == "omnisat")
     if args.record and (device.type != "cuda" or args.model != "omnisat" or not compiles):
         raise UserError("--record is for omnisat, compiled, on a GPU; leave it out", is_told=rank > 0)
@@ -136,18 +177,11 @@ def main(argv=None):
             print(f"{target} is finished; delete it to start anew", file=sys.stderr)
         return distributed.finish()
 
-    # ---- data
-    dates = max_dates(args.model, args.dataset)
-
-    def dataset(split):
-        return open_dataset(args.dataset, args.data_root, split, modalities, seed=args.seed, labelled=False,
-                            max_cloud=args.max_cloud, parts=args.parts, all_bands=method.all_bands, max_dates=dates, s1=args.s1)
-    train, val = distributed.first_alone(lambda: (dataset("train"), dataset("val")))
+    # ---- tiles
+    train, val = distributed.first_alone(lambda: [open_split(args, modalities, split) for split in ("train", "val")])
     statistics = distributed.first_alone(lambda: training_statistics(train, args.workers))
-    train_pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world, args.epoch_steps)
-    val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world, is_mixed=True)
-    train_loader, val_loader = (make_loader(data, pools, args.workers)
-                                for data, pools in ((train, train_pools), (val, val_pools)))
+    loader, val_loader = loaders(args, train, val, rank, world)
+    pool = loader.batch_sampler.pool                                          # tiles
 
     # ---- model, optimiser
     config = {"model": args.model, "sensors": [asdict(sensor) for sensor in train.sensors], "options": sizes}
@@ -156,31 +190,26 @@ def main(argv=None):
     model.standardize.set(statistics)
     model.to(device)
     autocast = options.set_up(model, args, device, compiles)
-    pool_step = PoolStep(model, autocast, device, train_pools.pool if compiles and args.model == "omnisat" else 0, args.record)
+    pool_step = PoolStep(model, autocast, device, pool if compiles and args.model == "omnisat" else 0, args.record)
     optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
     # ---- resume
-    facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
-             "val_order": VAL_ORDER, "max_dates": dates, "s1": args.s1, "is_demo": train.is_demo, "source": source,
-             "is_paper": options.is_paper(args, arguments, modalities) and is_whole and options.has_release(
-                 args.dataset, {"train": train, "val": val}, rank)}
-    training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss", *model.terms))
+    is_paper = options.is_paper(args, arguments, modalities) and is_whole and options.has_release(
+        args.dataset, {"train": train, "val": val}, rank)
+    facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash,
+             "val_hash": val.list_hash, "val_order": VAL_ORDER, "max_dates": method.max_dates(args.dataset),
+             "s1": args.s1, "is_demo": train.is_demo, "source": source, "is_paper": is_paper}
+    training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler,
+                        ("loss", *model.terms))
     if rank == 0:
         size = sum(p.numel() for p in model.parameters())
-        print(f"pretraining {args.model} on {len(train)} tiles of {args.dataset}{' (demo data)' if train.is_demo else ''}, "
-              f"{', '.join(modalities)}{'' if args.ablation == 'none' else ', ' + args.ablation}; {size / 1e6:.2f} M parameters; "
-              f"{args.batch_size} tiles a step in pools of {train_pools.pool}; {world} process(es) on {source['device']}", file=sys.stderr)
+        print(f"{in_words(args, modalities, train)}; {size / 1e6:.2f} M parameters; {args.batch_size} tiles a step in "
+              f"pools of {pool}; {world} process(es) on {source['device']}", file=sys.stderr)
 
-    # ---- loop
+    # ---- epochs
     with training:
-        while not training.finished:
-            with training.begin_epoch(train_pools, "pretrain") as progress:
-                train_epoch(training, train_loader, train_pools, pool_step, progress)
-            losses = training.means(train_pools.tiles) | validate(training, val_loader, val_pools, autocast)
-            rate = optimizer.param_groups[0]["lr"]
-            scheduler.step(losses["val_loss"])
-            training.end_epoch(losses | {"lr": rate}, score=[-losses["val_loss"]])
+        train_epochs(training, loader, val_loader, pool_step, autocast)
     distributed.finish()
     if rank == 0:
         print(f"wrote {target}", file=sys.stderr)

@@ -7,7 +7,7 @@ import torch
 
 from datasets.files import misfit
 from datasets.sensors import Sensor
-from models import build_model
+from models.methods import build_model
 from utils.errors import UserError
 from utils.files import check_pointer, written_whole
 

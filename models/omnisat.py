@@ -52,8 +52,6 @@ class OmniSat(nn.Module):
     number of self-attention blocks. num_classes: K; 0 builds the decoders for pretraining, else the classifier.
     ablation: one of ABLATIONS; the model has the same parameters under each.
     """
-    # see models.compared.supervised.Compared
-    all_bands, is_fitted, tunes_threshold, published, pools, sees, least_tiles = False, False, False, (), {}, {}, 1
 
     def __init__(self, sensors, embed_dim=256, depth=6, heads=8, num_classes=0, ablation="none"):
         super().__init__()

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
 
-import probe
 from engine.log import provenance
 from models.handmade import handmade
 from models.omnisat import ABLATIONS, OmniSat
 from studies.data import crops_fold, forest
 from studies.finetuning import OUT, PRETRAIN_STEPS, STEPS, append, features, finetune, pretrain, read, start_from
+from utils import classifiers
 from utils.files import written_whole
 from utils.metrics import count, f1_scores, mean_average_precision
 from utils.numbers import whole, whole_list
@@ -120,8 +120,8 @@ def probes(start, tiles, model, name, done):
         if tuple(map(str, run)) in done:
             continue
         rows = tiles.labelled(percent, start.seed).numpy()
-        classifier, strength = probe.choose("logistic", (x["train"][what][rows], y["train"][rows]), (x["val"][what], y["val"]))
-        write(run, probe.scores_of(classifier, x["test"][what]), y["test"], began, model, kept=f"C = {strength:g}")
+        classifier, strength = classifiers.choose("logistic", (x["train"][what][rows], y["train"][rows]), (x["val"][what], y["val"]))
+        write(run, classifiers.scores_of(classifier, x["test"][what]), y["test"], began, model, kept=f"C = {strength:g}")
 
 
 def forest_of_trees(run, tiles):

@@ -31,9 +31,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import finetune
-from models import MODELS, build_model
 from models.compared.inputs import median
+from models.methods import METHODS, build_model
 from models.norms import BatchNorm
 from tables.cells import paper_cells
 from studies.data import Tiles, forest, rows_of
@@ -54,7 +53,7 @@ def regimes():
     """A dict for each regime of the tables, in their order."""
     found = {}
     for cell in paper_cells("all"):
-        method, percent = MODELS[cell["model"]], int(cell["label_percent"])
+        method, percent = METHODS[cell["model"]], int(cell["label_percent"])
         if method.is_fitted:
             continue
         key = cell["dataset"], cell["model"], percent, cell["pretraining"]
@@ -87,9 +86,7 @@ def trainings():
 
 def rate_of(regime, modality):
     """finetune.py's default."""
-    if regime["model"] == "omnisat":
-        return finetune.omnisat_rate(regime["dataset"], regime["start"] == "self")[0]
-    return MODELS[regime["model"]].rates[regime["dataset"]][modality]
+    return METHODS[regime["model"]].finetune_rate(regime["dataset"], modality, regime["start"] == "self")
 
 
 # what was tried besides, to find the defaults
@@ -137,7 +134,8 @@ def options_of(model, modality, classes):
     """Options of the method's constructor."""
     if model == "omnisat":
         return {"embed_dim": 256, "depth": 6, "num_classes": classes}
-    dataset = next(dataset for dataset in ("treesatai", "treesatai-ts", "pastis-hd") if modality in MODELS[model].rates.get(dataset, ()))
+    rates = METHODS[model].rates
+    dataset = next(dataset for dataset in ("treesatai", "treesatai-ts", "pastis-hd") if modality in rates.get(dataset, ()))
     return {"num_classes": classes, "dataset": dataset, "width": WIDTHS.get(model, 0.25)}
 
 

@@ -20,14 +20,15 @@ def paper_cells(table):
 
 
 def method_of(cell):
-    """The class of the cell's model."""
-    from models import MODELS                                                 # torch is only loaded where it is needed
-    return MODELS[cell["model"]]
+    """The cell's entry in the table of methods."""
+    from models.methods import METHODS                                        # torch is only loaded where it is needed
+    return METHODS[cell["model"]]
 
 
 def published_start(cell):
     """"imagenet" or "external" if a part of the cell's model begins with published weights, else None."""
-    return method_of(cell).init if cell["modality"] in method_of(cell).published else None
+    method = method_of(cell)
+    return method.init if cell["modality"] in method.published else None
 
 
 def pretrained_on(cell):

@@ -220,7 +220,7 @@ def missing_weights(cell):
     """Where the published weights belong that a cell starts from, None if they are there."""
     from utils import weights
     try:
-        weights.find(method_of(cell).weights)
+        weights.find(method_of(cell).network.weights)
         return None
     except UserError as error:
         return f"weights-missing: {error}"

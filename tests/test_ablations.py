@@ -9,8 +9,8 @@ from datasets.sensors import Sensor
 from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
 from losses.contrastive import contrastive_loss
-from models import build_model
 from models.fast.omnisat import FastOmniSat as OmniSat
+from models.methods import build_model
 from models.omnisat import ABLATIONS
 from utils.results import read_rows
 

@@ -8,13 +8,14 @@ import torch
 
 import finetune
 from datasets.sensors import SENSORS
-from engine import checkpoint
+from engine import checkpoint, starts
 from engine.options import chosen_modalities
 from engine.training import Training
 from evaluate import score_test
-from models import MODELS, build_model
+from models import methods
 from models.compared.resnet import ResNet
 from models.compared.utt import Fusion, mean_mlp, place
+from models.methods import build_model
 from tests.test_scripts import SMALL, torchrun
 from utils import weights
 from utils.errors import UserError
@@ -23,7 +24,7 @@ from utils.results import SCORED, read_rows
 ROOT = Path(__file__).parent.parent
 CLASSES = {"treesatai": 15, "treesatai-ts": 15, "pastis-hd": 18, "flair": 13}
 SIDES = {"treesatai": 6, "treesatai-ts": 6, "pastis-hd": 16, "flair": 6}    # of series, pixels
-METHODS = {name: method for name, method in MODELS.items() if name != "omnisat"}
+METHODS = {name: method for name, method in methods.METHODS.items() if name != "omnisat"}
 CELLS = [(name, dataset, modality) for name, method in METHODS.items() for dataset, rates in method.rates.items() for modality in rates]
 TRAINED = [cell for cell in CELLS if not METHODS[cell[0]].is_fitted]
 
@@ -370,4 +371,4 @@ def test_without_weights_real_data_is_not_trained_on(monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     args = finetune.command_line().parse_args(["--dataset", "treesatai", "--data-root", "d", "--model", "resnet50", "--init", "imagenet"])
     with pytest.raises(UserError, match="resnet50-0676ba61.pth.*download.*0676ba61"):
-        finetune.load_published(build("resnet50", "treesatai", "vhr", 0.25), args, is_demo=False, rank=0)
+        starts.load_published(build("resnet50", "treesatai", "vhr", 0.25), args, is_demo=False, rank=0)

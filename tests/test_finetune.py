@@ -118,8 +118,7 @@ def test_validation_has_the_trainings_precision_and_the_test_float32(data, tmp_p
     pools, losses = Pools(len(val), 128, 128, None, 0, 1), []
     for is_narrow in (True, False):
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=is_narrow)
-        losses.append(score(model, val, make_loader(val, pools, 0), pools, place[2], lambda tiles: None,
-                            autocast=autocast)["loss"])
+        losses.append(score(model, make_loader(val, pools, 0), place[2], lambda tiles: None, autocast=autocast)["loss"])
     assert losses[0] == pytest.approx(epochs[saved["epoch"] - 1]["val_loss"], rel=1e-6)
     assert 1e-5 < abs(losses[1] / losses[0] - 1) < 0.1
     row, = read_rows(tmp_path / "table2.csv")

@@ -15,7 +15,7 @@ from datasets.loading import collate
 from datasets.sensors import SENSORS, Sensor
 from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
-from models import build_model
+from models.methods import build_model
 from utils.errors import UserError
 from utils.results import KEYS, read_rows
 

@@ -7,8 +7,8 @@ import torch
 from datasets.files import misfit, read_json, read_npy, read_npz, read_text, read_tif
 from datasets.treesatai_h5 import read_h5
 from engine import checkpoint
-from models import build_model
 from models.compared.resnet import ResNet, load_imagenet
+from models.methods import build_model
 from utils import unpack, weights
 from utils.errors import UserError
 

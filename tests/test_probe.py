@@ -15,10 +15,10 @@ import probe
 from datasets import open_dataset
 from datasets.loading import collate
 from engine import checkpoint
-from models import MODELS, build_model
 from models.handmade import handmade
+from models.methods import METHODS, build_model
 from studies.data import rows_of
-from utils import metrics
+from utils import classifiers, metrics
 from utils.errors import UserError
 from utils.results import PROBE_KEYS, read_rows
 
@@ -42,35 +42,35 @@ def draw(n, seed, classes=3):
 
 def test_logistic_regression_is_scikit_learns():
     train, val, test = (draw(n, seed) for seed, n in enumerate((80, 60, 50)))
-    classifier, strength = probe.choose("logistic", train, val)
+    classifier, strength = classifiers.choose("logistic", train, val)
     scaler = StandardScaler().fit(train[0])
 
     def plain(c, x):
         models = [LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(train[0]), y) for y in train[1].T]
         return np.stack([model.decision_function(scaler.transform(x)) for model in models], 1)
-    f1 = {c: f1_score(val[1], plain(c, val[0]) > 0, average="macro", zero_division=0) for c in probe.STRENGTHS}
+    f1 = {c: f1_score(val[1], plain(c, val[0]) > 0, average="macro", zero_division=0) for c in classifiers.STRENGTHS}
     assert strength == min(c for c in f1 if f1[c] >= max(f1.values()) - 1e-12)
-    np.testing.assert_allclose(probe.scores_of(classifier, test[0]), plain(strength, test[0]), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(classifiers.scores_of(classifier, test[0]), plain(strength, test[0]), rtol=1e-6, atol=1e-8)
 
 
 def test_neighbours_are_scikit_learns():
     train, val, test = (draw(n, seed) for seed, n in enumerate((30, 60, 50)))
-    classifier, k = probe.choose("knn", train, val)
+    classifier, k = classifiers.choose("knn", train, val)
     scaler = StandardScaler().fit(train[0])
 
     def plain(k, x):
         models = [KNeighborsClassifier(k).fit(scaler.transform(train[0]), y) for y in train[1].T]
         return np.stack([model.predict_proba(scaler.transform(x))[:, 1] for model in models], 1)
-    f1 = {k: f1_score(val[1], plain(k, val[0]) > 0.5, average="macro", zero_division=0) for k in probe.NEIGHBOURS if k <= 30}
+    f1 = {k: f1_score(val[1], plain(k, val[0]) > 0.5, average="macro", zero_division=0) for k in classifiers.NEIGHBOURS if k <= 30}
     assert k == next(k for k in f1 if f1[k] >= max(f1.values()) - 1e-12)    # 50 would be more than there are
-    np.testing.assert_allclose(probe.scores_of(classifier, test[0]), plain(k, test[0]) - 0.5)
+    np.testing.assert_allclose(classifiers.scores_of(classifier, test[0]), plain(k, test[0]) - 0.5)
 
 
-@pytest.mark.parametrize("name", probe.CLASSIFIERS)
+@pytest.mark.parametrize("name", classifiers.CLASSIFIERS)
 def test_a_class_without_a_labelled_tile_is_predicted_nowhere(name):
     train, val = draw(20, 0), draw(30, 1)
     train[1][:, 1] = 0
-    scores = probe.scores_of(probe.choose(name, train, val)[0], val[0])
+    scores = classifiers.scores_of(classifiers.choose(name, train, val)[0], val[0])
     assert scores.shape == (30, 3) and (scores[:, 1] <= 0).all() and (scores[:, 0] > 0).any()
 
 
@@ -78,12 +78,12 @@ def test_bootstrap_holds_the_score_and_narrows_with_more_tiles():
     def ends(n):
         x, y = draw(n, 0)
         scores = (x[:, :3] - 5) / 3 - 0.3
-        low, high = probe.bootstrap(scores, y)["f1_weighted"]
+        low, high = classifiers.bootstrap(scores, y)["f1_weighted"]
         assert low < metrics.f1_scores(metrics.count(scores, y))["f1_weighted"] < high
         return high - low
     assert 1.5 < ends(100) / ends(900) < 5                                    # about 3
     x, y = draw(50, 1)
-    assert probe.bootstrap(x[:, :3] - 6, y) == probe.bootstrap(x[:, :3] - 6, y)
+    assert classifiers.bootstrap(x[:, :3] - 6, y) == classifiers.bootstrap(x[:, :3] - 6, y)
 
 
 def test_rows_and_curve_of_a_checkpoint(pretrained, demo, tmp_path):
@@ -161,7 +161,7 @@ def test_random_weights_are_the_seeds_and_not_the_checkpoints(pretrained, demo):
     ("croma", "treesatai", ("s2", "s1")), ("presto", "treesatai", ("s2",)), ("lightgbm", "treesatai", ("s2",))])
 def test_compared_methods_have_features(name, dataset, keys, demo):
     """Their head on them gives the logits; a tile's do not depend on the batch."""
-    tiles = open_dataset(dataset, demo, "test", keys, all_bands=MODELS[name].all_bands)
+    tiles = open_dataset(dataset, demo, "test", keys, all_bands=METHODS[name].all_bands)
     model = build_model(name, tiles.sensors, num_classes=3, dataset=dataset, width=1.0 if name == "presto" else 0.25).eval()
     batch = collate([tiles[i] for i in range(4)])
     model.standardize.set({s.key: {"mean": batch[s.key].double().mean((0, 1, 3, 4) if s.kind == "series" else (0, 2, 3)).tolist(),

@@ -22,9 +22,9 @@ from datasets.sensors import SENSORS
 from datasets.simulated.demo import write_treesatai
 from datasets.splits import RELEASED
 from datasets.splits import fingerprint
-from engine import checkpoint
+from engine import checkpoint, starts
 from engine.options import is_paper
-from models import build_model
+from models.methods import build_model
 from utils.errors import UserError
 from utils.metrics import count, f1_scores, mean_average_precision
 from utils.results import COLUMNS, KEYS, PROBE_KEYS, read_rows, write_row
@@ -115,12 +115,12 @@ def test_a_row_is_dirty_by_any_of_its_pretrainings(pretrained, tmp_path):
     changed = start | {"commit": "decade", "dirty": True, "device": "H100", "processes": "3 x 1"}
     other = saved | {"starts": [changed, start]}
     checkpoint.save(tmp_path / "other.pt", other)
-    told = finetune.provenance_of([(pretrained, saved), (tmp_path / "other.pt", other)])
+    told = starts.provenance_of([(pretrained, saved), (tmp_path / "other.pt", other)])
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in (pretrained, tmp_path / "other.pt")]
     assert told == {"pretrain_dirty": True, "pretrain_commit": f"{start['commit']} + decade", "pretrain_hash": " + ".join(hashes),
                     "pretrain_device": f"{start['device']} + H100", "pretrain_processes": "1 x 1 + 3 x 1"}
-    assert finetune.provenance_of([(pretrained, saved)])["pretrain_dirty"] == start["dirty"]
-    assert finetune.provenance_of([]) == {}
+    assert starts.provenance_of([(pretrained, saved)])["pretrain_dirty"] == start["dirty"]
+    assert starts.provenance_of([]) == {}
 
 
 def test_evaluation_is_the_same_again_and_on_two_processes(demo, finetuned, tmp_path):
@@ -386,8 +386,8 @@ def test_only_the_releases_tiles_are_of_scale_paper(demo, tmp_path, monkeypatch,
         monkeypatch.setattr(f"datasets.{module}.FOLDER", tmp_path / module)
     root = shutil.copytree(demo, tmp_path / "release", ignore=shutil.ignore_patterns("DEMO.json", "aerial"))
     monkeypatch.setattr("engine.options.is_paper", lambda *args: True)
-    start = finetune.start_omnisat
-    monkeypatch.setattr("finetune.start_omnisat", lambda args: start(args)._replace(is_paper=True))
+    start = starts.start_omnisat
+    monkeypatch.setattr("engine.starts.start_omnisat", lambda *given: start(*given)._replace(is_paper=True))
 
     def scale(name):
         finetune.main(["--dataset", "treesatai-ts", "--data-root", str(root), "--modalities", "s1", "--init", "none",

@@ -12,10 +12,10 @@ import pretrain
 from datasets import open_dataset
 from datasets.loading import Pools, collate, make_loader
 from datasets.sensors import SENSORS
-from engine import checkpoint
+from engine import checkpoint, starts
 from evaluate import score, score_test
-from models import MODELS, build_model, max_dates
 from models.compared.inputs import median, resize, season_medians
+from models.methods import METHODS, build_model
 from tests.test_compared import build as build_cell, make_batch
 from tests.test_scripts import SMALL, torchrun
 from utils import weights
@@ -44,7 +44,7 @@ def pretrained(demo, tmp_path_factory):
 
 def build(name, dataset, keys, width=0.125, num_classes=0):
     sensors = [SENSORS[dataset][key] for key in keys]
-    sensors = [sensor.with_all_bands() for sensor in sensors] if MODELS[name].all_bands else sensors
+    sensors = [sensor.with_all_bands() for sensor in sensors] if METHODS[name].all_bands else sensors
     return build_model(name, sensors, num_classes=num_classes, dataset=dataset, width=width)
 
 
@@ -73,13 +73,13 @@ def test_a_series_becomes_an_image(name, dataset, form):
     *((name, dataset, None) for name in ("dofa", "scalemae") for dataset in ("treesatai-ts", "pastis-hd", "flair")),
     ("croma", "pastis-hd", None), ("dofa", "treesatai", 50), ("omnisat", "pastis-hd", 50), ("utae", "pastis-hd", 50), ("utt", "flair", 50), ("pse_ltae", "treesatai-ts", 50)])
 def test_medians_are_of_all_dates(name, dataset, expected):
-    assert max_dates(name, dataset) == expected
+    assert METHODS[name].max_dates(dataset) == expected
 
 
 def test_medians_of_a_long_series(demo, tmp_path, monkeypatch):
     """In training, validation and test torch's of all dates; checkpoints of before are scored as they were trained."""
     whole = open_dataset("treesatai-ts", demo, "train", ("s2",)).read(0)["s2"]
-    tiles = open_dataset("treesatai-ts", demo, "train", ("s2",), max_dates=max_dates("dofa", "treesatai-ts"))
+    tiles = open_dataset("treesatai-ts", demo, "train", ("s2",), max_dates=METHODS["dofa"].max_dates("treesatai-ts"))
     model = build("dofa", "treesatai-ts", ["s2"], num_classes=15)
     model.standardize.set({"s2": {"mean": [0.] * 10, "std": [1.] * 10}})
     assert len(whole[1]) > 60 and np.array_equal(tiles[0]["s2_dates"], whole[1])
@@ -179,7 +179,7 @@ def test_pretraining_lowers_its_loss(pretrained):
     for (name, _), path in pretrained.items():
         history = checkpoint.load(path, "pretrained")["history"]
         assert history[-1]["val_loss"] < history[0]["val_loss"], path
-        assert set(history[0]) >= {f"{prefix}{term}" for prefix in ("", "val_") for term in MODELS[name].terms}
+        assert set(history[0]) >= {f"{prefix}{term}" for prefix in ("", "val_") for term in METHODS[name].network.terms}
 
 
 @pytest.mark.parametrize("name, dataset, modality, starts", [
@@ -305,8 +305,8 @@ def test_other_weights_of_that_name_are_told(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     torch.save({"cls_tokens": torch.zeros(1)}, tmp_path / weights.TABLE["dofa"].file)
     with pytest.raises(UserError, match="dofa_base_patch16_224-a0275954.pth: not DOFA ViT-B.*cls_tokens"):
-        finetune.load_published(model, args, is_demo=False, rank=0)
-    assert finetune.load_published(model, args, is_demo=True, rank=0) == "random-weights"
+        starts.load_published(model, args, is_demo=False, rank=0)
+    assert starts.load_published(model, args, is_demo=True, rank=0) == "random-weights"
 
 
 def test_prestos_encoder_is_taken_whole():
@@ -350,7 +350,7 @@ def test_prestos_threshold_is_the_best_of_the_validation_tiles(demo, tmp_path, m
     val = open_dataset("treesatai", demo, "val", ["s1"], seed=0)
     pools = Pools(len(val), 4, 4, None, 0, 1)
     for tunes in (False, True):
-        scores = score(model, val, make_loader(val, pools, 0), pools, torch.device("cpu"), lambda tiles: None, tunes=tunes)
+        scores = score(model, make_loader(val, pools, 0), torch.device("cpu"), lambda tiles: None, tunes=tunes)
         assert scores["f1_macro"] == pytest.approx(logged["val_f1_macro"]) and scores["map"] == pytest.approx(logged["val_map"])
         assert (scores["loss"] == pytest.approx(logged["val_loss"], rel=1e-5)) == tunes
     assert scores["threshold"] == pytest.approx(logged["val_threshold"]) and round(10 * scores["threshold"], 4) in range(1, 10)

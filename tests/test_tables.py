@@ -17,9 +17,9 @@ import probe
 import run_tables
 from datasets.sensors import SENSORS
 from datasets.simulated.demo import write_treesatai
-from engine import checkpoint
+from engine import checkpoint, starts
 from engine.options import chosen_modalities
-from models import MODELS, build_model
+from models.methods import METHODS, build_model
 from models.omnisat import ABLATIONS
 from tables import commands, schedule
 from tables.commands import Job
@@ -86,8 +86,8 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
             build_model("omnisat", [SENSORS[args.dataset][key] for key in modalities], embed_dim=args.embed_dim or 256,
                         depth=args.depth or 6, ablation=getattr(args, "ablation", "none"))
         elif module is finetune and not args.init[0].endswith(".pt"):
-            start = finetune.start_compared(args, finetune.command_line(), args.modalities)
-            assert start.is_paper or args.width == 0.25 or MODELS[name].is_fitted
+            start = starts.start_compared(args, finetune.command_line(), METHODS[name], args.modalities)
+            assert start.is_paper or args.width == 0.25 or METHODS[name].is_fitted
         if "demo" not in options and "--demo" not in options:    # only the flags that differ: the rest is the paper's
             assert args.epochs == (250 if module is pretrain else 200) and args.batch_size == 384 and args.pool == 128
             assert args.lr is None

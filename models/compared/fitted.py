@@ -6,7 +6,7 @@ from torch import nn
 
 from models.compared.inputs import single_date
 from models.compared.lightgbm import LightGBM
-from models.compared.mosaiks import MOSAIKS, NEIGHBOURS
+from models.compared.mosaiks import MOSAIKS
 from models.compared.supervised import Compared, RGBResNet50
 
 
@@ -16,12 +16,6 @@ class Fitted(Compared):
     collect(batch): what fit needs of each tile, (B, ...); fit(x, y, seed): of all training tiles, (N, ...), and their
     labels (N, K).
     """
-    is_fitted, all_bands = True, True
-
-    @classmethod
-    def has_width(cls, modality):
-        return modality in cls.published
-
     def images(self, batch):
         """{key: (B, C, H, W)} standardised, of a series its one date; where a network belongs to the sensor, its
         output (B, F).
@@ -45,8 +39,6 @@ class Trees(Fitted):
     """LightGBM (Ke et al., 2017). Of all modalities the image enters by the features of a ResNet-50 as ImageNet left
     it.
     """
-    rates = {"treesatai": dict.fromkeys(("vhr", "s2", "s1", "all"))}
-    published, pretraining = ("all",), "imagenet"
 
     def build(self, num_classes, width):
         self.networks, sizes = nn.ModuleDict(), {key: len(sensor.bands) for key, sensor in self.sensors.items()}
@@ -66,7 +58,6 @@ class Trees(Fitted):
 
 class RandomFeatures(Fitted):
     """MOSAIKS (Rolf et al., 2021)."""
-    rates, pretraining, least_tiles = {"treesatai": {"s2": None}}, "self", NEIGHBOURS
 
     def build(self, num_classes, width):
         (key, sensor), = self.sensors.items()

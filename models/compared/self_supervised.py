@@ -1,8 +1,8 @@
 """The compared methods whose encoders learned without labels: here (SatMAE, Scale-MAE, CROMA), or elsewhere (DOFA,
 PRESTO).
 
-A method is a subclass of Pretrained, as models/compared/supervised.py has others. All weights are trained with the
-labels. Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
+A method is a subclass of Pretrained, as models/compared/supervised.py has others; models/methods.py says what it is
+given. All weights are trained with the labels. Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
 """
 import torch
 from torch import nn
@@ -22,19 +22,20 @@ JULY, LOWER_SAXONY = 6, (52.6, 9.1)    # what TreeSatAI's single dates do not te
 class Pretrained(Compared):
     """What these methods share: images of series, a linear layer on each vector.
 
-    num_classes: 0 for pretraining. A subclass sets forms: {dataset: what a series becomes}, "date", "median" of all
-    dates or "seasons", four medians; sides: {key: pixels}; embed(batch): {name: (B, D)}, a vector of each modality, or
-    one of all.
+    num_classes: 0 for pretraining. form: what a series becomes, see models/methods.py. A subclass sets sides: {key:
+    pixels}; embed(batch): {name: (B, D)}, a vector of each modality, or one of all; terms: those of pretrain_loss, if
+    it has that.
     """
     vectors = dict.fromkeys(("vhr", "s2", "s1"), 128)
-    forms, sides = {}, {}
+    sides = {}
 
     def build_heads(self, dims, num_classes):
         """A linear layer on each vector, dims {name: D}: to logits, or of several to what the head of the late fusion
         takes.
         """
         has_head = len(dims) > 1
-        self.heads = nn.ModuleDict({name: nn.Linear(dim, self.vectors[name] if has_head else num_classes) for name, dim in dims.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(dim, self.vectors[name] if has_head else num_classes)
+                                    for name, dim in dims.items()})
         self.head = FusionHead(sum(self.vectors[name] for name in dims), num_classes) if has_head else nn.Identity()
 
     def all_logits(self, batch):
@@ -49,8 +50,7 @@ class Pretrained(Compared):
         x, *series = super().inputs(key, batch)
         if series:
             dates, padded = series
-            form = self.forms[self.dataset]
-            x = (single_date(x, padded) if form == "date" else median(x, padded) if form == "median" else
+            x = (single_date(x, padded) if self.form == "date" else median(x, padded) if self.form == "median" else
                  season_medians(x, dates, padded))
         return resize(x, self.sides[key]),
 
@@ -74,22 +74,20 @@ class MaskedAutoencoders(Pretrained):
     A subclass sets autoencoder(bands, groups, gsd, **sizes). width: of the number of layers and the side of the images
     too.
     """
-    pretraining, terms, sees = "self", ("reconstruction",), {"all": ("vhr", "s2")}
-    pools = {"treesatai": 32}    # 2,352 tokens of a tile's S2
-    # FLAIR's late fusion has seasons, so its S2 alone has them too
-    forms = {"treesatai": "date", "treesatai-ts": "seasons", "pastis-hd": "median", "flair": "seasons"}
+    terms = ("reconstruction",)
 
     def build(self, num_classes, width):
         self.networks, self.sides = nn.ModuleDict(), {}
         for key, sensor in self.sensors.items():
-            is_series, form = sensor.kind == "series", self.forms[self.dataset]
-            self.sides[key] = side = side_of(48 if is_series and form != "date" else 224, width)
+            is_series = sensor.kind == "series"
+            self.sides[key] = side = side_of(48 if is_series and self.form != "date" else 224, width)
             self.networks[key] = self.autoencoder(
                 sensor.bands, S2_GROUPS if is_series else (sensor.bands,), GROUND[self.dataset] / side, side=side,
-                seasons=4 if is_series and form == "seasons" else 1, depth=layers(12, width),
+                seasons=4 if is_series and self.form == "seasons" else 1, depth=layers(12, width),
                 decoder_depth=0 if num_classes else layers(8, width), width=width)
         if num_classes:
-            self.build_heads({key: network.encoder.encoding.shape[1] for key, network in self.networks.items()}, num_classes)
+            dims = {key: network.encoder.encoding.shape[1] for key, network in self.networks.items()}
+            self.build_heads(dims, num_classes)
 
     def embed(self, batch):
         return {key: network(*self.inputs(key, batch)) for key, network in self.networks.items()}
@@ -112,8 +110,6 @@ class MaskedAutoencoders(Pretrained):
 
 class SatMAE(MaskedAutoencoders):
     """SatMAE (Cong et al., 2022)."""
-    rates = {"treesatai": dict.fromkeys(("vhr", "s2", "all"), 2e-4)}
-    pretrain_rates = {"treesatai": dict.fromkeys(("vhr", "s2"), 1e-4)}
 
     def autoencoder(self, bands, groups, gsd, **sizes):
         return satmae(bands, groups, **sizes)
@@ -121,9 +117,6 @@ class SatMAE(MaskedAutoencoders):
 
 class ScaleMAE(MaskedAutoencoders):
     """Scale-MAE (Reed et al., 2023)."""
-    rates = {"treesatai": dict.fromkeys(("vhr", "s2", "all"), 2e-4), "treesatai-ts": dict.fromkeys(("vhr", "s2", "all"), 2e-4),
-             "pastis-hd": {"vhr": 1e-3, "s2": 1e-3, "all": 2e-4}, "flair": {"vhr": 1e-3, "s2": 1e-3, "all": 2e-4}}
-    pretrain_rates = {dataset: dict.fromkeys(("vhr", "s2"), 1e-4) for dataset in rates}
 
     def autoencoder(self, bands, groups, gsd, **sizes):
         return scalemae(bands, groups, gsd, **sizes)
@@ -133,19 +126,16 @@ class RadarOptical(Pretrained):
     """CROMA (Fuller et al., 2023), pretrained on S1 and S2 together, for one of them or both; it has no place for an
     image.
     """
-    rates = {dataset: dict.fromkeys(("s2", "s1", "all"), 2e-5) for dataset in ("treesatai", "pastis-hd")}
-    pretrain_rates = {"treesatai": {"all": 2e-5}, "pastis-hd": {"all": 2e-4}}
-    pretraining, terms, sees, all_bands = "self", ("contrastive", "reconstruction"), {"all": ("s2", "s1")}, True
-    forms = {"treesatai": "date", "pastis-hd": "seasons"}
-    names = {"s1": "radar", "s2": "optical"}
+    terms, names = ("contrastive", "reconstruction"), {"s1": "radar", "s2": "optical"}
 
     def build(self, num_classes, width):
-        side, seasons = side_of(120, width), 4 if self.forms[self.dataset] == "seasons" else 1
+        side, seasons = side_of(120, width), 4 if self.form == "seasons" else 1
         self.sides = dict.fromkeys(self.sensors, side)
         bands = {f"{self.names[key]}_bands": seasons * len(sensor.bands) for key, sensor in self.sensors.items()}
-        self.networks = nn.ModuleDict({"croma": CROMA(**bands, width=width, depth=layers(12, width), side=side, decoder=not num_classes)})
+        network = CROMA(**bands, width=width, depth=layers(12, width), side=side, decoder=not num_classes)
+        self.networks = nn.ModuleDict({"croma": network})
         if num_classes:
-            self.build_heads({"croma": self.networks["croma"].dim}, num_classes)
+            self.build_heads({"croma": network.dim}, num_classes)
 
     def images(self, batch):
         """{"radar", "optical"}, or one of them: (B, C, S, S)."""
@@ -175,11 +165,8 @@ class AnyBands(Pretrained):
     """DOFA (Xiong et al., 2024). One network for all modalities, which is told their wavelengths; late fusion of its
     vectors.
     """
-    # not in the paper: rate, head, fusion. The rate is the paper's for OmniSat, section 3.4
-    rates = {dataset: dict.fromkeys(("vhr", "s2", *(() if dataset == "flair" else ("s1",)), "all"), 2e-5)
-             for dataset in ("treesatai", "treesatai-ts", "pastis-hd", "flair")}
-    rates_from, published, init, weights, pretraining = "section 3.4", ("vhr", "s2", "s1", "all"), "external", "dofa", "external"
-    forms = {"treesatai": "date", "treesatai-ts": "median", "pastis-hd": "median", "flair": "median"}
+    # not in the paper: head, fusion
+    weights = "dofa"
     sides, bands = dict.fromkeys(("vhr", "s2", "s1"), SIDE), {"vhr": RGB, "s2": S2, "s1": ("VV", "VH")}
 
     def build(self, num_classes, width):
@@ -204,13 +191,7 @@ class PixelTransformer(Pretrained):
     more probable than a threshold, which is chosen on the validation tiles, as by PRESTO's authors: the printed
     numbers are of such.
     """
-    rates = {"treesatai": dict.fromkeys(("s2", "s1"), 3e-4)}    # of its authors' fine-tuning
-    rates_from, published, init, weights, pretraining = "its authors", ("s2", "s1"), "external", "presto", "external"
-    tunes_threshold = True
-
-    @classmethod
-    def has_width(cls, modality):
-        return False
+    weights = "presto"
 
     def build(self, num_classes, width):
         self.networks = nn.ModuleDict({"presto": Presto()})

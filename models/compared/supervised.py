@@ -1,9 +1,8 @@
-"""The compared methods that learn from labels alone or start from ImageNet (tables 2 to 4): which network sees which
-input.
+"""The compared methods that learn from labels alone or start from ImageNet (tables 2 to 4), as networks.
 
-A method is a subclass of Compared: one network for each modality and, where there are several, late fusion: their
-vectors side by side, then one head. Inputs, sizes and learning rates are those of the official configurations, which
-made the printed numbers; PAPER.md lists where these are wrong and what we do.
+A method is a subclass of Compared, and an entry of models/methods.py: one network for each modality and, where there
+are several, late fusion: their vectors side by side, then one head. Inputs and sizes are those of the official
+configurations, which made the printed numbers; PAPER.md lists where these are wrong and what we do.
 
 Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
 """
@@ -62,35 +61,20 @@ class RGBResNet50(nn.Module):
 class Compared(nn.Module):
     """A compared method for some sensors of a dataset.
 
-    sensors: list of datasets.sensors.Sensor. num_classes: K. width: of the networks' layers, 1 as published; the
-    demo's are narrower.
+    sensors: list of datasets.sensors.Sensor. num_classes: K. dataset: its name. width: of the networks' layers, 1 as
+    published; the demo's are narrower. form: what becomes of a series, of models/methods.py; None for all its dates.
 
-    A subclass sets rates: {dataset: {modality: learning rate}}, the cells that the paper prints; "all" is the late
-    fusion. rates_from: whose they are. published: the modalities of which a part begins with published weights;
-    weights: their name in utils.weights; init: what finetune.py --init calls them.
-    pretraining: what the tables call the method's.
-    all_bands: whether it sees the sensors' extra bands. pools: {dataset: tiles in a forward pass}, where 128 do not
-    fit. vectors: {key: D} in the late fusion, and has_head: whether a network alone gives D numbers to the head too,
-    instead of logits; series_network(bands, outputs, width): a module, series (B, T, C, H, W), dates, padded (B, T) ->
-    (B, outputs).
+    A subclass sets vectors: {key: D} in the late fusion, and has_head: whether a network alone gives D numbers to the
+    head too, instead of logits; series_network(bands, outputs, width): a module, series (B, T, C, H, W), dates, padded
+    (B, T) -> (B, outputs). weights: the name in utils.weights of what a part can begin with.
     """
-    rates, rates_from, published, init, weights, pretraining = {}, "official code", (), "imagenet", "resnet50", "none"
-    all_bands, pools, vectors, has_head = False, {}, {}, False
-    least_tiles = 1    # training tiles that it needs
-    is_fitted, tunes_threshold = False, False    # whether all tiles are learned from at once, by a method fit; see evaluate.score
-    # of methods that pretrain themselves: {dataset: {modality: learning rate}}, and keys that a modality stands for, if not its own
-    pretrain_rates, sees = {}, {}
+    vectors, has_head, weights = {}, False, "resnet50"
 
-    def __init__(self, sensors, num_classes, dataset, width=1.0):
+    def __init__(self, sensors, num_classes, dataset, width=1.0, form=None):
         super().__init__()
         self.sensors, self.standardize = {sensor.key: sensor for sensor in sensors}, Standardization(sensors)
-        self.dataset = dataset
+        self.dataset, self.form = dataset, form
         self.build(num_classes, width)
-
-    @classmethod
-    def has_width(cls, modality):
-        """Whether width changes anything."""
-        return True
 
     def build(self, num_classes, width):
         """The networks and the head."""
@@ -157,8 +141,7 @@ class Compared(nn.Module):
 
 class PixelSets(Compared):
     """PSE, the pixel-set encoder of Garnot et al. (2020), without its temporal part: single dates."""
-    rates = {"treesatai": {"s1": 1e-3, "s2": 4e-3, "all": 2e-3}}
-    published, all_bands, vectors = ("all",), True, {"vhr": 128, "s2": 128, "s1": 128}
+    vectors = {"vhr": 128, "s2": 128, "s1": 128}
 
     def series_network(self, bands, outputs, width):
         return SingleDate(PSE(bands, outputs, width))
@@ -166,8 +149,7 @@ class PixelSets(Compared):
 
 class PixelSetSeries(Compared):
     """PSE+LTAE (Garnot et al., 2020; Garnot and Landrieu, 2020)."""
-    rates = {"treesatai-ts": {"s1": 2e-3, "s2": 2e-3, "all": 2e-3}}
-    published, vectors, has_head = ("all",), {"vhr": 128, "s2": 128, "s1": 128}, True
+    vectors, has_head = {"vhr": 128, "s2": 128, "s1": 128}, True
 
     def series_network(self, bands, outputs, width):
         return PSELTAE(bands, outputs, width)
@@ -175,8 +157,7 @@ class PixelSetSeries(Compared):
 
 class Perceptron(Compared):
     """MLP on all pixels (Ahlswede et al., 2023)."""
-    rates = {"treesatai": {"s1": 1e-3, "s2": 1e-3, "all": 2e-3}}
-    published, all_bands, vectors = ("all",), True, {"vhr": 128, "s2": 64, "s1": 64}
+    vectors = {"vhr": 128, "s2": 64, "s1": 64}
 
     def series_network(self, bands, outputs, width):
         return SingleDate(MLP(bands, outputs, width=width))
@@ -184,24 +165,21 @@ class Perceptron(Compared):
 
 class VisionTransformer(Compared):
     """ViT (Dosovitskiy et al., 2021) with relative positions on keys, as the official configuration has it."""
-    rates = {"treesatai": {"vhr": 1e-3, "s2": 1e-3, "s1": 1e-5, "all": 2e-3}}
-    all_bands, vectors = True, {"vhr": 128, "s2": 64, "s1": 64}
+    vectors = {"vhr": 128, "s2": 64, "s1": 64}
 
     def network(self, sensor, outputs, width):
         bands = len(sensor.bands)
-        return image_vit(bands, outputs, width=width) if sensor.kind == "image" else SingleDate(pixel_vit(bands, outputs, width=width))
+        return (image_vit(bands, outputs, width=width) if sensor.kind == "image" else
+                SingleDate(pixel_vit(bands, outputs, width=width)))
 
 
 class ResNet50(Compared):
-    """ResNet-50 (He et al., 2016) from ImageNet."""
-    rates = {"treesatai": {"vhr": 1e-3}, "pastis-hd": {"vhr": 2e-4}}
-    published, pretraining, pools = ("vhr",), "imagenet", {"pastis-hd": 8}
+    """ResNet-50 (He et al., 2016): of an image, nothing more."""
 
 
 class UTAEs(Compared):
     """U-TAE (Garnot and Landrieu, 2021), its last map averaged over space."""
-    rates = {"pastis-hd": {"s2": 1e-3, "s1": 1e-3, "all": 2e-3}}
-    published, vectors, has_head, pools = ("all",), {"vhr": 128, "s2": 128, "s1": 128}, True, {"pastis-hd": 8}
+    vectors, has_head = {"vhr": 128, "s2": 128, "s1": 128}, True
 
     def series_network(self, bands, outputs, width):
         return UTAEVector(bands, outputs, width)

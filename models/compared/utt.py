@@ -64,9 +64,7 @@ class UTT(Compared):
     """Where there is an image the prediction is the image's, as official; each series has a head of its own, trained
     beside it.
     """
-    rates = {"treesatai-ts": dict.fromkeys(("vhr", "s2", "s1", "all"), 1e-3),
-             "pastis-hd": dict.fromkeys(("vhr", "s2", "s1", "all"), 1e-3), "flair": dict.fromkeys(("vhr", "s2", "all"), 1e-3)}
-    published, weights, pretraining, pools = ("vhr", "all"), "resnet34", "imagenet", {"pastis-hd": 8, "flair": 32}
+    weights = "resnet34"
 
     def build(self, num_classes, width):
         self.image = next((key for key, sensor in self.sensors.items() if sensor.kind == "image"), None)
