@@ -18,7 +18,8 @@ RULES = 2    # of what is missing, and of the types that are read: statistics ma
 
 def statistics_path(dataset):
     """The file of a dataset's statistics."""
-    return FOLDER / f"{dataset.release}-{dataset.name}{'-all-bands' if dataset.all_bands else ''}-{dataset.data_hash[:8]}.json"
+    bands = "-all-bands" if dataset.choices.all_bands else ""
+    return FOLDER / f"{dataset.release}-{dataset.name}{bands}-{dataset.data_hash[:8]}.json"
 
 
 def seal(entry):
