@@ -21,7 +21,8 @@ class Reading(torch.utils.data.Dataset):
     """How datasets.tiles.Tiles, which knows the files, reads a tile.
 
     dataset[i] takes evenly spread dates of a long series, dataset[i, n] random ones, the same for the same seed and n
-    (the pass): {"name", "label" (K,), <key>: image (C, H, W) or series (T, C, H, W) with <key>_dates (T,)}.
+    (the pass): {"name", "label" (K,), <key>: image (C, H, W) or series (T, C, H, W) with <key>_dates (T,)}. Where images
+    may be missing, <key>_missing () bool says whether this one is: then it is zeros.
     """
 
     def __len__(self):
@@ -53,7 +54,9 @@ class Reading(torch.utils.data.Dataset):
         return {}
 
     def read_file(self, i, sensor):
-        """stored for a file of the common formats, checked against the sensor's entry."""
+        """stored for a file of the common formats, checked against the sensor's entry; zeros for a missing image."""
+        if self.lacks(i, sensor.key):
+            return np.zeros((len(sensor.bands), *(side * sensor.patch for side in self.grid)), np.uint8), None
         path, dates = self.paths[sensor.key][i], None
         source = path                                                             # of the dates
         kind = os.path.splitext(path)[1].lower()
@@ -121,7 +124,7 @@ class Reading(torch.utils.data.Dataset):
         """
         sensor = self.sensor[key]
         is_missing = missing(data, sensor.nodata, sensor.lowest)
-        if not is_missing.any():
+        if not is_missing.any() or self.lacks(i, key):
             return data
         if sensor.nodata is None:
             raise UserError(f"{self.paths[key][i]}: holds values that are not finite, expected numbers in every pixel "
@@ -172,12 +175,18 @@ class Reading(torch.utils.data.Dataset):
     def __getitem__(self, index):
         i, turn = index if isinstance(index, tuple) else (index, None)
         rng = None if turn is None else np.random.default_rng((self.choices.seed, turn, i))
-        item = {"name": self.names[i], "label": self.labels[i]}
+        item, seen = {"name": self.names[i], "label": self.labels[i]}, 0
+        lacking = [key for key in self.modalities if self.lacks(i, key)]
         for key, (data, days) in self.stored(i, self.modalities).items():
             if days is not None:
                 data, days = self.chosen(i, key, data, days, rng)
-                item[f"{key}_dates"] = torch.from_numpy(days)
+                item[f"{key}_dates"], seen = torch.from_numpy(days), seen + len(days)
             else:
-                data = self.cleaned_image(i, key, data)
+                data, seen = self.cleaned_image(i, key, data), seen + (key not in lacking)
+                if self.may_lack_images:
+                    item[f"{key}_missing"] = torch.tensor(key in lacking)
             item[key] = torch.from_numpy(data)
+        if lacking and not seen:
+            raise UserError(f"{self.names[i]}: no file of {', '.join(lacking)}, and no date of the others; each tile needs "
+                            "one sensor at least: leave it out of the list, or choose other --modalities")
         return item

@@ -67,6 +67,7 @@ class Tiles(Reading):
     classes, folder, grid = (), None, None
     drops_unlabelled = False    # whether a tile without any label is left out of training and test
     has_cloud_masks = False     # whether cloud(i) can tell
+    may_lack_images = False     # whether a tile may be without the file of an image, see lacks
     has_label_files = False     # whether labels are collected from a mask a tile, see datasets.splits.saved_labels
     lost = ()                   # what a split of the release has and is not here, by names such as a region's
     skipped = ()                # folders and zips below the root that are not part of the dataset
@@ -93,6 +94,7 @@ class Tiles(Reading):
         self.names, self.labels = names, torch.from_numpy(labels.astype(np.float32))
         self.paths = {sensor.key: self.paths_of(sensor) for sensor in self.sensors}
         self.index = None                                                         # of all files: not sent to the readers
+        self.check_sensors()
         self.split_hash = fingerprint(names)
         repair = ["s1 repaired"] if self.repaired else []
         self.data_hash = fingerprint([*names, str(choices.max_cloud), self.origin, *repair])
@@ -173,6 +175,20 @@ class Tiles(Reading):
         if wrong:
             self.findings.extend((tile, key, text) for tile, text in wrong)
         return [paths[0] if len(paths) == 1 else None for paths in found]
+
+    def lacks(self, i, key):
+        """Whether tile i is without the image of a sensor: it is read as zeros, and masked."""
+        return self.may_lack_images and self.sensor[key].kind == "image" and self.paths[key][i] is None
+
+    def check_sensors(self):
+        """Errors: UserError naming a tile that lacks all its sensors, unless `findings` take note."""
+        for i, tile in enumerate(self.names if self.may_lack_images else ()):
+            if all(self.lacks(i, key) for key in self.modalities):
+                text = (f"no file of {', '.join(self.modalities)}, and each tile needs one sensor at least; leave it out of "
+                        "the list, or choose other --modalities")
+                if self.findings is None:
+                    raise UserError(f"{tile}: {text}")
+                self.findings.append((tile, self.modalities[0], text))
 
     # ---- for prepare.py
 
