@@ -13,7 +13,7 @@ SEVERITIES = {
     "error": ("missing", "double", "broken", "same tile", "too few tiles", "not listed", "not written"),
     "repaired": ("NaN", "infinite", "nodata", "partly covered", "date without data", "same day", "dates unsorted",
                  "crop moved"),
-    "note": ("empty series", "nothing left", "cloudy only", "cloud masks", "constant", "radar units", "no label",
+    "note": ("empty series", "no image", "nothing left", "cloudy only", "cloud masks", "constant", "radar units", "no label",
              "scrambled", "order unclear", "number of tiles", "only a centre", "broken zip", "unsafe member", "damaged member")}
 
 
@@ -41,6 +41,8 @@ def finding(name, kind, text, split="", tile="", modality="", file=""):
 
 def kind_of(text, default):
     """The kind of an error about a file, from the readers' words."""
+    if re.search(r"\bno image of\b", text):
+        return "no image"
     return "missing" if re.search(r"\bno files? of\b", text) else "double" if re.search(r"\b\d+ files of\b", text) else default
 
 
@@ -58,6 +60,10 @@ def check_tile(dataset, i):
         except Exception as error:    # whatever a damaged file makes a library raise
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             found.append((key, kind_of(text, "broken"), text))
+    lacking = [key for key in dataset.modalities if dataset.lacks(i, key)]
+    empty = [key for key, kind, _ in found if kind in ("empty series", "nothing left")]
+    if lacking and empty and set(lacking + empty) == set(dataset.modalities):
+        found.append((lacking[0], "missing", f"no file of it, and no date of {', '.join(empty)}: leave the tile out"))
     return found, label
 
 

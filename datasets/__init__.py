@@ -3,17 +3,18 @@ from datasets.flair import Flair
 from datasets.folders import Folders
 from datasets.pastis import Pastis
 from datasets.sensors import SENSORS
+from datasets.tiles import Choices
 from datasets.treesatai import TreeSatAI
 
 READERS = {"treesatai-ts": TreeSatAI, "treesatai": TreeSatAI, "pastis-hd": Pastis, "flair": Flair}
 
 
-def open_dataset(name, root, split, modalities, **options):
+def open_dataset(name, root, split, modalities, findings=None, **choices):
     """A split of a dataset. name: of a table of datasets.sensors; a table without a reader is a dataset of one's own.
 
-    The other arguments are those of datasets.tiles.Tiles.
+    The other arguments are those of datasets.tiles.Tiles; choices: the fields of datasets.tiles.Choices.
     """
-    return READERS.get(name, Folders)(root, split, modalities, name, **options)
+    return READERS.get(name, Folders)(root, split, modalities, name, Choices(**choices), findings)
 
 
 def default_modalities(name):

@@ -18,7 +18,8 @@ RULES = 2    # of what is missing, and of the types that are read: statistics ma
 
 def statistics_path(dataset):
     """The file of a dataset's statistics."""
-    return FOLDER / f"{dataset.release}-{dataset.name}{'-all-bands' if dataset.all_bands else ''}-{dataset.data_hash[:8]}.json"
+    bands = "-all-bands" if dataset.choices.all_bands else ""
+    return FOLDER / f"{dataset.release}-{dataset.name}{bands}-{dataset.data_hash[:8]}.json"
 
 
 def seal(entry):
@@ -49,6 +50,8 @@ class _Sums(torch.utils.data.Dataset):
         sums = {}
         for key, (data, _) in self.dataset.read(i).items():
             x = np.asarray(data, dtype=np.float64)                                # (T x) C x H x W
+            if self.dataset.lacks(i, key):
+                x = x[:, :0]                                                      # an image that is not there has no pixels
             axes = tuple(a for a in range(x.ndim) if a != x.ndim - 3)
             count = np.full(x.shape[-3], x.size // x.shape[-3])
             sums[key] = np.stack([count, x.sum(axes), (x ** 2).sum(axes)])
@@ -79,7 +82,8 @@ def training_statistics(dataset, workers=0, fresh=False):
         if not (np.isfinite(mean).all() and (std > 0).all()):
             raise UserError(f"{dataset.root}: band without data or without variation in {key} of {dataset.name}: "
                             f"mean {mean.tolist()}, std {std.tolist()}")
-        known[key] = {"mean": mean.tolist(), "std": std.tolist(), "tiles": len(dataset), "sensor": about[key]}
+        tiles = sum(not dataset.lacks(i, key) for i in range(len(dataset)))
+        known[key] = {"mean": mean.tolist(), "std": std.tolist(), "tiles": tiles, "sensor": about[key]}
         known[key]["sha256"] = seal(known[key])
     with written_whole(path) as file:
         file.write(json.dumps(known, indent=1))

@@ -1,7 +1,8 @@
 """A dataset of one's own: its sensors are a table in datasets/sensors.py, its files lie where these entries say.
 
     labels.csv      tile,split,<class>,<class>,...      a line a tile: its name, train, val or test, then 0 or 1 a class
-Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody.
+Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody. The file of an image
+may be missing in single tiles; a series of which nothing was seen is a file without dates.
 """
 import csv
 import hashlib
@@ -19,6 +20,7 @@ from utils.errors import UserError
 
 class Folders(Tiles):
     """Tiles listed in labels.csv; see datasets.tiles.Tiles."""
+    may_lack_images = True
 
     def find(self):
         self.table = os.path.join(self.root, "labels.csv")
@@ -56,18 +58,28 @@ class Folders(Tiles):
     def content(self, i):
         """See Tiles. Files that cannot be read are another finding."""
         try:
-            files = [Path(self.paths[sensor.key][i]).read_bytes() for sensor in self.sensors]
-            return fingerprint([hashlib.sha256(content).hexdigest() for content in files])
+            files = [Path(self.paths[key][i]).read_bytes() for key in self.modalities if not self.lacks(i, key)]
+            return fingerprint([hashlib.sha256(content).hexdigest() for content in files]) if files else None
         except (OSError, TypeError):    # TypeError: there is no path
             return None
 
+    def one_each(self, key, found, form):
+        """An image may be missing in some tiles; if in all of a split, it is its entry that is wrong."""
+        if self.sensor[key].kind == "series" or not any(found):
+            return super().one_each(key, found, form)
+        if self.findings is not None:
+            self.findings.extend((tile, key, f"no image of {key} ({form}) under {self.root}; it is masked")
+                                 for tile, paths in zip(self.names, found) if not paths)
+        return [paths[0] if paths else None for paths in found]
+
     def paths_of(self, sensor):
-        """Reads the first tile's file as well: it decides the grid, here and not in each reading process for itself."""
+        """Reads the first file as well: it decides the grid, here and not in each reading process for itself."""
         paths = super().paths_of(sensor)
-        if self.grid is None and paths[0] is not None:
+        first = next((i for i, path in enumerate(paths) if path is not None), None)
+        if self.grid is None and first is not None:
             self.paths = {sensor.key: paths}
             try:
-                self.read_file(0, sensor)
+                self.read_file(first, sensor)
             except UserError:
                 if self.findings is None:
                     raise

@@ -96,9 +96,9 @@ def zeros(shape, kind):
 def collate(items, keeps=True):
     """List of tiles to a batch: series are padded with zeros to the longest one, at least one date.
 
-    Each tile: name, label (K,), image (C, H, W) or series (T, C, H, W) with <key>_dates (T,). Returns the dict of
-    models/omnisat.py with name (list) and label (B, K). keeps: whether the tiles stay as they are; else they are
-    emptied on the way, as both at once would be twice the memory.
+    Each tile: name, label (K,), image (C, H, W) or series (T, C, H, W) with <key>_dates (T,); <key>_missing () bool,
+    where images may be. Returns the dict of models/omnisat.py with name (list) and label (B, K). keeps: whether the
+    tiles stay as they are; else they are emptied on the way, as both at once would be twice the memory.
     """
     batch, keys = {"name": [item["name"] for item in items]}, [key for key in items[0] if key != "name"]
     for key in (key for key in keys if not key.endswith("_dates")):               # these come with their series

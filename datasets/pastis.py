@@ -90,8 +90,8 @@ class Pastis(Tiles):
         marker = os.path.join(found[0], "DEMO.json")
         marker = marker if os.path.exists(marker) else None
         side = demo_side(marker, SIDE) // PATCH
-        if side % self.parts:
-            raise UserError(f"--parts {self.parts}: a tile of {side} x {side} patches cannot be cut so; 2 and 4 will do")
+        if side % self.choices.parts:
+            raise UserError(f"--parts {self.choices.parts}: a tile of {side} x {side} patches cannot be cut so; 2 and 4 will do")
         self.grid = side, side
         return marker
 
@@ -130,7 +130,7 @@ class Pastis(Tiles):
     # ---- parts
 
     def cut(self, names):
-        cells = [f"{row}-{column}" for row in range(self.parts) for column in range(self.parts)]
+        cells = [f"{row}-{column}" for row in range(self.choices.parts) for column in range(self.choices.parts)]
         names = [f"{tile}-{cell}" for tile in names for cell in cells]
         return names, self.labels_of(names)
 
@@ -142,7 +142,7 @@ class Pastis(Tiles):
 
     def window(self, i, size, axis):
         """The rows (axis 0) or columns (axis 1) of part i, of `size` pixels in all."""
-        step, at = size // self.parts, int(self.names[i].split("-")[1 + axis])
+        step, at = size // self.choices.parts, int(self.names[i].split("-")[1 + axis])
         return slice(at * step, (at + 1) * step)
 
     def days(self, i, sensor, path):

@@ -145,9 +145,9 @@ class TreeSatAI(Tiles):
             raise UserError(f"{len(self.others[LABELS_FILE])} label files, {' and '.join(self.others[LABELS_FILE])}: keep one")
         marker = self.others.get("DEMO.json", [None])[0]
         self.grid = (demo_side(marker, GRID),) * 2
-        if self.s1 == "repaired" and self.grid != (GRID, GRID):
-            raise UserError(f"--s1 repaired: tiles of {self.root} have {self.grid[0]} x {self.grid[1]} pixels; scrambled files have "
-                            f"{GRID} x {GRID}; leave the option out")
+        if self.repaired and self.grid != (GRID, GRID):
+            raise UserError(f"--s1 repaired: tiles of {self.root} have {self.grid[0]} x {self.grid[1]} pixels; "
+                            f"scrambled files have {GRID} x {GRID}; leave the option out")
         return marker
 
     def listed(self, split):
@@ -195,7 +195,7 @@ class TreeSatAI(Tiles):
         if self.name == "treesatai":
             return tile | {sensor.key: read_single(self.paths[sensor.key][i], sensor.key, sensor.bands) for sensor in series}
         tile |= read_h5(self.paths[series[0].key][i], [sensor.key for sensor in series], self.grid[0]) if series else {}
-        for key in filter(self.can_repair, tile) if self.s1 == "repaired" else ():
+        for key in (key for key in self.repaired if key in tile):
             data, days = tile[key]
             if (i, key) not in self.is_scrambled:                                 # asked once in each process
                 self.is_scrambled[i, key] = sentinel1.order(data, key).verdict == "scrambled"
@@ -228,8 +228,10 @@ class TreeSatAI(Tiles):
                 found[key] = "broken", str(error)
         return found
 
-    def can_repair(self, key):
-        return self.name == "treesatai-ts" and key in sentinel1.PLACES
+    def repairable(self):
+        if self.name != "treesatai-ts":
+            return super().repairable()
+        return tuple(key for key in self.modalities if key in sentinel1.PLACES)
 
     def cloud(self, i):
         return read_cloud(self.paths["s2"][i])

@@ -172,16 +172,13 @@ def check_model(args):
 
 
 def check_s1(args, modalities, pretrained=()):
-    """Errors: UserError for an --s1 that does nothing, or that is not that of the checkpoints, pretrained: [(path,
-    checkpoint)].
+    """Errors: UserError for an --s1 that does nothing for these modalities, or that is not that of the checkpoints,
+    pretrained: [(path, checkpoint)]. A dataset that has nothing to repair says so itself (datasets.tiles).
     """
     for path, saved in pretrained:
         found = saved.get("s1", "released")                                   # not in checkpoints of before
         if found != args.s1:
             raise UserError(f"{path}: pretrained with --s1 {found}, not {args.s1}; say --s1 {found} here too, or start from another")
-    if args.s1 != "released" and args.dataset != "treesatai-ts":
-        raise UserError(f"--s1 {args.s1}: only treesatai-ts has Sentinel-1 that can be repaired, {args.dataset} has not; leave the "
-                        "option out")
     if args.s1 != "released" and not pretrained and not {"s1", "s1-des"} & set(modalities):
         raise UserError(f"--s1 {args.s1} does nothing for {', '.join(modalities)}; leave it out")
 

@@ -22,11 +22,13 @@ def series_features(x, dates, padded):
 
 def handmade(batch, sensors):
     """Features (B, F) of a batch, as models/omnisat.py has it: 11 a band of an image (models/compared/lightgbm.py), 9
-    a band of a series.
+    a band of a series; zeros for what a tile lacks.
     """
     found = []
     for key, sensor in sensors.items():
         x = batch[key].float()
-        found.append(image_features(x) if sensor.kind == "image" else
-                     series_features(x, batch[f"{key}_dates"], batch[f"{key}_padded"]))
+        features = (image_features(x) if sensor.kind == "image" else
+                    series_features(x, batch[f"{key}_dates"], batch[f"{key}_padded"]))
+        missing = batch.get(f"{key}_missing")                                 # of images, where they may be
+        found.append(features if missing is None else features.masked_fill(missing[:, None], 0))
     return torch.cat(found, 1)

@@ -2,8 +2,8 @@
 
 Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K classes.
 A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where
-there is no date; its values are finite). Values come as they are in the file (dB for radar): the model standardises
-them.
+there is no date; its values are finite), and, where images may be missing, <key>_missing (B,) bool (True where there is
+no image; its values are finite). Values come as they are in the file (dB for radar): the model standardises them.
 """
 import torch
 from torch import nn
@@ -118,10 +118,11 @@ class OmniSat(nn.Module):
         return batch.get(f"{key}_dates"), batch.get(f"{key}_padded")
 
     def present(self, batch):
-        """Which modalities each tile has, (B, M) bool: an empty series is missing."""
-        return torch.stack([~batch[f"{key}_padded"].all(1) if sensor.kind == "series" else
-                            torch.ones(len(batch[key]), dtype=torch.bool, device=batch[key].device)
-                            for key, sensor in self.sensors.items()], 1)
+        """Which modalities each tile has, (B, M) bool: an empty series is missing, and an image where it is said so."""
+        missing = [batch[f"{key}_padded"].all(1) if sensor.kind == "series" else batch[f"{key}_missing"]
+                   if f"{key}_missing" in batch else batch[key].new_zeros(len(batch[key]), dtype=torch.bool)
+                   for key, sensor in self.sensors.items()]
+        return ~torch.stack(missing, 1)
 
     def patches(self, key, x):
         """Standardised patches of a modality's tiles, (B, P, C, W, W) of an image, (B, P, T, C x W x W) of a series."""

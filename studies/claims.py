@@ -3,7 +3,7 @@ yes.
 
     python -m studies.claims --work DIR --canada canada_cube.npz     # hours on 2 cores; goes on where it stopped
     python -m studies.claims --work DIR --data forest --seeds 0,1    # some of it
-    python -m studies.claims_report                                  # results/study/README.md and claims.png, of the rows there are
+    python -m studies.claims_report                                  # results/study/README.md, claims.png
 
 Rows go to results/study/claims.csv as they come. Simulated tiles and a few thousand pixels: no number here says
 anything about the paper's.
@@ -25,14 +25,17 @@ from engine.log import provenance
 from models.handmade import handmade
 from models.omnisat import ABLATIONS, OmniSat
 from studies.data import crops_fold, forest
-from studies.finetuning import OUT, PRETRAIN_STEPS, STEPS, append, features, finetune, pretrain, read, start_from
+from studies.finetuning import PRETRAIN_STEPS, STEPS
+from studies.frozen import features
+from studies.results import append, read
+from studies.training import BATCH, Schedule, finetune, pretrain, start_from
+from studies.variants import DEPTH, DIM
 from utils import classifiers
 from utils.files import written_whole
 from utils.metrics import count, f1_scores, mean_average_precision
 from utils.numbers import whole, whole_list
 
-DIM, DEPTH, RATE = 64, 2, 1e-3
-BATCH = {"forest": 16, "crops": 32}
+RATE = 1e-3
 SEEDS = {"forest": range(5), "crops": range(10)}    # of crops: the fold is seed % 5
 SENSORS = {"forest": ("vhr", "s2", "s1"), "crops": ("s2", "s1")}
 PERCENTS = (10, 100)
@@ -63,7 +66,8 @@ class Start(NamedTuple):
 
 def starts(data, seed):
     """The pretrainings of a seed, those of the first questions first."""
-    ablations = [name for name in ABLATIONS[1:] if data == "forest" or name not in ("no_index_bypass", "naive_contrastive")]
+    ablations = [name for name in ABLATIONS[1:]
+                 if data == "forest" or name not in ("no_index_bypass", "naive_contrastive")]
     return ([Start(data, seed, "all", "none")] + [Start(data, seed, key, "none") for key in SENSORS[data]]
             + [Start(data, seed, "all", name) for name in ablations])
 
@@ -105,7 +109,8 @@ def write(run, logits, labels, began, model=None, **more):
     """Add a run's row."""
     scores = f1_scores(count(logits, labels)) | {"map": mean_average_precision(logits, labels)}
     source = provenance("", [], torch.device("cpu"))
-    append(OUT / "claims.csv", run._asdict() | {name: f"{scores[name]:.3f}" for name in ("f1_weighted", "f1_macro", "map")} | {
+    append("claims.csv", run._asdict() | {
+        **{name: f"{scores[name]:.3f}" for name in ("f1_weighted", "f1_macro", "map")},
         "params": sum(p.numel() for p in model.parameters()) if model is not None else "",
         "pretrain_steps": PRETRAIN_STEPS if run.pretraining != "none" else 0, "steps": "", "kept": ""} | more
         | {"seconds": f"{time.time() - began:.0f}"} | {name: source[name] for name in COMMIT})
@@ -113,25 +118,30 @@ def write(run, logits, labels, began, model=None, **more):
 
 def probes(start, tiles, model, name, done):
     """Rows of a model's frozen features, with labels of 10 and of 100 %."""
-    began, y = time.time(), {split: (tiles.splits[split]["label"].numpy() > 0).astype(int) for split in tiles.splits}
-    x = {split: {what: value.numpy() for what, value in features(model, tiles.splits[split]).items()} for split in tiles.splits}
+    began = time.time()
+    y = {split: (batch["label"].numpy() > 0).astype(int) for split, batch in tiles.splits.items()}
+    x = {split: {what: value.numpy() for what, value in features(model, batch).items()}
+         for split, batch in tiles.splits.items()}
     for (how, what), percent in itertools.product((("frozen f*", "f*"), ("frozen tokens", "tokens all")), PERCENTS):
         run = Run(start.data, start.seed, start.modality, percent, name, how)
         if tuple(map(str, run)) in done:
             continue
         rows = tiles.labelled(percent, start.seed).numpy()
-        classifier, strength = classifiers.choose("logistic", (x["train"][what][rows], y["train"][rows]), (x["val"][what], y["val"]))
+        classifier, strength = classifiers.choose("logistic", (x["train"][what][rows], y["train"][rows]),
+                                                  (x["val"][what], y["val"]))
         write(run, classifiers.scores_of(classifier, x["test"][what]), y["test"], began, model, kept=f"C = {strength:g}")
 
 
 def forest_of_trees(run, tiles):
     """The yardstick: a random forest on features made by hand."""
-    began, sensors = time.time(), {sensor.key: sensor for sensor in tiles.sensors if run.modality in ("all", sensor.key)}
+    began = time.time()
+    sensors = {sensor.key: sensor for sensor in tiles.sensors if run.modality in ("all", sensor.key)}
     x = {split: handmade(batch, sensors).numpy() for split, batch in tiles.splits.items()}
     y = {split: (batch["label"].numpy() > 0).astype(int) for split, batch in tiles.splits.items()}
     rows = tiles.labelled(run.percent, run.seed).numpy()
     trees = RandomForestClassifier(500, random_state=run.seed).fit(x["train"][rows], y["train"][rows])
-    shares = [p[:, 1] if p.shape[1] > 1 else np.full(len(p), float(c[0])) for p, c in zip(trees.predict_proba(x["test"]), trees.classes_)]
+    shares = [p[:, 1] if p.shape[1] > 1 else np.full(len(p), float(c[0]))
+              for p, c in zip(trees.predict_proba(x["test"]), trees.classes_)]
     write(run, np.stack(shares, 1) - 0.5, y["test"], began)
 
 
@@ -140,13 +150,13 @@ def perform(job):
     start, work, canada = job
     torch.set_num_threads(1)
     tiles = tiles_of(start.data, start.seed, work, canada)
-    done = {tuple(row[name] for name in Run._fields) for row in read(OUT / "claims.csv")}
+    done = {tuple(row[name] for name in Run._fields) for row in read("claims.csv")}
     weights = Path(work) / f"claims-{'-'.join(map(str, start))}.pt"
     name = start.ablation if start.ablation != "none" else "all" if start.modality == "all" else "alone"
     if not weights.exists():
         model = new_model(tiles, start.modality, start.seed, ablation=start.ablation)
         with written_whole(weights, "wb") as file:
-            torch.save(pretrain(tiles, model, start.seed, BATCH[start.data]), file)
+            torch.save(pretrain(tiles, model, Schedule(BATCH[start.data], 1e-3, PRETRAIN_STEPS, start.seed)), file)
     model = new_model(tiles, start.modality, start.seed, ablation=start.ablation)
     if name == "all":
         probes(start, tiles, model, "none", done)
@@ -171,7 +181,8 @@ def perform(job):
         model = new_model(tiles, run.modality, run.seed, labels.shape[1], start.ablation)
         if run.pretraining != "none":
             start_from(model, pretrained, run)
-        logits, kept = finetune(tiles, model, tiles.labelled(run.percent, run.seed), BATCH[run.data], RATE, STEPS, run.seed)
+        logits, kept = finetune(tiles, model, tiles.labelled(run.percent, run.seed),
+                                Schedule(BATCH[run.data], RATE, STEPS, run.seed))
         write(run, logits.numpy(), tiles.splits["test"]["label"].numpy(), began, model, steps=STEPS, kept=kept)
 
 
@@ -205,8 +216,9 @@ def differences(rows, how="fine-tuned"):
                       for key in SENSORS[data] if (data, key, percent, pretraining, how) in known}
             if len(single) == len(SENSORS[data]):
                 best = max(single, key=single.get)
-                add("2. all sensors - best single one", data, f"{'pretrained' if pretraining == 'all' else 'from scratch'}, best {best}",
-                    percent, ("all", pretraining), (best, pretraining))
+                how_begun = "pretrained" if pretraining == "all" else "from scratch"
+                add("2. all sensors - best single one", data, f"{how_begun}, best {best}", percent,
+                    ("all", pretraining), (best, pretraining))
         for name in ABLATIONS[1:]:
             add("3. full - ablated", data, name, percent, ("all", "all"), ("all", name))
         for modality in SENSORS[data]:
@@ -216,18 +228,21 @@ def differences(rows, how="fine-tuned"):
 
 def verdict(middle, half, n=PLANNED):
     """By the plan. n: seeds or folds behind it."""
-    return "too few" if math.isnan(half) or n < PLANNED else "yes" if middle > half else "no" if middle < -half else "open"
+    if math.isnan(half) or n < PLANNED:
+        return "too few"
+    return "yes" if middle > half else "no" if middle < -half else "open"
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="data/study", help="folder for the simulated tiles and the pretrainings")
-    parser.add_argument("--canada", metavar="FILE", help="canada_cube.npz; without it only the simulated tiles are learned from")
+    parser.add_argument("--canada", metavar="FILE", help="canada_cube.npz; without it only the simulated tiles are "
+                                                         "learned from")
     parser.add_argument("--data", choices=SENSORS, help="one of the two (default: both)")
     parser.add_argument("--seeds", type=whole_list(0), metavar="LIST", help="such as 0,1 (default: all of the plan)")
     parser.add_argument("--jobs", type=whole(1), default=2, help="processes, one thread each")
     args = parser.parse_args(argv)
-    done = {tuple(row[name] for name in Run._fields) for row in read(OUT / "claims.csv")}
+    done = {tuple(row[name] for name in Run._fields) for row in read("claims.csv")}
     planned = [start for data in SENSORS if args.data in (None, data) and (data == "forest" or args.canada)
                for seed in SEEDS[data] if args.seeds is None or seed in args.seeds for start in starts(data, seed)]
     first = [start for start in planned if start.ablation == "none"]          # questions 1, 2 and 4 before 3
@@ -236,7 +251,8 @@ def main(argv=None):
     if any(start.data == "forest" for start in planned):
         forest(Path(args.work) / "claims", **TILES)                           # written once, before the processes begin
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        for number, _ in enumerate(pool.imap_unordered(perform, [(start, args.work, args.canada) for start in planned]), 1):
+        jobs = [(start, args.work, args.canada) for start in planned]
+        for number, _ in enumerate(pool.imap_unordered(perform, jobs), 1):
             print(f"{number} of {len(planned)} pretrainings and what begins with them", file=sys.stderr, flush=True)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tables.pictures import BLUE, ORANGE, new_figure, sign
 from studies.claims import PERCENTS, PLANNED, SEEDS, SENSORS, differences, means, verdict
-from studies.finetuning import OUT, interval, publish, read
+from studies.results import OUT, interval, publish, read
 
 PAGE, PICTURE = OUT / "README.md", OUT / "claims.png"
 NAMES = {"forest": "simulated forest", "crops": "real Canadian crops"}
@@ -17,7 +17,8 @@ REMARK = "STUDY: small models on simulated tiles and a few thousand pixels, not 
 
 def claims_table(rows, how):
     """Markdown: a line a claim, data and case; a column a share of labels; mAP's difference in brackets."""
-    lines = ["| claim | data | case | " + " | ".join(f"{percent} %: F1, mAP, verdict, n" for percent in PERCENTS) + " |", "|" + "---|" * 5]
+    heads = " | ".join(f"{percent} %: F1, mAP, verdict, n" for percent in PERCENTS)
+    lines = [f"| claim | data | case | {heads} |", "|" + "---|" * 5]
     found = differences(rows, how)
     for claim, data, what in dict.fromkeys((claim, data, what.split(", best")[0]) for claim, data, what, _, _ in found):
         cells = {}
@@ -25,8 +26,10 @@ def claims_table(rows, how):
             if (claim_, data_, what_.split(", best")[0]) == (claim, data, what):
                 (middle, half), (precision, wide) = (interval([pair[k] for pair in paired.values()]) for k in (0, 1))
                 best = f", over {what_.split('best ')[1]}" if "best" in what_ else ""
-                cells[percent] = f"{middle:+.1f} ±{half:.1f}, {precision:+.1f} ±{wide:.1f}, **{verdict(middle, half, len(paired))}**, {len(paired)}{best}"
-        lines.append(f"| {claim} | {NAMES[data]} | {what} | " + " | ".join(cells.get(percent, "") for percent in PERCENTS) + " |")
+                cells[percent] = (f"{middle:+.1f} ±{half:.1f}, {precision:+.1f} ±{wide:.1f}, "
+                                  f"**{verdict(middle, half, len(paired))}**, {len(paired)}{best}")
+        cells = " | ".join(cells.get(percent, "") for percent in PERCENTS)
+        lines.append(f"| {claim} | {NAMES[data]} | {what} | {cells} |")
     return "\n".join(lines)
 
 
@@ -38,7 +41,8 @@ def scores_table(rows):
         kinds = dict.fromkeys((how, pretraining) for d, _, _, pretraining, how in known if d == data)
         if not kinds:
             continue
-        lines += [f"\n{NAMES[data].capitalize()}:\n", f"| how | pretraining | {' | '.join(f'{m} {p} %' for m, p in columns)} |",
+        lines += [f"\n{NAMES[data].capitalize()}:\n",
+                  f"| how | pretraining | {' | '.join(f'{m} {p} %' for m, p in columns)} |",
                   "|" + "---|" * (len(columns) + 2)]
         for how, pretraining in kinds:
             cells = [known.get((data, modality, percent, pretraining, how)) for modality, percent in columns]
@@ -54,9 +58,10 @@ def tables(rows):
     params = sorted({int(row["params"]) for row in rows if row["params"] and row["how"] == "fine-tuned"})
     commits = ", ".join(dict.fromkeys(row["commit"][:7] for row in rows))
     blocks = ["![differences with their intervals](claims.png)",
-              f"{len(rows)} rows; " + ", ".join(f"{done[data]} of {len(SEEDS[data])} seeds of {NAMES[data]}" for data in SENSORS)
-              + f". Parameters {params[0]:,} to {params[-1]:,}, by the number of sensors; {', '.join(steps)} steps of fine-tuning. "
-              f"Commits {commits}.",
+              f"{len(rows)} rows; "
+              + ", ".join(f"{done[data]} of {len(SEEDS[data])} seeds of {NAMES[data]}" for data in SENSORS)
+              + f". Parameters {params[0]:,} to {params[-1]:,}, by the number of sensors; {', '.join(steps)} steps of "
+                f"fine-tuning. Commits {commits}.",
               "**Fine-tuned**\n\n" + claims_table(rows, "fine-tuned")]
     for how in ("frozen f*", "frozen tokens"):
         blocks.append(f"**{how.capitalize()}, logistic regression**\n\n" + claims_table(rows, how))
@@ -66,7 +71,8 @@ def tables(rows):
 def draw(rows):
     """claims.png: each difference with its interval, fine-tuned, a panel a set of tiles."""
     found = differences(rows)
-    figure = new_figure(13, 9, "The paper's claims on small sets of tiles: differences of weighted F1 after fine-tuning; 95 % intervals where n = 5",
+    figure = new_figure(13, 9, "The paper's claims on small sets of tiles: differences of weighted F1 after "
+                               "fine-tuning; 95 % intervals where n = 5",
                         REMARK)
     there = [data for data in SENSORS if any(item[1] == data for item in found)]
     panels = figure.subplots(1, len(there), sharex=True, squeeze=False)[0]
@@ -83,12 +89,14 @@ def draw(rows):
             middle, half = interval([f1 for f1, _ in paired.values()])
             y = height[claim, what.split(", best")[0]] + (0.15 if percent == 100 else -0.15)
             color, marker = (ORANGE, "s") if percent == 100 else (BLUE, "o")
-            panel.errorbar(middle, y, xerr=half if len(paired) >= PLANNED else None, color=color, marker=marker, markersize=5, capsize=2.5)
+            panel.errorbar(middle, y, xerr=half if len(paired) >= PLANNED else None, color=color, marker=marker,
+                           markersize=5, capsize=2.5)
         panel.axvline(0, color="0.3", linewidth=1)
         panel.set_yticks(range(len(labels)), labels, fontsize=9)
         for text, label in zip(panel.get_yticklabels(), labels):
             text.set_fontweight("bold" if label[:1].isdigit() else "normal")
-        panel.set(ylim=(len(labels) - 0.5, -0.5), title=NAMES[data], xlabel="points of weighted F1; right of 0: the claim holds")
+        panel.set(ylim=(len(labels) - 0.5, -0.5), title=NAMES[data],
+                  xlabel="points of weighted F1; right of 0: the claim holds")
         panel.grid(color="0.92", axis="x")
         panel.set_axisbelow(True)
     figure.legend(handles=[sign(color=BLUE, label="10 % of the labels"), sign("s", color=ORANGE, label="all labels")],

@@ -1,6 +1,7 @@
 """A table of pixels and dates, to a dataset of one's own (datasets/folders.py).
 
-    python -m studies.convert --table pixels.csv --root data/pixels --tile sample_id --date date --label croptype --place h3_l3 \\
+    python -m studies.convert --table pixels.csv --root data/pixels \\
+        --tile sample_id --date date --label croptype --place h3_l3 \\
         --series s2=B02,B03,B04,B08 --series s1=VV,VH --nodata 65535
 
 The table has a line a pixel and date, as CSV: the pixel's name, the date (YYYYMMDD or YYYY-MM-DD), its label, the
@@ -13,6 +14,7 @@ import argparse
 import csv
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
@@ -44,7 +46,8 @@ def numbers(path, name, values, nodata):
             try:
                 found[i] = float(text)
             except ValueError as error:
-                raise UserError(f"{path}: line {i + 2}: {name} is {text!r}, expected a number, or nothing where it is missing") from error
+                raise UserError(f"{path}: line {i + 2}: {name} is {text!r}, expected a number, or nothing where it is "
+                                "missing") from error
     if nodata is not None:
         found[found == np.float32(nodata)] = np.nan
     return found
@@ -53,33 +56,45 @@ def numbers(path, name, values, nodata):
 def splits_of(labels, places):
     """"train", "val" or "test" of each tile (N,), by place. Errors: UserError for under five places."""
     if len(set(places)) < 5:
-        raise UserError(f"--place: {len(set(places))} different places; at least five are needed for splits that share none")
+        raise UserError(f"--place: {len(set(places))} different places; at least five are needed for splits that share "
+                        "none")
     split = np.full(len(labels), "train", dtype="<U5")
     for name, (_, part) in zip(("test", "val"), StratifiedGroupKFold(5).split(labels, labels, places)):
         split[part] = name
     return split
 
 
-def convert(table, root, tile, date, label, place, series, nodata=None):
-    """Write the dataset. series: {sensor key: [band columns]}. Returns the number of tiles.
+class Columns(NamedTuple):
+    """The names of the columns that are no bands."""
+    tile: str
+    date: str
+    label: str
+    place: str
+
+
+def convert(path, root, columns, series, nodata=None):
+    """Write the dataset. path: the table; columns: of Columns. series: {sensor key: [band columns]}. Returns the number
+    of tiles.
 
     Errors: UserError for a table that lacks a column, a name that is no file name, a pixel of two labels or places.
     """
     bands = [band for names in series.values() for band in names]
-    columns = read_table(table, [tile, date, label, place, *bands])
-    values = {band: numbers(table, band, columns[band], nodata) for band in bands}
-    days = np.array([int(text.strip().replace("-", "")) if text.strip().replace("-", "").isdigit() else 0 for text in columns[date]])
+    table = read_table(path, [*columns, *bands])
+    values = {band: numbers(path, band, table[band], nodata) for band in bands}
+    digits = [text.strip().replace("-", "") for text in table[columns.date]]
+    days = np.array([int(text) if text.isdigit() else 0 for text in digits])
     lines = {}
-    for i, name in enumerate(columns[tile]):
+    for i, name in enumerate(table[columns.tile]):
         lines.setdefault(name, []).append(i)
     names = sorted(lines)
     for name in names:
         if not name or not name.isprintable() or name != Path(name).name or name in (".", "..") or "," in name:
-            raise UserError(f"{table}: the tile {name!r} cannot be a file's name")
-        for what in (label, place):
-            if len(found := {columns[what][i] for i in lines[name]}) > 1:
-                raise UserError(f"{table}: tile {name} has the {what} {' and '.join(sorted(found))}, expected one")
-    labels, places = (np.array([columns[what][lines[name][0]] for name in names]) for what in (label, place))
+            raise UserError(f"{path}: the tile {name!r} cannot be a file's name")
+        for what in (columns.label, columns.place):
+            if len(found := {table[what][i] for i in lines[name]}) > 1:
+                raise UserError(f"{path}: tile {name} has the {what} {' and '.join(sorted(found))}, expected one")
+    labels, places = (np.array([table[what][lines[name][0]] for name in names])
+                      for what in (columns.label, columns.place))
     classes, split = sorted(set(labels)), splits_of(labels, places)
     for key, wanted in series.items():
         (Path(root) / key).mkdir(parents=True, exist_ok=True)
@@ -92,7 +107,8 @@ def convert(table, root, tile, date, label, place, series, nodata=None):
     with written_whole(Path(root) / "labels.csv") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["tile", "split", *classes])
-        writer.writerows([name, part, *(int(own == other) for other in classes)] for name, part, own in zip(names, split, labels))
+        writer.writerows([name, part, *(int(own == other) for other in classes)]
+                         for name, part, own in zip(names, split, labels))
     return len(names)
 
 
@@ -113,12 +129,14 @@ def main(argv=None):
     parser.add_argument("--root", required=True, metavar="DIR", help="where the dataset is written")
     for name, what in (("tile", "pixel's name"), ("date", "date"), ("label", "label"), ("place", "place")):
         parser.add_argument(f"--{name}", required=True, metavar="COLUMN", help=f"column of the {what}")
-    parser.add_argument("--series", required=True, action="append", metavar="KEY=COLUMNS", help="a sensor and its bands; once for each")
+    parser.add_argument("--series", required=True, action="append", metavar="KEY=COLUMNS",
+                        help="a sensor and its bands; once for each")
     parser.add_argument("--nodata", type=float, help="what stands for a missing value")
     args = parser.parse_args(argv)
     series = series_of(args.series)
-    count = convert(args.table, args.root, args.tile, args.date, args.label, args.place, series, args.nodata)
-    print(f"{args.root}: {count} tiles of one patch. Its table in datasets/sensors.py, with your resolution and largest day number:")
+    count = convert(args.table, args.root, Columns(args.tile, args.date, args.label, args.place), series, args.nodata)
+    print(f"{args.root}: {count} tiles of one patch. Its table in datasets/sensors.py, with your resolution and "
+          "largest day number:")
     print(f'"{Path(args.root).name}": _table(')
     for key, bands in series.items():
         print(f'    Sensor("{key}", "series", ({", ".join(repr(band) for band in bands)},), 10, 1, 520, "2017-01-01", '

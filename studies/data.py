@@ -26,7 +26,8 @@ from datasets.splits import stratified_subset
 from utils.errors import UserError
 from utils.files import written_whole
 
-SIDE, DATES, PATCH, SMALLER = 3, 16, 20, 2.5    # of forest: patches a side, dates, pixels of an image patch, made of 2.5 each
+# of forest: patches a side, dates, pixels of an image patch, made of 2.5 each
+SIDE, DATES, PATCH, SMALLER = 3, 16, 20, 2.5
 CROPS = (9120, 1120, 4100, 1200, 0, 1110, 7920, 1520, 5100)    # codes with 79 pixels and more
 LEAST = 5    # pixels of each crop in each split
 S2 = Sensor("s2", "series", ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12"), 10, 1, 520, "2017-01-01")
@@ -47,13 +48,16 @@ class Tiles(NamedTuple):
             x = self.splits["train"][sensor.key].double()
             if sensor.kind == "series":
                 x = x[~self.splits["train"][f"{sensor.key}_padded"]]          # dates that are there x C x H x W
-            found[sensor.key] = {"mean": x.mean((0, 2, 3)).tolist(), "std": x.transpose(0, 1).flatten(1).std(1).tolist()}
+            found[sensor.key] = {"mean": x.mean((0, 2, 3)).tolist(),
+                                 "std": x.transpose(0, 1).flatten(1).std(1).tolist()}
         return found
 
     def labelled(self, percent, seed):
         """Rows of a stratified share of the training tiles."""
         labels = self.splits["train"]["label"].numpy() > 0
-        return torch.arange(len(labels)) if percent == 100 else torch.from_numpy(stratified_subset(labels, percent / 100, seed))
+        if percent == 100:
+            return torch.arange(len(labels))
+        return torch.from_numpy(stratified_subset(labels, percent / 100, seed))
 
 
 def rows_of(batch, rows):
@@ -72,9 +76,10 @@ def forest(folder, train=1176, test=468):
         root, splits = write_treesatai(folder / "treesatai", train, test), {}
         for split in ("train", "val", "test"):
             tiles = open_dataset("treesatai-ts", root, split, [sensor.key for sensor in sensors], max_dates=DATES)
-            splits[split] = collate([smaller(tiles[i]) for i in tqdm(range(len(tiles)), desc=f"forest, {split}", unit="tile")])
+            bar = tqdm(range(len(tiles)), desc=f"forest, {split}", unit="tile")
+            splits[split] = collate([smaller(tiles[i]) for i in bar])
             del splits[split]["name"]
-        used = torch.stack([batch["label"].sum(0) for batch in splits.values()]).amin(0) > 0      # eight genera grow there
+        used = torch.stack([batch["label"].sum(0) for batch in splits.values()]).amin(0) > 0  # eight genera grow there
         for batch in splits.values():
             batch["label"] = batch["label"][:, used]
         with written_whole(kept, "wb") as file:
@@ -98,7 +103,8 @@ def crops(file):
     cube, rows = read_cube(file)
     cells, cell = np.unique(cube["h3_l3"][rows], return_inverse=True)
     labels, split, seed = cube["croptype"][rows][:, None] == CROPS, np.zeros(len(rows)), 0
-    while min(labels[split == part].sum(0).min() for part in range(3)) < LEAST:                   # the first shuffle in which all classes
+    # the first shuffle in which all classes
+    while min(labels[split == part].sum(0).min() for part in range(3)) < LEAST:
         part = np.random.default_rng(seed).permutation(len(cells))[cell] / len(cells)             # are in each split
         split, seed = np.digitize(part, (0.65, 0.8)), seed + 1
     return crop_tiles(cube, rows, split, file)
@@ -129,9 +135,10 @@ def crop_tiles(cube, rows, split, file):
     """Tiles of the cube's rows. split (N,): 0 for training, 1 for validation, 2 for test."""
     batch = {"label": torch.from_numpy(cube["croptype"][rows][:, None] == CROPS).float()}
     for sensor, x in ((S2, cube["s2"][rows].astype(np.float32)), (S1, cube["s1_db"][rows])):
-        missing = ~np.isfinite(x).all(2) | (x == 65535).any(2)                                    # a date that lacks a band goes
+        missing = ~np.isfinite(x).all(2) | (x == 65535).any(2)    # a date that lacks a band goes
+        days = torch.from_numpy(day_numbers(cube["dates"], sensor, file))
         batch |= {sensor.key: torch.from_numpy(np.where(missing[..., None], 0, x))[..., None, None],
                   f"{sensor.key}_padded": torch.from_numpy(missing),
-                  f"{sensor.key}_dates": torch.from_numpy(day_numbers(cube["dates"], sensor, file)).expand(len(rows), -1).clone()}
+                  f"{sensor.key}_dates": days.expand(len(rows), -1).clone()}
     return Tiles([S2, S1], {name: rows_of(batch, torch.from_numpy(np.flatnonzero(split == number)))
                             for number, name in enumerate(("train", "val", "test"))})

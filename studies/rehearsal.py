@@ -20,9 +20,7 @@ nothing was chosen on: they say nothing of any real data.
 Writes results/study/rehearsal.jsonl, a line a training, and results/study/rehearsal.csv, a line a regime.
 """
 import argparse
-import csv
 import json
-import math
 import multiprocessing
 import sys
 import time
@@ -34,65 +32,18 @@ import torch.nn.functional as F
 from models.compared.inputs import median
 from models.methods import METHODS, build_model
 from models.norms import BatchNorm
-from tables.cells import paper_cells
+from studies import results
 from studies.data import Tiles, forest, rows_of
-from studies.finetuning import OUT, commit, predict, publish, start_from, steps_of
-from utils import metrics
+from studies.regimes import LATEST, TRIED, regimes, trainings
+from studies.rehearsal_report import read_lines, table, write_table
+from studies.training import EPOCH, Schedule, epochs, predict, pretrain, start_from
 from utils.files import written_whole
+from utils.metrics import count, f1_scores, mean_average_precision
 from utils.numbers import whole
 
-# training tiles: TreeSatAI's list without the 15 % of its validation, folds 1 to 3, 32 domains of FLAIR
-TILES = {"treesatai": 38_520, "treesatai-ts": 38_520, "pastis-hd": 1_455, "flair": 47_587}
-STEP, EPOCH, EARLIEST, LATEST, PATIENCE = 384, 20, 50, 200, 10    # tiles, and finetune.py's defaults
-SHORT, PASSES = 2000, 0.95    # steps of what is rehearsed, at the earliest stop; the share of precision that must be there by then
 ASIDE, BATCH = 300, 16
-WIDTHS = {"pse": 1, "mlp": 1, "pse_ltae": 1, "resnet50": 0.125, "satmae": 0.125, "scalemae": 0.125, "dofa": 0.125}    # others: 0.25
-
-
-def regimes():
-    """A dict for each regime of the tables, in their order."""
-    found = {}
-    for cell in paper_cells("all"):
-        method, percent = METHODS[cell["model"]], int(cell["label_percent"])
-        if method.is_fitted:
-            continue
-        key = cell["dataset"], cell["model"], percent, cell["pretraining"]
-        tiles = round(TILES[cell["dataset"]] * percent / 100)
-        a_pass = math.ceil(tiles / STEP)
-        an_epoch = a_pass * math.ceil(EPOCH / a_pass)
-        found.setdefault(key, {"dataset": key[0], "model": key[1], "label_percent": percent, "start": key[3], "tiles": tiles,
-                               "steps_an_epoch": an_epoch, "steps": EARLIEST * an_epoch, "latest": LATEST * an_epoch, "modalities": set()})
-        found[key]["modalities"].add(cell["modality"])
-    return list(found.values())
-
-
-def trainings():
-    """{(model, modality, rate, start): regimes}: what is rehearsed, once for all regimes that differ in their tiles
-    only.
-
-    Of each method and rate one modality, S2 where it may be. Late fusions are not rehearsed apart from their parts.
-    """
-    found = {}
-    for regime in regimes():
-        if regime["steps"] >= SHORT:
-            continue
-        by_rate = {}
-        for modality in sorted(regime["modalities"] - {"all"}, key="s2 vhr s1".split().index):
-            by_rate.setdefault(rate_of(regime, modality), modality)
-        for rate, modality in by_rate.items():
-            found.setdefault((regime["model"], modality, rate, regime["start"]), []).append(regime)
-    return found
-
-
-def rate_of(regime, modality):
-    """finetune.py's default."""
-    return METHODS[regime["model"]].finetune_rate(regime["dataset"], modality, regime["start"] == "self")
-
-
-# what was tried besides, to find the defaults
-TRIED = [("omnisat, odds", "s2", 2e-4, "self"), ("omnisat, batch", "s2", 2e-4, "self"), ("omnisat, odds", "s2", 2e-5, "self"),
-         ("omnisat, batch", "s2", 2e-5, "self"), ("croma", "s2", 2e-5, "self"),
-         ("croma", "s2", 2e-4, "self")]
+WIDTHS = {"pse": 1, "mlp": 1, "pse_ltae": 1, "resnet50": 0.125, "satmae": 0.125, "scalemae": 0.125,
+          "dofa": 0.125}    # others: 0.25
 
 
 # ---- tiles ----------------------------------------------------------------------------------------------------------
@@ -122,7 +73,8 @@ def tiles_of(model, keys, work):
     """
     tiles = forest(work)
     train = tiles.splits["train"]
-    order = torch.randperm(len(train["label"]), generator=torch.Generator().manual_seed(0))    # the list is sorted by species
+    # the list is sorted by species
+    order = torch.randperm(len(train["label"]), generator=torch.Generator().manual_seed(0))
     splits = {"train": rows_of(train, order[ASIDE:]), "val": tiles.splits["val"], "test": rows_of(train, order[:ASIDE])}
     return Tiles([sensor for sensor in tiles.sensors if sensor.key in keys],
                  {name: seen(model, batch, keys) for name, batch in splits.items()})
@@ -134,8 +86,8 @@ def options_of(model, modality, classes):
     """Options of the method's constructor."""
     if model == "omnisat":
         return {"embed_dim": 256, "depth": 6, "num_classes": classes}
-    rates = METHODS[model].rates
-    dataset = next(dataset for dataset in ("treesatai", "treesatai-ts", "pastis-hd") if modality in rates.get(dataset, ()))
+    dataset = next(dataset for dataset in ("treesatai", "treesatai-ts", "pastis-hd")
+                   if modality in METHODS[model].rates.get(dataset, ()))
     return {"num_classes": classes, "dataset": dataset, "width": WIDTHS.get(model, 0.25)}
 
 
@@ -149,147 +101,63 @@ def pretrained(name, modality, work):
     """The weights of a method that pretrains itself, kept in a file."""
     target = Path(work) / f"rehearsal-{name}-{modality}.pt"
     if not target.exists():
-        keys, steps, rate = (("s2", "s1"), 800, 1e-4) if name == "omnisat" else (("s2", "s1") if name == "croma" else (modality,), 300, 1e-3)
+        keys = ("s2", "s1") if name in ("omnisat", "croma") else (modality,)
+        steps, rate = (800, 1e-4) if name == "omnisat" else (300, 1e-3)
         tiles = tiles_of(name, keys, work)
         torch.manual_seed(0)
-        model, generator = new_model(name, tiles, modality, 0), torch.Generator().manual_seed(0)
-        optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
-        for rows in steps_of(torch.arange(len(tiles.splits["train"]["label"])), BATCH, steps, 0):
-            batch = rows_of(tiles.splits["train"], rows)
-            model.pretrain_loss(batch, model.draw_masks(batch, generator))[0].backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        weights = pretrain(tiles, new_model(name, tiles, modality, 0), Schedule(BATCH, rate, steps, 0))
         with written_whole(target, "wb") as file:
-            torch.save(model.state_dict(), file)
+            torch.save(weights, file)
     return torch.load(target, weights_only=True)
+
+
+def set_head(model, head, labels):
+    """The head of what was tried besides: linear, batch (norm) or odds, whose bias begins at the log-odds."""
+    dim, classes = model.head[1].in_features, model.head[1].out_features
+    norm = BatchNorm(dim, affine=False) if head != "linear" else torch.nn.Identity()
+    model.head = torch.nn.Sequential(norm, torch.nn.Linear(dim, classes))
+    if head == "odds":
+        model.head[1].bias.data = torch.logit(labels.mean(0))
+
+
+def scores_of(logits, labels):
+    """Mean average precision and weighted F1."""
+    return [round(mean_average_precision(logits, labels), 3), round(f1_scores(count(logits, labels))["f1_weighted"], 3)]
 
 
 def rehearse(job):
     """One training of LATEST epochs; its line is added.
 
     kept: the epochs that were the best so far, with their precision and weighted F1 of the tiles set aside. epochs: of
-    each one loss and macro F1 of the validation tiles, the rate, which the scheduler cuts, and those two.
+    each one loss and macro F1 of the validation tiles, the rate, which the scheduler cuts, and those two; null for what
+    was not written down in the first lines.
     """
     (called, modality, rate, start), work = job
     name, _, head = called.partition(", ")
     torch.set_num_threads(1)
     began, tiles = time.time(), tiles_of(name, (modality,), work)
     weights = pretrained(name, modality, work) if start == "self" else {}
+    train, aside = tiles.splits["train"]["label"], tiles.splits["test"]
     torch.manual_seed(0)
-    model = new_model(name, tiles, modality, tiles.splits["train"]["label"].shape[1])
-    train, val, aside = tiles.splits["train"], tiles.splits["val"], tiles.splits["test"]
+    model = new_model(name, tiles, modality, train.shape[1])
     if head:
-        dim, classes = model.head[1].in_features, model.head[1].out_features
-        model.head = torch.nn.Sequential(BatchNorm(dim, affine=False) if head != "linear" else torch.nn.Identity(), torch.nn.Linear(dim, classes))
-        if head == "odds":
-            model.head[1].bias.data = torch.logit(train["label"].mean(0))
+        set_head(model, head, train)
     if weights:
         start_from(model, weights, name)
-    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
-    constant, best, kept, curve = metrics.constant_scores(train["label"], val["label"]), None, [], []
-    batch_size = 4 if name == "dofa" else BATCH                               # of 197 tokens each, whatever their pixels
-    for step, rows in enumerate(steps_of(torch.arange(len(train["label"])), batch_size, EPOCH * LATEST, 0), 1):
-        batch = rows_of(train, rows)
-        loss = sum(F.binary_cross_entropy_with_logits(logits, batch["label"]) for logits in model.train().all_logits(batch))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % EPOCH:
-            continue
-        logits = predict(model, val, 64)
-        loss = F.binary_cross_entropy_with_logits(logits, val["label"]).item()
-        scheduler.step(loss)
-        f1 = metrics.f1_scores(metrics.count(logits, val["label"]))["f1_macro"]
-        logits = predict(model, aside, 64)
-        scores = [round(metrics.mean_average_precision(logits, aside["label"]), 3),
-                  round(metrics.f1_scores(metrics.count(logits, aside["label"]))["f1_weighted"], 3)]
-        curve.append([round(loss, 4), round(f1, 2), optimizer.param_groups[0]["lr"], *scores])
-        if best is None or metrics.epoch_score(loss, f1, constant) > best:
-            best = metrics.epoch_score(loss, f1, constant)
-            kept.append([step // EPOCH, *scores])
+    kept, curve = [], []
+    batch = 4 if name == "dofa" else BATCH    # of 197 tokens each, whatever their pixels
+    schedule = Schedule(batch, rate, EPOCH * LATEST, 0)
+    for number, epoch in enumerate(epochs(tiles, model, torch.arange(len(train)), schedule, size=64), 1):
+        scores = scores_of(predict(model, aside, 64), aside["label"])
+        curve.append([round(epoch.loss, 4), round(epoch.f1_macro, 2), epoch.rate, *scores])
+        if epoch.is_best:
+            kept.append([number, *scores])
+    constant = mean_average_precision(torch.zeros_like(aside["label"]), aside["label"])
     line = {"model": called, "modality": modality, "rate": rate, "start": start, "kept": kept, "epochs": curve,
-            "seconds": round(time.time() - began), "constant": metrics.mean_average_precision(torch.zeros_like(aside["label"]), aside["label"]), "commit": commit()}
-    OUT.mkdir(parents=True, exist_ok=True)
-    with open(OUT / "rehearsal.jsonl", "a", encoding="utf-8") as file:
+            "seconds": round(time.time() - began), "constant": constant, "commit": results.commit()}
+    results.OUT.mkdir(parents=True, exist_ok=True)
+    with open(results.OUT / "rehearsal.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
-
-COLUMNS = ("dataset", "model", "label_percent", "start", "modality", "rate", "tiles", "steps_an_epoch", "steps", "map", "map_four_times",
-           "ratio", "passes", "reason")
-
-
-def read_lines():
-    """{(model, modality, rate, start): line} of rehearsal.jsonl."""
-    path = OUT / "rehearsal.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {(line["model"], line["modality"], line["rate"], line["start"]): line for line in lines}
-
-
-def kept_by(line, epoch):
-    """Precision and weighted F1 of the epoch kept by then."""
-    return [scores for at, *scores in line["kept"] if at <= epoch][-1]
-
-
-def stop_of(line):
-    """The epoch after which finetune.py would stop: 10 without a better one, at the earliest after EARLIEST."""
-    epochs = [at for at, *_ in line["kept"]]
-    return next((epoch for epoch in range(EARLIEST, LATEST) if epoch - max(at for at in epochs if at <= epoch) >= PATIENCE), LATEST)
-
-
-# why a default that fails altogether is left as it is
-LEFT = {
-    ("croma", 2e-5): "it misses 95 % by a little at a quarter of its width, where a rate is slower than at full width; 2e-4 reaches its "
-                     "end in 28 epochs, one point higher, one seed. Its authors' rate is left",
-    ("utt", 1e-3): "it misses 95 % by half a point at a quarter of its width; the official rate, 1e-3, is high already and is left",
-}
-
-
-def reason_of(line):
-    """Why a training that does not pass need not, from its own numbers, or why it is left; "" for one that passes."""
-    early, late, stop = kept_by(line, EARLIEST)[0], kept_by(line, LATEST)[0], stop_of(line)
-    at_stop = kept_by(line, stop)[0]
-    if early >= PASSES * late:
-        return ""
-    if at_stop < PASSES * late:
-        return (f"fails: it stops after {stop} epochs with {at_stop:.1f}, {at_stop / late:.3f} of what {LATEST} reach: "
-                + LEFT[line["model"], line["rate"]])
-    return (f"it still improves after {EARLIEST} epochs, so it is not stopped there but after {stop}, with {at_stop:.1f}: "
-            f"{at_stop / late:.3f} of what {LATEST} reach")
-
-
-def table():
-    """A line for each training, markdown: those of the defaults, then what else was tried."""
-    lines = ["| method | sees | rate | from | mAP / weighted F1 after 50 epochs | after 200 | ratio of mAP | stops after, with | stands for |",
-             "|" + "---|" * 9]
-    found, measured = trainings(), read_lines()
-    for training in dict.fromkeys([*found, *TRIED]):
-        if training in measured:
-            (early, f1), (late, late_f1) = (kept_by(measured[training], epoch) for epoch in (EARLIEST, LATEST))
-            stands_for = ", ".join(f"{regime['dataset']} {regime['label_percent']} %" for regime in found.get(training, ())) or "tried only"
-            lines.append(f"| {training[0]} | {training[1]} | {training[2]:g} | {training[3]} | {early:.1f} / {f1:.1f} | "
-                         f"{late:.1f} / {late_f1:.1f} | {early / late:.3f} | {stop_of(measured[training])}, "
-                         f"{kept_by(measured[training], stop_of(measured[training]))[0]:.1f} | {stands_for} |")
-    return "\n".join(lines) + "\n"
-
-
-def write_table():
-    """rehearsal.csv, of the lines that are there."""
-    lines, rows = read_lines(), []
-    for training, found in trainings().items():
-        if training not in lines:
-            continue
-        early, late = (kept_by(lines[training], epoch)[0] for epoch in (EARLIEST, LATEST))
-        for regime in found:
-            rows.append({name: regime[name] for name in COLUMNS if name in regime} | {
-                "modality": training[1], "rate": f"{training[2]:g}", "map": f"{early:.1f}", "map_four_times": f"{late:.1f}",
-                "ratio": f"{early / late:.3f}", "passes": early >= PASSES * late, "reason": reason_of(lines[training])})
-    with written_whole(OUT / "rehearsal.csv") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main(argv=None):
@@ -301,15 +169,16 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.report:
         write_table()
-        return publish("studies.rehearsal", table())
+        return results.publish("studies.rehearsal", table())
     if args.list:
         for regime in regimes():
-            print("{dataset:13} {model:9} {label_percent:3} % from {start:9} {tiles:6} tiles {steps_an_epoch:4} steps an epoch, stops after "
-                  "{steps} to {latest}".format(**regime))
+            print("{dataset:13} {model:9} {label_percent:3} % from {start:9} {tiles:6} tiles {steps_an_epoch:4} steps "
+                  "an epoch, stops after {steps} to {latest}".format(**regime))
         return
     forest(args.work)
     wanted = [training for training in dict.fromkeys([*TRIED, *trainings()]) if training not in read_lines()]
-    last = ("mlp", "pse_ltae", "scalemae", "vit", "satmae", "resnet50", "dofa")    # the slower, and the less in doubt
+    # the slower, and the less in doubt
+    last = ("mlp", "pse_ltae", "scalemae", "vit", "satmae", "resnet50", "dofa")
     wanted.sort(key=lambda training: last.index(training[0]) if training[0] in last else -1)
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for number, _ in enumerate(pool.imap_unordered(rehearse, [(training, args.work) for training in wanted]), 1):

@@ -8,7 +8,7 @@ is damaged (tests/damage.py): data of every sensor, masks, lists, tables, and th
 Another process opens the dataset, reads what the file belongs to, and compares it to plain readers (tests/plain.py). It came out as
 
     clear error   a UserError of one line that names the file, or the tile that has none, and says what to do or what was expected
-    repair        dates left out, pixels filled, a cache made again, as documented in datasets/tiles.py, splits.py and
+    repair        dates left out, pixels filled, a cache made again, as documented in datasets/reading.py, splits.py and
                   band_statistics.py, and equal to a plain computation of it; scrambled Sentinel-1 that prepare.py finds, and
                   --s1 repaired reads as it was
     as stored     finite, of the right shape, and what the plain readers give for the damaged file too. These formats have no

@@ -142,8 +142,8 @@ def plain_series(data, i, sensor):
         name, start = {"s2": ("sen-2", 11), "s1": ("sen-1-asc", 17), "s1-des": ("sen-1-des", 17)}[sensor.key]
         with h5py.File(path) as file:
             series, names = file[f"{name}-data"][()].astype(np.float32), file[f"{name}-products"][()]
-            if sensor.key == "s2" and data.max_cloud:
-                is_cloudy = file["sen-2-masks"][:, :2].astype(np.float64).max(1).mean((1, 2)) > data.max_cloud
+            if sensor.key == "s2" and data.choices.max_cloud:
+                is_cloudy = file["sen-2-masks"][:, :2].astype(np.float64).max(1).mean((1, 2)) > data.choices.max_cloud
         days = plain_days([name.decode("latin-1")[start:start + 8] for name in names])
         return series.reshape(-1, len(sensor.bands), 6, 6), days, is_cloudy, None
     if data.name == "treesatai":
@@ -166,7 +166,7 @@ def plain_series(data, i, sensor):
         side = data.side // 50
         top, left = (max(0, min(round(at) - side // 2, size - side)) for at, size in zip((row, column), series.shape[2:]))
         series, masks = (array[:, :, top:top + side, left:left + side] for array in (series, masks))
-        is_cloudy = masks[:, :2].max(1).mean((1, 2)) > data.max_cloud if data.max_cloud else None
+        is_cloudy = masks[:, :2].max(1).mean((1, 2)) > data.choices.max_cloud if data.choices.max_cloud else None
         return series, plain_days([text[11:19] for text in texts]), is_cloudy, None
     with np.load(path) as file:
         series, texts = file["data"], [str(int(day)) for day in np.ravel(file["dates"])]

@@ -6,13 +6,13 @@ import pytest
 
 from datasets import open_dataset
 from datasets.sensors import SENSORS, Sensor
-from studies.convert import convert, series_of
+from studies.convert import Columns, convert, series_of
 from studies.data import crops_fold
 from tests.conftest import REAL
 from utils.errors import UserError
 
 CANADA = REAL.parent / "canada" / "canada_cube.npz"
-COLUMNS = {"tile": "sample", "date": "date", "label": "crop", "place": "cell"}
+COLUMNS = Columns("sample", "date", "crop", "cell")
 
 
 def lines(pixels=30):
@@ -37,7 +37,7 @@ def test_a_table_becomes_tiles(tmp_path, monkeypatch):
         "s2": Sensor("s2", "series", ("B1", "B2"), 10, 1, 366, files="s2/{tile}.npz"),
         "s1": Sensor("s1", "series", ("VV",), 10, 1, 366, files="s1/{tile}.npz")})
     root = tmp_path / "pixels"
-    assert convert(write(tmp_path / "t.csv", lines()), root, **COLUMNS, series=series_of(["s2=B1,B2", "s1=VV"]), nodata=104) == 30
+    assert convert(write(tmp_path / "t.csv", lines()), root, COLUMNS, series=series_of(["s2=B1,B2", "s1=VV"]), nodata=104) == 30
     names = {split: open_dataset("pixels", root, split, ("s2", "s1")).names for split in ("train", "val", "test")}
     assert sorted(sum(map(list, names.values()), [])) == [f"p{i:02}" for i in range(30)]
     places = {split: {int(name[1:]) % 10 for name in found} for split, found in names.items()}
@@ -61,15 +61,15 @@ def test_what_is_wrong_is_told(tmp_path, change, message):
     rows = list(lines())
     rows[-1] |= change
     with pytest.raises(UserError, match=message):
-        convert(write(tmp_path / "t.csv", rows), tmp_path / "out", **COLUMNS, series={"s2": ["B1"]})
+        convert(write(tmp_path / "t.csv", rows), tmp_path / "out", COLUMNS, series={"s2": ["B1"]})
     assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_column_and_too_few_places(tmp_path):
     with pytest.raises(UserError, match="no column B9; there are sample, date"):
-        convert(write(tmp_path / "t.csv", lines()), tmp_path, **COLUMNS, series={"s2": ["B9"]})
+        convert(write(tmp_path / "t.csv", lines()), tmp_path, COLUMNS, series={"s2": ["B9"]})
     with pytest.raises(UserError, match="4 different places"):
-        convert(write(tmp_path / "t.csv", lines(4)), tmp_path / "out", **COLUMNS, series={"s2": ["B1"]})
+        convert(write(tmp_path / "t.csv", lines(4)), tmp_path / "out", COLUMNS, series={"s2": ["B1"]})
     with pytest.raises(UserError, match="--series s2: expected once a sensor"):
         series_of(["s2"])
 

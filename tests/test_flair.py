@@ -345,7 +345,7 @@ def test_dates_are_chosen_among_those_without_clouds(release, monkeypatch):
     def counted(mapped, dates, nodata=None):
         read.append((mapped.shape[1], list(dates)))
         return fetch(mapped, dates, nodata)
-    monkeypatch.setattr("datasets.tiles.fetch", counted)
+    monkeypatch.setattr("datasets.reading.fetch", counted)
     data, masks = series_values(9, dtype=np.int32), np.zeros((9, 2, H, W), np.uint8)
     days = ["20200101", "20200102", "20200102", "20200103", "20200104", "20200104", "20200105", "20200106", "20200107"]
     masks[[1, 4, 5], 1] = 90

@@ -15,6 +15,8 @@ from datasets.loading import collate
 from datasets.sensors import SENSORS, Sensor
 from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
+from losses.contrastive import contrastive_loss
+from models.handmade import handmade
 from models.methods import build_model
 from utils.errors import UserError
 from utils.results import KEYS, read_rows
@@ -278,6 +280,154 @@ def test_a_series_may_be_empty(folder):
     assert batch["thermal_padded"].tolist() == [[True] * 3, [False] * 3]
 
 
+# ---- images that are not there --------------------------------------------------------------------------------------
+
+IMAGES = ("photo", "height")
+
+
+def test_an_image_may_be_missing(folder):
+    """Zeros of its grid, and said to be missing; the first tile may lack it too, and the file may come later."""
+    whole, of_all = mine(folder)[0], mine(folder)
+    assert not whole["photo_missing"] and whole["photo_missing"].dtype == torch.bool
+    path_of(folder, "photo").unlink()
+    path_of(folder, "height", "c3").unlink()
+    data = mine(folder)
+    assert data.grid == (3, 2) and (data.split_hash, data.data_hash) == (of_all.split_hash, of_all.data_hash)
+    for item in (data[0], data[0, 1]):
+        assert item["photo_missing"] and item["photo"].shape == (3, 60, 40) and not item["photo"].any()
+        assert not item["height_missing"] and torch.equal(item["height"], whole["height"])
+    batch = collate([data[i] for i in range(3)])
+    assert batch["photo_missing"].tolist() == [True, False, False] and batch["photo"].dtype == torch.uint8
+    assert batch["height_missing"].tolist() == [False, True, False] and batch["height"].dtype == torch.float32
+    assert "thermal_missing" not in batch
+    write(folder, "photo")
+    assert torch.equal(mine(folder)[0]["photo"], whole["photo"]) and not mine(folder)[0]["photo_missing"]
+
+
+def test_a_missing_image_does_not_count_as_nodata(folder, monkeypatch):
+    monkeypatch.setitem(SENSORS["mine"], "height", replace(TABLE[1], nodata=0))
+    path_of(folder, "height").unlink()
+    assert mine(folder)[0]["height_missing"] and not mine(folder).read(0)["height"][0].any()
+
+
+def test_statistics_leave_missing_images_out(folder):
+    noise = np.random.default_rng(0).normal(5, 2, (2, 1, 30, 20)).astype(np.float32)
+    for tile, data in zip(("c3", "e5"), noise):
+        write(folder, "height", tile, data)
+    path_of(folder, "height").unlink()
+    found = training_statistics(mine(folder, modalities=["height", "water"]))
+    assert found["height"]["mean"] == pytest.approx([noise.mean()], rel=1e-5)
+    assert found["height"]["std"] == pytest.approx([noise.std()], rel=1e-5)
+    assert (found["height"]["tiles"], found["water"]["tiles"]) == (2, 3)
+
+
+def test_a_tile_needs_one_sensor(folder):
+    for key in IMAGES:
+        path_of(folder, key, "c3").unlink()
+    with pytest.raises(UserError, match="^c3: no file of photo, height, and each tile needs one sensor at least; leave it out of the list"):
+        mine(folder, modalities=IMAGES)
+    assert len(mine(folder, modalities=("photo", "thermal"))) == 3
+    write(folder, "thermal", "c3", np.zeros((0, 2, 6, 4)), DATES[:0])
+    data = mine(folder, modalities=("photo", "thermal"))
+    with pytest.raises(UserError, match="^c3: no file of photo, and no date of the others; each tile needs one sensor at least"):
+        data[1]
+    assert mine(folder, modalities=("photo", "water"))[1]["photo_missing"]
+    assert not len(mine(folder, modalities=["thermal"])[1]["thermal_dates"])      # alone it is masked, as before
+    findings = []
+    mine(folder, modalities=IMAGES, findings=findings)
+    assert [(tile, key, text[:11]) for tile, key, text in findings] == [
+        ("c3", "photo", "no image of"), ("c3", "height", "no image of"), ("c3", "photo", "no file of ")]
+
+
+def batch_of(folder):
+    """Tiles b2, c3, e5 in double precision, noise in their images; b2 lacks its photo, c3 its height."""
+    rng = np.random.default_rng(0)
+    for tile in ("b2", "c3", "e5"):
+        write(folder, "photo", tile, rng.integers(0, 255, (60, 40, 3)).astype(np.uint8))
+        write(folder, "height", tile, rng.normal(0, 1, (1, 30, 20)))
+    path_of(folder, "photo").unlink()
+    path_of(folder, "height", "c3").unlink()
+    data = mine(folder)
+    return training_statistics(data), collate([data[i] for i in range(3)])
+
+
+def model_of(statistics, classes=0):
+    torch.manual_seed(0)
+    model = build_model("omnisat", TABLE, embed_dim=32, depth=1, num_classes=classes)
+    model.standardize.set(statistics)
+    return model.double()
+
+
+def outcome(model, batch, masks=None):
+    """Logits, or loss and its terms, and all gradients."""
+    model.zero_grad()
+    if masks is None:
+        values = [model(batch)]
+        values[0].square().sum().backward()
+    else:
+        loss, terms = model.pretrain_loss(batch, masks)
+        loss.backward()
+        values = [loss, *terms.values()]
+    return [value.detach() for value in values] + [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("classes, tiles_at_once", [(2, None), (0, None), (0, 1)])
+def test_pixels_of_a_missing_image_change_nothing(folder, classes, tiles_at_once):
+    """Neither logits nor losses nor gradients; those of an image that is there do."""
+    statistics, batch = batch_of(folder)
+    model = model_of(statistics, classes)
+    model.tiles_at_once = tiles_at_once
+    masks = None if classes else model.draw_masks(batch, torch.Generator().manual_seed(0))
+    assert model.present(batch).tolist() == [[False, True, True, True], [True, False, True, True], [True] * 4]
+    before = outcome(model, batch, masks)
+    other = batch | {key: batch[key].clone() for key in IMAGES}
+    other["photo"][0], other["height"][1] = 77, 5
+    assert all(map(torch.equal, before, outcome(model, other, masks)))
+    other["photo"][2] = 77
+    assert not any(map(torch.equal, before, outcome(model, other, masks)[:1]))
+    said = {name: value for name, value in batch.items() if not name.endswith("_missing")}
+    assert not torch.equal(before[0], outcome(model, said, masks)[0])             # without the flag its zeros would count
+
+
+def test_tokens_of_a_missing_image_are_masked_and_no_part_of_the_losses(folder):
+    """Exactly they are masked in fine-tuning; in pretraining all of them are, and none is a target; they are neither
+    anchor, positive nor negative of equation 3: whatever they are, the loss is that of the others."""
+    statistics, batch = batch_of(folder)
+    model = model_of(statistics)
+    masks = model.draw_masks(batch, torch.Generator().manual_seed(0))
+    assert masks["is_masked"][0, 0].all() and masks["is_masked"][1, 1].all() and not masks["is_masked"].all(2)[2].all()
+    assert masks["photo_targets"].min() >= 6 and not ((masks["height_targets"] >= 6) & (masks["height_targets"] < 12)).any()
+    tokens, present, _ = model.encode(batch)
+    loss = contrastive_loss(tokens, present)
+    other = tokens.detach().clone()
+    other[0, 0], other[1, 1] = torch.randn(6, 32), other[2, 0]
+    assert torch.equal(contrastive_loss(other, present), loss) and not torch.equal(contrastive_loss(other, torch.ones_like(present)), loss)
+    alone = torch.stack([torch.stack([tokens[0, m] for m in (1, 2, 3)]), torch.stack([tokens[1, m] for m in (0, 2, 3)])])
+    assert contrastive_loss(tokens[:2], present[:2]).item() == pytest.approx(
+        contrastive_loss(alone, torch.ones(2, 3, dtype=torch.bool)).item(), rel=1e-9)
+    seen = []
+    model.combiner.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.features(batch)
+    is_mask = (seen[0] == model.mask_token).all(-1)
+    assert torch.equal(is_mask, ~present[:, :, None].expand_as(is_mask))
+
+
+def test_features_made_by_hand_are_zeros_without_the_image(folder):
+    _, batch = batch_of(folder)
+    sensors = {sensor.key: sensor for sensor in TABLE}
+    features = handmade(batch | {"photo": batch["photo"] + 1}, sensors)
+    assert not features[0, :33].any() and features[1, :33].all(0).any() and not features[1, 33:44].any() and features[0, 33:44].any()
+
+
+def test_compared_methods_refuse_a_missing_image(folder, monkeypatch):
+    statistics, batch = batch_of(folder)
+    model = build_model("resnet50", TABLE[:1], num_classes=2, dataset="treesatai", width=0.125)
+    with pytest.raises(UserError, match="^b2: no image of photo, which only omnisat can do without; leave the tile out of the list$"):
+        model(batch)
+    rest = {name: value[1:] for name, value in batch.items()}
+    assert model(rest).shape == (2, 2)
+
+
 # ---- splits ---------------------------------------------------------------------------------------------------------
 
 def test_validation_is_drawn_where_there_is_none(folder):
@@ -332,7 +482,7 @@ def cut_off(path, count):
 
 
 @pytest.mark.parametrize("damage, culprit", [
-    (lambda root: path_of(root, "height").unlink(), "b2: no file of height"),
+    (lambda root: [path_of(root, "height", tile).unlink() for tile in ("b2", "c3", "e5")], "b2: no file of height"),
     (lambda root: path_of(root, "water").unlink(), "b2: no file of water"),
     (lambda root: (root / "labels.csv").unlink(), "labels.csv: cannot be read"),
     (lambda root: write(root, "photo", data=values("photo")[:50]), "b2.tif: shape (3, 50, 40), expected 40 x 40"),
@@ -475,6 +625,8 @@ def test_a_dataset_of_ones_own_through_the_scripts(tmp_path):
             noise = rng.integers(1, 250, values(key).shape).astype(values(key).dtype)
             count = 2 + k % 2 if SENSORS["mine"][key].kind == "series" else None    # series of different lengths
             write(root, key, f"t{k}", noise[:count], DATES[:count])
+    for key, k in (("photo", 0), ("photo", 9), ("height", 1), ("photo", 1), ("height", 12)):
+        path_of(root, key, f"t{k}").unlink()                                      # some of each split lack an image
     row = train_and_check("mine", root, tmp_path, ALL)
     assert row["n_test"] == "4" and row["scale"] == "custom"
     counts = json.loads((tmp_path / "table2.counts.jsonl").read_text())

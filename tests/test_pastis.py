@@ -190,16 +190,16 @@ def long_series(release, monkeypatch):
     def counted(mapped, dates, nodata=None):
         read.append(dates.tolist())
         return fetch(mapped, dates, nodata)
-    monkeypatch.setattr("datasets.tiles.fetch", counted)
+    monkeypatch.setattr("datasets.reading.fetch", counted)
     return release, read
 
 
 def check_plain(tiles, i, epoch, read):
     """tiles[i, epoch] is what choosing after reading and cleaning everything gives. Returns it, and in `read` what it read."""
-    rng = None if epoch is None else np.random.default_rng((tiles.seed, epoch, i))
+    rng = None if epoch is None else np.random.default_rng((tiles.choices.seed, epoch, i))
     expected = {}
     for key, (data, days) in tiles.read(i).items():
-        dates = choose_dates(len(days), tiles.max_dates, rng)
+        dates = choose_dates(len(days), tiles.choices.max_dates, rng)
         expected[key] = data[dates], days[dates]
     read.clear()
     item = tiles[i] if epoch is None else tiles[i, epoch]

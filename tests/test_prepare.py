@@ -362,6 +362,35 @@ def test_pixels_that_were_not_seen(tmp_path, monkeypatch):
         ("t3", "partly covered", "1 pixels on 1 of 3 dates are 0 in all bands")]
 
 
+def test_tiles_without_an_image_are_counted(tmp_path, monkeypatch, capsys):
+    """A note, as long as something else is there of the tile; when the file comes, the tile is read anew."""
+    monkeypatch.setitem(SENSORS, "mine", OWN)
+    root = tmp_path / "mine"
+    write_own(root, {f"t{n}": (split, n) for n, split in enumerate(["train"] * 20 + ["val"] * 2 + ["test"] * 3)})
+    content = {tile: (root / "photo" / f"{tile}.tif").read_bytes() for tile in ("t0", "t7", "t22")}
+    for tile in content:
+        (root / "photo" / f"{tile}.tif").unlink()
+    code, rows = run("mine", root)
+    assert code == 0 and [(row["split"], row["tile"], row["modality"], row["severity"], row["kind"]) for row in rows] == [
+        ("train", "t0", "photo", "note", "no image"), ("train", "t7", "photo", "note", "no image"),
+        ("test", "t22", "photo", "note", "no image")]
+    out = capsys.readouterr().out
+    assert f"{'photo':15}{'22 of 25':>19}" in out and f"{'no image':19}{'photo':14}{3:7}" in out and "mine is ready" in out
+    with np.load(root / "planet" / "t7.npz") as file:
+        np.savez(root / "planet" / "t7.npz", data=file["data"][:0], dates=file["dates"][:0])
+    code, rows = run("mine", root)
+    (row,) = [row for row in rows if row["severity"] == "error"]
+    assert code == 1 and (row["tile"], row["kind"]) == ("t7", "missing")
+    assert row["detail"] == "no file of it, and no date of planet: leave the tile out"
+    (root / "photo" / "t7.tif").write_bytes(content["t7"])
+    code, rows = run("mine", root)
+    assert code == 0 and [row["kind"] for row in rows if row["tile"] == "t7"] == ["empty series"]
+    for tile in ("t20", "t21"):                                                   # of a whole split: not single tiles any more
+        (root / "photo" / f"{tile}.tif").unlink()
+    code, rows = run("mine", root)
+    assert code == 1 and {row["tile"] for row in rows if row["severity"] == "error"} == {"t20", "t21"}
+
+
 # ---- stopping and going on ------------------------------------------------------------------------------------------
 
 def test_stopped_and_run_again(copy, monkeypatch, capsys):

@@ -4,28 +4,28 @@ import csv
 import pytest
 import torch
 
-from studies import claims, claims_report, data, finetuning, rehearsal
+from studies import claims, claims_report, data, finetuning, frozen, regimes, rehearsal, rehearsal_report, results, training, variants
 
 
 def test_paper_shows_what_the_rows_say():
-    paper = finetuning.PAPER.read_text(encoding="utf-8")
-    for name, text in (("studies.finetuning", finetuning.tables()), ("studies.rehearsal", rehearsal.table())):
+    paper = results.PAPER.read_text(encoding="utf-8")
+    for name, text in (("studies.finetuning", finetuning.tables()), ("studies.rehearsal", rehearsal_report.table())):
         assert f"<!-- {name} -->\n{text}<!-- end of {name} -->\n" in paper, f"python -m {name} --report"
 
 
 def test_the_rehearsals_are_of_todays_regimes():
     """Each of them with under 2,000 steps was rehearsed, at today's default rates; it passes by its numbers, or says why not."""
-    with open(finetuning.OUT / "rehearsal.csv", newline="", encoding="utf-8") as file:
+    with open(results.OUT / "rehearsal.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     known = {(row["dataset"], row["model"], int(row["label_percent"]), row["start"]) for row in rows}
-    short = [regime for regime in rehearsal.regimes() if regime["steps"] < rehearsal.SHORT]
+    short = [regime for regime in regimes.regimes() if regime["steps"] < regimes.SHORT]
     assert known == {(regime["dataset"], regime["model"], regime["label_percent"], regime["start"]) for regime in short}
     assert {int(regime["label_percent"]) for regime in short if regime["dataset"] != "pastis-hd"} == {10}
     for row in rows:
         assert (row["passes"] == "True") == (float(row["ratio"]) >= 0.95) == (row["reason"] == ""), row
         assert float(row["ratio"]) == pytest.approx(
             float(row["map"]) / float(row["map_four_times"]), abs=0.11 / float(row["map_four_times"]))    # one decimal each
-    assert {key[:3] for key in rehearsal.trainings()} == {(row["model"], row["modality"], float(row["rate"])) for row in rows}
+    assert {key[:3] for key in regimes.trainings()} == {(row["model"], row["modality"], float(row["rate"])) for row in rows}
 
 
 @pytest.mark.parametrize("dataset, percent, tiles, an_epoch, earliest", [
@@ -33,7 +33,7 @@ def test_the_rehearsals_are_of_todays_regimes():
     ("treesatai-ts", 100, 38520, 101, 5050)])
 def test_regimes_by_hand(dataset, percent, tiles, an_epoch, earliest):
     """384 tiles a step: 1, 4, 11 and 101 steps a pass; an epoch has at least 20."""
-    (regime,) = [regime for regime in rehearsal.regimes() if (regime["dataset"], regime["model"], regime["label_percent"], regime["start"])
+    (regime,) = [regime for regime in regimes.regimes() if (regime["dataset"], regime["model"], regime["label_percent"], regime["start"])
                  == (dataset, "omnisat", percent, "self")]
     assert (regime["tiles"], regime["steps_an_epoch"], regime["steps"]) == (tiles, an_epoch, earliest)
 
@@ -43,10 +43,10 @@ def small(tmp_path, monkeypatch):
     """The studies with few tiles and steps, writing below tmp_path."""
     tiles = data.forest(tmp_path, train=30, test=8)
     monkeypatch.setattr(data, "forest", lambda folder: tiles)
-    for module in (finetuning, rehearsal, claims):
+    for module in (finetuning, frozen, rehearsal, claims):
         monkeypatch.setattr(module, "forest", lambda folder, **lists: tiles)
-        monkeypatch.setattr(module, "OUT", tmp_path / "out")
-    for module in (finetuning, rehearsal):
+    monkeypatch.setattr(results, "OUT", tmp_path / "out")
+    for module in (training, rehearsal):
         monkeypatch.setattr(module, "EPOCH", 2)
     monkeypatch.setattr(claims, "STEPS", 4)
     monkeypatch.setattr(claims, "PRETRAIN_STEPS", 2)
@@ -66,13 +66,13 @@ def test_a_study_pretrains_fine_tunes_and_writes_rows(small):
     finetuning.prepare((finetuning.pretraining_of(run), small, None))
     finetuning.prepare((finetuning.pretraining_of(run), small, None))         # done: not again
     finetuning.perform((run, small, None))
-    frozen, rows = (finetuning.read(small / "out" / name) for name in ("features.csv", "finetuning.csv"))
-    assert {row["features"] for row in frozen} == {"tokens vhr", "tokens s2", "tokens s1", "tokens all", "f*"} and len(frozen) == 20
+    scored, rows = (results.read(small / "out" / name) for name in ("features.csv", "finetuning.csv"))
+    assert {row["features"] for row in scored} == {"tokens vhr", "tokens s2", "tokens s1", "tokens all", "f*"} and len(scored) == 20
     (row,) = rows
     assert tuple(row[name] for name in run._fields) == tuple(map(str, run)) and int(row["kept"]) in (2, 4)
-    finetuning.watch_dates((("none", 0), small))
-    assert {row["sensor"] for row in finetuning.read(small / "out" / "dates.csv")} == {"s2", "s1"}
-    finetuning.write_stages(small)
+    finetuning.dates((("none", 0), small))
+    assert {row["sensor"] for row in results.read(small / "out" / "dates.csv")} == {"s2", "s1"}
+    frozen.write_stages(small)
     assert "pretrained, as_now" in finetuning.tables()
 
 
@@ -85,7 +85,7 @@ def test_the_part_dropout_runs_from_scratch_and_pretrained(small):
             if run.start == "pretrained":
                 finetuning.prepare((finetuning.pretraining_of(run), small, None))
             finetuning.perform((run, small, None))
-    assert len(finetuning.read(small / "out" / "finetuning.csv")) == 4
+    assert len(results.read(small / "out" / "finetuning.csv")) == 4
     assert "**8. Dropout of 0.2" in finetuning.tables() and "| dropout | " in finetuning.tables()
 
 
@@ -96,7 +96,7 @@ def test_dropout_is_the_same_model_that_forgets(small):
     models, following = [], []
     for variant in ("as_now", "dropout"):
         torch.manual_seed(0)
-        models.append(finetuning.build(variant, tiles.sensors, tiles.statistics(), classes=8))
+        models.append(variants.build(variant, tiles.sensors, tiles.statistics(), classes=8))
         following.append(torch.rand(1).item())    # as the head's weights, which are drawn next
     assert following[0] == following[1]
     plain, dropped = models
@@ -116,7 +116,7 @@ def test_dropout_is_the_same_model_that_forgets(small):
 def test_dropout_drops_a_fifth_and_keeps_the_expectation():
     """Numbers of a branch, and of a tile's whole branches; in the cross-attention no whole ones."""
     torch.manual_seed(0)
-    block, cross = finetuning.DroppedBlock(16, 8), finetuning.DroppedBlock(16, 8, cross=True)
+    block, cross = variants.DroppedBlock(16, 8), variants.DroppedBlock(16, 8, cross=True)
     ones = torch.ones(4000, 3, 16)
     out = block.dropped(ones)
     whole = (out == 0).flatten(1).all(1)
@@ -126,7 +126,7 @@ def test_dropout_drops_a_fifth_and_keeps_the_expectation():
     out = cross.dropped(ones)
     assert not (out == 0).flatten(1).all(1).any() and (out == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
     assert torch.equal(block.eval().dropped(ones), ones)
-    attention = finetuning.DroppedAttention(8, 8)    # one token has one weight a head, 1: then 0 or 1.25
+    attention = variants.DroppedAttention(8, 8)    # one token has one weight a head, 1: then 0 or 1.25
     for weight in (attention.key_value.weight, attention.query.weight):
         torch.nn.init.zeros_(weight)
     attention.key_value.weight.data[8:] = torch.eye(8)
@@ -136,26 +136,27 @@ def test_dropout_drops_a_fifth_and_keeps_the_expectation():
     assert (out == 0).float().mean().item() == pytest.approx(0.2, abs=0.02)
 
 
-@pytest.mark.parametrize("training", [("omnisat", "s2", 2e-4, "self"), ("omnisat, odds", "s2", 2e-4, "none"), ("pse", "s1", 1e-3, "none"), ("croma", "s2", 2e-5, "self")])
-def test_a_rehearsal_writes_its_line(training, small, monkeypatch):
-    monkeypatch.setattr(rehearsal, "steps_of", lambda rows, batch, steps, seed: finetuning.steps_of(rows, batch, min(steps, 4), seed))
-    rehearsal.rehearse((training, small))
-    line = rehearsal.read_lines()[training]
-    assert line["kept"][0][0] == 1 and len(line["epochs"]) == 2 and rehearsal.kept_by(line, 2) == line["kept"][-1][1:]
+@pytest.mark.parametrize("trained", [("omnisat", "s2", 2e-4, "self"), ("omnisat, odds", "s2", 2e-4, "none"), ("pse", "s1", 1e-3, "none"), ("croma", "s2", 2e-5, "self")])
+def test_a_rehearsal_writes_its_line(trained, small, monkeypatch):
+    steps_of = training.steps_of
+    monkeypatch.setattr(training, "steps_of", lambda rows, how: steps_of(rows, how._replace(steps=min(how.steps, 4))))
+    rehearsal.rehearse((trained, small))
+    line = rehearsal_report.read_lines()[trained]
+    assert line["kept"][0][0] == 1 and len(line["epochs"]) == 2 and rehearsal_report.kept_by(line, 2) == line["kept"][-1][1:]
 
 
 def test_claims_run_and_go_on(small):
     """A pretraining with all that begins with it: each row of the plan once, and none a second time."""
     start = claims.starts("forest", 0)[0]
     claims.perform((start, small, None))
-    rows = claims.read(small / "out" / "claims.csv")
+    rows = results.read(small / "out" / "claims.csv")
     keys = [tuple(row[name] for name in claims.Run._fields) for row in rows]
     assert len(set(keys)) == len(keys) and {tuple(map(str, run)) for run in claims.runs_of(start)} <= set(keys)
     assert {key[-1] for key in keys} == {"fine-tuned", "random forest", "frozen f*", "frozen tokens"}
     claims.perform((start, small, None))
-    assert len(claims.read(small / "out" / "claims.csv")) == len(rows)
+    assert len(results.read(small / "out" / "claims.csv")) == len(rows)
     claims.perform((claims.starts("forest", 0)[2], small, None))              # S2 alone
-    assert {(claim, what) for claim, _, what, _, _ in claims.differences(claims.read(small / "out" / "claims.csv"))} >= {
+    assert {(claim, what) for claim, _, what, _, _ in claims.differences(results.read(small / "out" / "claims.csv"))} >= {
         ("1. pretrained - from scratch", "all"), ("4. pretrained on all - on it alone", "s2")}
 
 
@@ -182,7 +183,7 @@ def test_claims_by_hand():
 
 
 def test_the_page_of_claims_is_what_the_rows_say():
-    rows = claims.read(finetuning.OUT / "claims.csv")
+    rows = results.read(results.OUT / "claims.csv")
     if not rows:
         pytest.skip("no rows yet: python -m studies.claims")
     text = f"<!-- studies.claims -->\n{claims_report.tables(rows)}<!-- end of studies.claims -->\n"

@@ -9,12 +9,12 @@ import tifffile
 import torch
 from conftest import TEST_TILE, TILES, write_h5, write_tif
 
+from datasets import open_dataset
 from datasets.files import _read_plain_tif, read_tif
 from datasets.loading import collate
 from datasets.series import choose_dates, clean
 from datasets.splits import FOLDER, SPLIT_SEED, VAL_SHARE, fingerprint, saved_subset
 from datasets.treesatai import CLASSES, LABELS_FILE, decibel, find_files, read_labels, read_list, read_vhr
-from datasets.treesatai import TreeSatAI as Reader
 from datasets.treesatai_h5 import read_cloud
 from datasets.treesatai_h5 import read_h5 as raw_h5
 from utils.errors import UserError
@@ -23,7 +23,7 @@ ALL = ("vhr", "s2", "s1")
 
 
 def TreeSatAI(root, split, modalities, name="treesatai-ts", **options):
-    return Reader(root, split, modalities, name, **options)
+    return open_dataset(name, root, split, modalities, **options)
 
 
 def read_h5(path, keys, max_cloud=None):

@@ -17,6 +17,7 @@ from models.compared.utae import UTAEVector
 from models.compared.vit import image_vit, pixel_vit
 from models.norms import BatchNorm
 from models.standardize import Standardization
+from utils.errors import UserError
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------
@@ -89,7 +90,13 @@ class Compared(nn.Module):
                 self.series_network(len(sensor.bands), outputs, width))
 
     def inputs(self, key, batch):
-        """What a modality's network is called with: (image,) or (series, dates, padded), standardised."""
+        """What a modality's network is called with: (image,) or (series, dates, padded), standardised.
+
+        Errors: UserError naming a tile without its image: these networks have nothing in its place.
+        """
+        if f"{key}_missing" in batch and batch[f"{key}_missing"].any():
+            tile = batch["name"][batch[f"{key}_missing"].int().argmax().item()]
+            raise UserError(f"{tile}: no image of {key}, which only omnisat can do without; leave the tile out of the list")
         x = self.standardize[key](batch[key])
         return (x,) if self.sensors[key].kind == "image" else (x, batch[f"{key}_dates"], batch[f"{key}_padded"])
 
