@@ -5,7 +5,6 @@ import statistics
 
 import numpy as np
 
-from tables import claims
 from tables.cells import MODALITIES
 from utils.errors import UserError
 from utils.metrics import f1_scores
@@ -106,56 +105,55 @@ def best_constant(path, column, scale):
     return found
 
 
-def claims_of(folder, scale):
-    """The claims of claims.py. Errors: UserError if there are no rows for any."""
-    path = folder / f"{claims.TABLE}.csv"
-    cells, _ = collect(folder, claims.TABLE, scale)
-    constant = best_constant(path, "f1_weighted", scale).get(claims.DATASET)
-    found = claims.of_cells(cells, constant) + claims.of_probe(folder / "probe.csv", scale)
-    found = [claim for claim in found if claim.ours]                          # both cells, but of no seed in common
-    if not found:
-        raise UserError(f"{path}: no claim can be looked at; it needs OmniSat's cells of {claims.DATASET}, run_tables.sh demo writes them")
-    return found
+def paired(more, others):
+    """A cell against the best of others, {name: cell}: the paper's difference, ours {seed: difference} over the seeds
+    that all have, and the name of the best. None where a cell is missing, or there is no such seed.
+    """
+    if not more or not others or not all(others.values()):
+        return None
+    seeds = [seed for seed in more["ours"] if all(seed in cell["ours"] for cell in others.values())]
+    if not seeds:
+        return None
+    # by the mean, not the best of each seed, which noise makes too good
+    best = max(others, key=lambda name: statistics.mean(others[name]["ours"][seed] for seed in seeds))
+    return (more["paper"] - max(cell["paper"] for cell in others.values()),
+            {seed: more["ours"][seed] - others[best]["ours"][seed] for seed in seeds}, best)
 
 
 def differences(cells):
-    """The differences behind the paper's claims: {(claim, where): {percent: (the paper's, [ours, paired by seed])}}."""
+    """The differences behind the paper's claims: {(claim, where): {percent: (the paper's, {seed: ours})}}."""
     found, printed = collections.defaultdict(dict), paper_cells(next(iter(cells))[0])
     for key, cell in cells.items():
         _, dataset, _, pretraining, ablation, modality, percent = key
 
         def with_(**changes):
             return tuple((dict(zip(KEYS, key)) | changes).values())
-        single = [with_(modality=m) for m in MODALITIES[1:]]
         start = "from scratch" if pretraining == "none" else f"pretrained: {pretraining}"
         claims = []    # (claim, where, cell, cells of which the best by the mean is subtracted)
         if ablation != "none":
-            claims.append(("full - ablation", cell["name"], cells.get(with_(ablation="none")), [cell]))
+            claims.append(("full - ablation", cell["name"], cells.get(with_(ablation="none")), {"": cell}))
         elif pretraining == "self":
-            scratch = cells.get(with_(pretraining="none"))
-            claims.append(("pretrained - scratch", f"{dataset}, {cell['name']}, {modality}", cell, [scratch]))
+            claims.append(("pretrained - scratch", f"{dataset}, {cell['name']}, {modality}", cell,
+                           {"": cells.get(with_(pretraining="none"))}))
         if modality == "all":
+            single = {name: with_(modality=name) for name in MODALITIES[1:]}
             claims.append(("all - best single modality", f"{dataset}, {cell['name']}, {start}", cell,
-                           [cells.get(k) for k in single if k in printed]))
-        for claim, where, more, less in claims:
-            if more and less and all(less):
-                seeds = [seed for seed in more["ours"] if all(seed in c["ours"] for c in less)]
-                if seeds:
-                    # not the best of each seed, which noise makes too good
-                    best = max((c["ours"] for c in less), key=lambda f1: statistics.mean(f1[seed] for seed in seeds))
-                    found[claim, where][percent] = (more["paper"] - max(c["paper"] for c in less),
-                                                    [more["ours"][seed] - best[seed] for seed in seeds])
+                           {name: cells.get(k) for name, k in single.items() if k in printed}))
+        for claim, where, more, others in claims:
+            if difference := paired(more, others):
+                found[claim, where][percent] = difference[:2]
     return dict(sorted(found.items(), key=lambda item: item[0][0]))
 
 
 def repairs(cells, repaired):
-    """What repairing Sentinel-1 changes, as differences gives it, paired by seed; the paper has no such number."""
+    """What repairing Sentinel-1 changes, as differences gives it; the paper has no such number."""
     found = collections.defaultdict(dict)
     for key, cell in repaired.items():
         released = cells.get(key, {"ours": {}})["ours"]
-        if ours := [value - released[seed] for seed, value in cell["ours"].items() if seed in released]:
+        if ours := {seed: value - released[seed] for seed, value in cell["ours"].items() if seed in released}:
             _, dataset, _, pretraining, ablation, modality, percent = key
-            start = "" if ablation != "none" else ", from scratch" if pretraining == "none" else f", pretrained: {pretraining}"
+            start = ("" if ablation != "none" else ", from scratch" if pretraining == "none" else
+                     f", pretrained: {pretraining}")
             found["S1 repaired - as released", f"{dataset}, {cell['name']}{start}, {modality}"][percent] = None, ours
     return dict(found)
 
