@@ -1,6 +1,7 @@
 """Our cells beside the paper's: mean, standard deviation and number of seeds.
 
-    python compare.py                  all there is: results/table2.csv ... table5.csv and figure 5, the paper's configuration
+    python compare.py                  all there is: results/table2.csv ... table5.csv and figure 5, the paper's
+                                       configuration
     python compare.py table3 fig5      these only
     python compare.py --demo           results/demo/TABLE.csv, simulated data and small models
     python compare.py claims --demo    what the demo is to show, claim by claim, of each seed
@@ -87,8 +88,8 @@ class Findings:
         if self.entries:
             self.add_block("fig5: best weighted F1 of each method, %", figure5_lines(self.entries))
         else:
-            self.problems.append(f"{self.folder / 'table2.csv'} has no score yet with 100 % of the labels, which figure "
-                                 "5 shows")
+            self.problems.append(f"{self.folder / 'table2.csv'} has no score yet with 100 % of the labels, which "
+                                 "figure 5 shows")
 
     def add_probe(self):
         path = self.folder / "probe.csv"

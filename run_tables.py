@@ -1,11 +1,14 @@
 """Produce the cells of the paper's tables, a command a row. Called by run_tables.sh, which looks after the packages.
 
-    bash run_tables.sh demo                          what OmniSat can do, on simulated tiles with a small model: 6 minutes on 2 CPU cores
+    bash run_tables.sh demo                          what OmniSat can do, on simulated tiles with a small model: 6
+                                                     minutes on 2 CPU cores
     bash run_tables.sh table2                        the paper's configuration on the release, in data/ or --data DIR
     bash run_tables.sh table3 --dry-run              only print the commands, each of them can be run alone
     bash run_tables.sh all --demo                    every table on simulated data
-    bash run_tables.sh probe                         frozen evaluation of OmniSat's pretrainings, results/probe.csv (also --demo)
-    bash run_tables.sh table2 --s1 repaired          the cells that see Sentinel-1 of TreeSatAI-TS, its scrambled files put in order
+    bash run_tables.sh probe                         frozen evaluation of OmniSat's pretrainings, results/probe.csv
+                                                     (also --demo)
+    bash run_tables.sh table2 --s1 repaired          the cells that see Sentinel-1 of TreeSatAI-TS, its scrambled files
+                                                     put in order
 
 Rows go to results/TABLE.csv (demo: results/demo/; with --demo: results/demo-all/; repaired: results/repaired/),
 checkpoints and logs to runs/. What is there already is not run again, what was stopped goes on. The exit code is 0 if
@@ -34,21 +37,28 @@ def command_line():
     arguments = argparse.ArgumentParser(prog="run_tables.sh", description=__doc__,
                                         formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("table", choices=[*TABLES, "fig5", "all", "demo", "probe"],
-                           help="a table; fig5: what figure 5 shows; all; probe: frozen evaluation, not in the paper; or demo: OmniSat's cells of TreeSatAI-TS and "
-                                "their probe, on simulated tiles, and what they show: 6 minutes on 2 cores")
+                           help="a table; fig5: what figure 5 shows; all; probe: frozen evaluation, not in the paper; "
+                                "or demo: OmniSat's cells of TreeSatAI-TS and their probe, on simulated tiles, and "
+                                "what they show: 6 minutes on 2 cores")
     arguments.add_argument("--list", action="store_true", help="print the cells, as CSV, and stop")
-    arguments.add_argument("--dry-run", action="store_true", help="print the commands that would run, one a line, and stop")
-    arguments.add_argument("--only", metavar="PATTERN", help="only cells whose line of --list matches this regular expression, "
-                                                             "e.g. 'treesatai-ts,omnisat,.*,s2,10$'")
-    arguments.add_argument("--seeds", type=whole_list(0), default=[0], metavar="LIST", help="comma-separated; each has its own pretraining and label subset (default: 0)")
+    arguments.add_argument("--dry-run", action="store_true",
+                           help="print the commands that would run, one a line, and stop")
+    arguments.add_argument("--only", metavar="PATTERN",
+                           help="only cells whose line of --list matches this regular expression, e.g. "
+                                "'treesatai-ts,omnisat,.*,s2,10$'")
+    arguments.add_argument("--seeds", type=whole_list(0), default=[0], metavar="LIST",
+                           help="comma-separated; each has its own pretraining and label subset (default: 0)")
     arguments.add_argument("--nproc", type=whole(1), default=1, help="processes, one a GPU (default: 1)")
-    arguments.add_argument("--jobs", type=whole(1), metavar="N", help="for the demo: commands at a time, each on one core, their output in "
-                                                                  "runs/demo (with --demo: runs/demo-all; default: the number of cores, at most 8)")
-    arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README; relative to the repository (default: data)")
+    arguments.add_argument("--jobs", type=whole(1), metavar="N",
+                           help="for the demo: commands at a time, each on one core, their output in runs/demo (with "
+                                "--demo: runs/demo-all; default: the number of cores, at most 8)")
+    arguments.add_argument("--data", metavar="DIR",
+                           help="folder of the datasets, see README; relative to the repository (default: data)")
     arguments.add_argument("--demo", action="store_true", help="the table on generated data with small models")
     arguments.add_argument("--s1", choices=("released", "repaired"), default="released",
-                           help="repaired: scrambled Sentinel-1 of TreeSatAI-TS put in order (docs/sentinel1-2017.md), a table of its own "
-                                "with the cells that see it; the demo then has such files (default: released)")
+                           help="repaired: scrambled Sentinel-1 of TreeSatAI-TS put in order (docs/sentinel1-2017.md), "
+                                "a table of its own with the cells that see it; the demo then has such files (default: "
+                                "released)")
     arguments.add_argument("--python", default=sys.executable, help=argparse.SUPPRESS)    # as run_tables.sh found it
     return arguments
 
@@ -65,7 +75,8 @@ def chosen(args, arguments):
         return cells
     seen = [cell for cell in cells if sees_s1(cell)]
     if not seen:
-        arguments.error(f"--s1 repaired: none of these {len(cells)} cells sees Sentinel-1 of treesatai-ts; leave it out")
+        arguments.error(f"--s1 repaired: none of these {len(cells)} cells sees Sentinel-1 of treesatai-ts; leave it "
+                        "out")
     print(f"{len(seen)} of {len(cells)} cells see Sentinel-1 of treesatai-ts; the others would be what they are",
           file=sys.stderr)
     return seen
@@ -79,8 +90,8 @@ def folder_of_data(args, arguments, demo):
         arguments.error("--s1 repaired: the demo's Sentinel-1 is in order; table2 --demo has scrambled files")
     data = str(folder_of(demo, args.s1)) if demo else args.data or "data"
     if not demo and not args.dry_run and not Path(data).is_dir():
-        arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data (see "
-                        "README)")
+        arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data "
+                        "(see README)")
     return data
 
 

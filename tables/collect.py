@@ -13,10 +13,11 @@ from utils.results import (KEYS, SCORED, check_test_lists, folder_of, key_of, re
 
 METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
 COLUMN = {"f1_as_printed": "f1_weighted"}    # the values of table 5 are weighted F1, see PAPER.md
-FIGURE5 = {"model": "", "printed_name": "method", "pretraining": "pretrained", "dataset": "dataset", "modality": "modality",
-           "params_millions": "M params", "pretrain_hours": "pretrain h", "finetune_hours": "finetune h",
-           "f1_weighted": "ours", "f1_std": "std", "n": "n", "paper_f1_best": "paper", "scale": "",
-           "device": ""}    # columns of fig5.csv: their names in the terminal, if shown there
+# columns of fig5.csv: their names in the terminal, if shown there
+FIGURE5 = {"model": "", "printed_name": "method", "pretraining": "pretrained", "dataset": "dataset",
+           "modality": "modality", "params_millions": "M params", "pretrain_hours": "pretrain h",
+           "finetune_hours": "finetune h", "f1_weighted": "ours", "f1_std": "std", "n": "n", "paper_f1_best": "paper",
+           "scale": "", "device": ""}
 
 
 def paper_cells(table):
@@ -48,7 +49,8 @@ def collect(folder, table, scale, s1="released"):
     rows = [row for row in rows if s1_of(row) == s1]
     ours = [row for row in rows if row["scale"] == scale]
     if not rows:
-        raise UserError(f"{path} has only rows of --s1 {s1_of(others[0])}; they belong in {folder_of(folder, s1_of(others[0]))}")
+        other = s1_of(others[0])
+        raise UserError(f"{path} has only rows of --s1 {other}; they belong in {folder_of(folder, other)}")
     if not ours:
         raise UserError(f"{path} has only rows of scale {', '.join(sorted({row['scale'] for row in rows}))}; "
                         f"shown are those of scale {scale}")
@@ -64,15 +66,16 @@ def collect(folder, table, scale, s1="released"):
                 del rows_of[seed]
     shown = [row for key in printed if key in scored for row in scored[key].values()]
     check_test_lists(path, shown)
-    without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours if row["status"] not in SCORED)
+    without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours
+                                  if row["status"] not in SCORED)
     notes = [f"{rows_in_words(count)} {what}" for count, what in (
         (without.total(), "without a score: " + ", ".join(f"{n} {status}" for status, n in without.items())),
         (sum(row["status"] == "random-weights" for row in shown), "with random weights in place of published ones"),
         (mixed, "with random weights, of cells that have others with published ones, not shown"),
         (len(rows) - len(ours), f"not of scale {scale}, not shown"),
         (len(others), f"not of --s1 {s1}, not shown"),
-        (sum(len(scored[key]) for key in scored.keys() - printed.keys()), "of cells that the paper does not print, not shown")
-    ) if count]
+        (sum(len(scored[key]) for key in scored.keys() - printed.keys()),
+         "of cells that the paper does not print, not shown")) if count]
     cells, column = {}, None
     for key, cell in printed.items():
         if key in scored:
@@ -80,7 +83,8 @@ def collect(folder, table, scale, s1="released"):
             values = {seed: float(row[column]) for seed, row in scored[key].items()}
             mean, std = mean_std(values.values())
             cells[key] = {"paper": float(cell["f1"]), "name": cell["printed_name"], "metric": METRICS[cell["metric"]],
-                          "ours": values, "mean": mean, "std": std, "n": len(values), "rows": list(scored[key].values())}
+                          "ours": values, "mean": mean, "std": std, "n": len(values),
+                          "rows": list(scored[key].values())}
     notes += remarks(shown)
     if not cells:
         raise UserError(f"{path} has no score yet of a cell that the paper prints: {'; '.join(notes)}")
@@ -183,6 +187,6 @@ def figure5(cells, scale):
         paper = max(float(row["f1"]) for k, row in printed.items() if k[2:4] == method and k[6] == "100")
         devices = " + ".join(sorted({machine for row in cell["rows"] for machine in machines(row)}))
         rows.append(dict(zip(FIGURE5, (
-            key[2], cell["name"], key[3], key[1], key[5], mean("params", 1e-6), mean("pretrain_hours"), mean("finetune_hours"),
-            cell["mean"], cell["std"], cell["n"], paper, scale, devices))))
+            key[2], cell["name"], key[3], key[1], key[5], mean("params", 1e-6), mean("pretrain_hours"),
+            mean("finetune_hours"), cell["mean"], cell["std"], cell["n"], paper, scale, devices))))
     return rows

@@ -86,8 +86,8 @@ class Jobs:
             self.blocked[name] = missing
             self.without.append((self.commands.csv(cell), row))
             return
-        self.trained[target] = self.plan(name, self.commands.finetune(cell, seed), self.pretrainings(cell, seed) or data,
-                                         target.parent / "output.txt")
+        needs = self.pretrainings(cell, seed) or data
+        self.trained[target] = self.plan(name, self.commands.finetune(cell, seed), needs, target.parent / "output.txt")
 
     def add_probes(self, cells, seeds):
         """What frozen evaluation of the cells' pretrainings takes."""
@@ -97,15 +97,16 @@ class Jobs:
                  and (row["features"], row["classifier"], row["label_percent"]) == last}
         for seed in seeds:
             for cell in cells:
-                if not all((cell["dataset"], seed, modality) in there for modality in self.commands.probed(cell["dataset"])):
+                dataset = cell["dataset"]
+                if not all((dataset, seed, modality) in there for modality in self.commands.probed(dataset)):
                     self.add_probe(cell, seed)
 
     def add_probe(self, cell, seed):
         name, (start,) = f"probe of {cell['dataset']}, seed {seed}", self.commands.pretrained(cell, seed).values()
         if not self.is_blocked(name, [start]):
             data = self.data(cell["dataset"])
-            self.plan(name, self.commands.probe(cell, seed), self.pretrainings(cell, seed) or data,
-                      start.parent / "probe.txt")
+            needs = self.pretrainings(cell, seed) or data
+            self.plan(name, self.commands.probe(cell, seed), needs, start.parent / "probe.txt")
 
 
 def needed_first(planned):
