@@ -203,8 +203,8 @@ def main(argv=None):
                         ("loss", *model.terms))
     if rank == 0:
         size = sum(p.numel() for p in model.parameters()) / 1e6
-        print(f"{in_words(args, modalities, train)}; {size:.2f} M parameters; {args.batch_size} tiles a step in pools of "
-              f"{pool}; {world} process(es) on {source['device']}", file=sys.stderr)
+        print(f"{in_words(args, modalities, train)}; {size:.2f} M parameters; {args.batch_size} tiles a step in pools "
+              f"of {pool}; {world} process(es) on {source['device']}", file=sys.stderr)
 
     # ---- epochs
     with training:
