@@ -1,6 +1,7 @@
 """Our cells beside the paper's: mean, standard deviation and number of seeds.
 
-    python compare.py                  all there is: results/table2.csv ... table5.csv and figure 5, the paper's configuration
+    python compare.py                  all there is: results/table2.csv ... table5.csv and figure 5, the paper's
+                                       configuration
     python compare.py table3 fig5      these only
     python compare.py --demo           results/demo/TABLE.csv, simulated data and small models
     python compare.py claims --demo    what the demo is to show, claim by claim, of each seed
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 
 from tables import claims, curves
-from tables.collect import FIGURE5, claims_of, collect, differences, figure5, repairs
+from tables.collect import FIGURE5, collect, differences, figure5, repairs
 from tables.text import LINES, as_markdown, as_text, difference_lines, figure5_lines, table_lines
 from utils.errors import UserError, run
 from utils.results import KEYS, TABLES, check_test_lists, folder_of
@@ -38,99 +39,150 @@ def write_csv(path, header, lines):
         csv.writer(file, lineterminator="\n").writerows([header, *lines])
 
 
-def draw(folder, tables, entries, probes, remark):
-    """A picture of each table, of figure 5 and of frozen evaluation; without matplotlib a line that says so."""
-    try:
-        from tables import pictures
-    except ModuleNotFoundError as error:
-        if error.name.split(".")[0] != "matplotlib":
-            raise
-        print("no pictures: the package matplotlib is not installed (pip install matplotlib)\n")
-        return
-    for table, (cells, repaired) in tables.items():
-        pictures.draw_table(folder / f"{table}.png", cells, remark, repaired)
-    if entries:
-        pictures.draw_figure5(folder / "fig5.png", entries, remark)
-    if probes:
-        pictures.draw_probe(folder / "probe.png", probes, remark)
+class Findings:
+    """What a folder of results holds, and what it lacks.
+
+    blocks: [(title, (header, lines), notes)], the text; tables: {name: (cells, cells on repaired Sentinel-1)};
+    entries: of figure 5; probes: of frozen evaluation; problems: lines on what is missing.
+    """
+
+    def __init__(self, folder, is_demo):
+        self.folder, self.is_demo, self.scale = folder, is_demo, "demo" if is_demo else "paper"
+        self.blocks, self.tables, self.entries, self.probes, self.problems = [], {}, [], {}, []
+
+    def add_block(self, title, lines, notes=()):
+        self.blocks.append((f"{title}{f'. {DEMO}' if self.is_demo else ''}", lines, list(notes)))
+
+    def cells(self, table, kinds):
+        """{s1: (cells, notes)} of a table, of the kinds of Sentinel-1 that there are without a problem."""
+        found = {}
+        for s1 in kinds:
+            try:
+                found[s1] = collect(self.folder, table, self.scale, s1)
+                check_test_lists(self.folder / f"{table}.csv", [row for cells, _ in found.values()
+                                                                for cell in cells.values() for row in cell["rows"]])
+            except UserError as error:
+                found.pop(s1, None)
+                self.problems.append(str(error))
+        return found
+
+    def add_table(self, name):
+        """A table beside the paper's, and the differences that its claims are about."""
+        found = self.cells(name, [s1 for s1 in LINES if path_of(self.folder, name, s1).exists()] or ["released"])
+        if not found:
+            return
+        (cells, notes), (repaired, more) = (found.get(s1, ({}, [])) for s1 in LINES)
+        self.tables[name], metric = (cells, repaired), next(iter((cells or repaired).values()))["metric"]
+        notes = notes + [f"S1 repaired: {note}" for note in more if note not in notes]
+        self.add_block(f"{name}: {metric} on test, %", table_lines(cells, repaired), notes)
+        if cells and (found := differences(cells)):
+            self.add_block(f"{name}: differences, paired by seed", difference_lines(found))
+        if repaired and (found := repairs(cells, repaired) | differences(repaired)):
+            self.add_block(f"{name}: differences, S1 repaired, paired by seed", difference_lines(found))
+
+    def add_figure5(self):
+        found = self.cells("table2", ["released"])
+        if not found:
+            return
+        self.entries = figure5(found["released"][0], self.scale)
+        if self.entries:
+            self.add_block("fig5: best weighted F1 of each method, %", figure5_lines(self.entries))
+        else:
+            self.problems.append(f"{self.folder / 'table2.csv'} has no score yet with 100 % of the labels, which "
+                                 "figure 5 shows")
+
+    def add_probe(self):
+        path = self.folder / "probe.csv"
+        self.probes = curves.collect(path, self.scale)
+        if self.probes:
+            self.add_block("probe: F1 of simple classifiers on frozen features, on test, %, between what it lies",
+                           curves.lines(self.probes))
+        else:
+            self.problems.append(f"{path} has no rows of scale {self.scale} yet; run_tables.sh probe writes them")
+
+    def add_claims(self):
+        found = claims.collect_claims(self.folder, self.scale)
+        self.add_block(f"claims: what {'the demo' if self.is_demo else 'OmniSat'} shows on {claims.DATASET}",
+                       claims.lines(found))
+
+    def write(self):
+        """The same as files, text and numbers; and as pictures."""
+        markdown = ["\n\n".join([f"**{title}**", as_markdown(*lines), *notes]) for title, lines, notes in self.blocks]
+        (self.folder / "compare.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
+        if self.tables:
+            write_csv(self.folder / "compare.csv",
+                      [*KEYS, "metric", "paper", "ours_mean", "ours_std", "n", "scale", "s1"],
+                      [[*key, cell["metric"], cell["paper"], decimals(cell["mean"], 2), decimals(cell["std"], 2),
+                        cell["n"], self.scale, s1]
+                       for both in self.tables.values() for s1, cells in zip(LINES, both)
+                       for key, cell in cells.items()])
+        if self.entries:
+            write_csv(self.folder / "fig5.csv", FIGURE5, [[decimals(v, 4) if isinstance(v, float) else v
+                                                           for v in row.values()] for row in self.entries])
+        self.draw(DEMO if self.is_demo else "")
+
+    def draw(self, remark):
+        """A picture of each table, of figure 5 and of frozen evaluation; without matplotlib a line that says so."""
+        try:
+            from tables import pictures
+        except ModuleNotFoundError as error:
+            if error.name.split(".")[0] != "matplotlib":
+                raise
+            print("no pictures: the package matplotlib is not installed (pip install matplotlib)\n")
+            return
+        for table, (cells, repaired) in self.tables.items():
+            pictures.draw_table(self.folder / f"{table}.png", cells, remark, repaired)
+        if self.entries:
+            pictures.draw_figure5(self.folder / "fig5.png", self.entries, remark)
+        if self.probes:
+            pictures.draw_probe(self.folder / "probe.png", self.probes, remark)
+
+
+def path_of(folder, table, s1):
+    return folder_of(folder, s1) / f"{table}.csv"
+
+
+def command_line():
+    """The ArgumentParser."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("tables", nargs="*", metavar="TABLE",
+                           help="table2 ... table5, fig5, probe, claims (default: all there is, but for claims)")
+    arguments.add_argument("--demo", action="store_true", help="the demo's results instead of the paper-scale ones")
+    arguments.add_argument("--results", metavar="DIR", help="folder of the tables (default: results, or results/demo)")
+    return arguments
+
+
+def chosen(tables, folder):
+    """What is shown, in order: what was asked for, else all there is, but for claims. Errors: UserError."""
+    known = (*TABLES, "fig5", "probe", "claims")
+    for name in tables:
+        if name not in known:
+            raise UserError(f"unknown table '{name}': there are {', '.join(known)}")
+    if tables:
+        return sorted(tables, key=lambda name: known.index(name) if name in ("probe", "claims") else -1)
+    there = [table for table in TABLES if any(path_of(folder, table, s1).exists() for s1 in LINES)]
+    more = {"fig5": folder / "table2.csv", "probe": folder / "probe.csv"}
+    found = there + [name for name, path in more.items() if path.exists()]
+    if not found:
+        raise UserError(f"no rows yet: {folder} has no table2.csv ... table5.csv; run_tables.sh writes them")
+    return found
 
 
 def main(argv=None):
-    # ---- options
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("tables", nargs="*", metavar="TABLE", help="table2 ... table5, fig5, probe, claims (default: all there is, but for claims)")
-    arguments.add_argument("--demo", action="store_true", help="the demo's results instead of the paper-scale ones")
-    arguments.add_argument("--results", metavar="DIR", help="folder of the tables (default: results, or results/demo)")
-    args = arguments.parse_args(argv)
-    folder, scale = Path(args.results or (RESULTS / "demo" if args.demo else RESULTS)), "demo" if args.demo else "paper"
-    for name in args.tables:
-        if name not in TABLES + ("fig5", "probe", "claims"):
-            raise UserError(f"unknown table '{name}': there are {', '.join(TABLES)}, fig5, probe, claims")
-    there = [table for table in TABLES if any((folder_of(folder, s1) / f"{table}.csv").exists() for s1 in LINES)]
-    has_probe = "probe" in args.tables or (not args.tables and (folder / "probe.csv").exists())
-    if not args.tables and not there and not has_probe:
-        raise UserError(f"no rows yet: {folder} has no table2.csv ... table5.csv; run_tables.sh writes them")
-
-    # ---- cells
-    blocks, tables, entries, problems = [], {}, [], []    # blocks: (title, (header, lines), notes)
-    remark, end = (DEMO, f". {DEMO}") if args.demo else ("", "")
-    shown = there + ["fig5"] * (folder / "table2.csv").exists() if not args.tables else [n for n in args.tables if n not in ("probe", "claims")]
-    for name in shown:
-        table = "table2" if name == "fig5" else name
-        both = [s1 for s1 in LINES if (folder_of(folder, s1) / f"{table}.csv").exists()] if name != "fig5" else []
-        found = {}                                                            # {s1: (cells, notes)}
-        for s1 in both or ["released"]:
-            try:
-                found[s1] = collect(folder, table, scale, s1)
-                check_test_lists(folder / f"{table}.csv", [row for cells, _ in found.values() for cell in cells.values()
-                                                           for row in cell["rows"]])
-            except UserError as error:
-                found.pop(s1, None)
-                problems.append(str(error))
-        if not found:
-            continue
-        (cells, notes), (repaired, more) = (found.get(s1, ({}, [])) for s1 in LINES)
-        if name == "fig5":
-            if entries := figure5(cells, scale):
-                blocks.append((f"fig5: best weighted F1 of each method, %{end}", figure5_lines(entries), []))
-            else:
-                problems.append(f"{folder / 'table2.csv'} has no score yet with 100 % of the labels, which figure 5 shows")
+    args = command_line().parse_args(argv)
+    findings = Findings(Path(args.results or (RESULTS / "demo" if args.demo else RESULTS)), args.demo)
+    more = {"fig5": findings.add_figure5, "probe": findings.add_probe, "claims": findings.add_claims}
+    for name in chosen(args.tables, findings.folder):
+        if name in more:
+            more[name]()
         else:
-            tables[name], metric = (cells, repaired), next(iter((cells or repaired).values()))["metric"]
-            notes = notes + [f"S1 repaired: {note}" for note in more if note not in notes]
-            blocks.append((f"{name}: {metric} on test, %{end}", table_lines(cells, repaired), notes))
-            if cells and (found := differences(cells)):
-                blocks.append((f"{name}: differences, paired by seed{end}", difference_lines(found), []))
-            if repaired and (found := repairs(cells, repaired) | differences(repaired)):
-                blocks.append((f"{name}: differences, S1 repaired, paired by seed{end}", difference_lines(found), []))
-
-    probes = curves.collect(folder / "probe.csv", scale) if has_probe else {}
-    if probes:
-        blocks.append((f"probe: F1 of simple classifiers on frozen features, on test, %, between what it lies{end}", curves.lines(probes), []))
-    elif has_probe:
-        problems.append(f"{folder / 'probe.csv'} has no rows of scale {scale} yet; run_tables.sh probe writes them")
-
-    if "claims" in args.tables:
-        found = claims_of(folder, scale)
-        blocks.append((f"claims: what {'the demo' if args.demo else 'OmniSat'} shows on {claims.DATASET}{end}", claims.lines(found), []))
-
-    # ---- files, pictures, text
-    if blocks:
-        markdown = ["\n\n".join([f"**{title}**", as_markdown(*lines), *notes]) for title, lines, notes in blocks]
-        (folder / "compare.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
-        if tables:
-            write_csv(folder / "compare.csv", [*KEYS, "metric", "paper", "ours_mean", "ours_std", "n", "scale", "s1"],
-                      [[*key, cell["metric"], cell["paper"], decimals(cell["mean"], 2), decimals(cell["std"], 2),
-                        cell["n"], scale, s1]
-                       for both in tables.values() for s1, cells in zip(LINES, both) for key, cell in cells.items()])
-        if entries:
-            write_csv(folder / "fig5.csv", FIGURE5, [[decimals(v, 4) if isinstance(v, float) else v for v in row.values()]
-                                                     for row in entries])
-        draw(folder, tables, entries, probes, remark)
-        print("\n\n".join("\n".join([title, as_text(*lines), *notes]) for title, lines, notes in blocks))
-    if problems:
-        text = "\n".join(dict.fromkeys(problems))
-        if args.tables or not blocks:
+            findings.add_table(name)
+    if findings.blocks:
+        findings.write()
+        print("\n\n".join("\n".join([title, as_text(*lines), *notes]) for title, lines, notes in findings.blocks))
+    if findings.problems:
+        text = "\n".join(dict.fromkeys(findings.problems))
+        if args.tables or not findings.blocks:
             raise UserError(text)
         print(f"\n{text}", file=sys.stderr)
 

@@ -166,9 +166,9 @@ def main(argv=None):
     # ---- setup
     rank, world, device = place = distributed.setup()
     source = provenance("pretrain.py", argv if argv is not None else sys.argv[1:], device)
-    target = target_of(args, modality)
-    compiles = options.chosen_compile(args, device, is_worth_it=args.model == "omnisat")
-    if args.record and (device.type != "cuda" or args.model != "omnisat" or not compiles):
+    is_omnisat, target = args.model == "omnisat", target_of(args, modality)
+    compiles = options.chosen_compile(args, device, is_worth_it=is_omnisat)
+    if args.record and not (device.type == "cuda" and is_omnisat and compiles):
         raise UserError("--record is for omnisat, compiled, on a GPU; leave it out", is_told=rank > 0)
     saved, settings = open_folder(target, "pretrained", args, rank, modalities=",".join(modalities), lr=rate,
                                   precision=options.chosen_precision(args, device), compile=compiles)
@@ -181,7 +181,6 @@ def main(argv=None):
     train, val = distributed.first_alone(lambda: [open_split(args, modalities, split) for split in ("train", "val")])
     statistics = distributed.first_alone(lambda: training_statistics(train, args.workers))
     loader, val_loader = loaders(args, train, val, rank, world)
-    pool = loader.batch_sampler.pool                                          # tiles
 
     # ---- model, optimiser
     config = {"model": args.model, "sensors": [asdict(sensor) for sensor in train.sensors], "options": sizes}
@@ -189,23 +188,23 @@ def main(argv=None):
     model = build_model(args.model, train.sensors, **sizes)
     model.standardize.set(statistics)
     model.to(device)
-    autocast = options.set_up(model, args, device, compiles)
-    pool_step = PoolStep(model, autocast, device, pool if compiles and args.model == "omnisat" else 0, args.record)
+    autocast, pool = options.set_up(model, args, device, compiles), loader.batch_sampler.pool    # pool: tiles
+    pool_step = PoolStep(model, autocast, device, pool if compiles and is_omnisat else 0, args.record)
     optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
     # ---- resume
-    is_paper = options.is_paper(args, arguments, modalities) and is_whole and options.has_release(
-        args.dataset, {"train": train, "val": val}, rank)
     facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash,
              "val_hash": val.list_hash, "val_order": VAL_ORDER, "max_dates": method.max_dates(args.dataset),
-             "s1": args.s1, "is_demo": train.is_demo, "source": source, "is_paper": is_paper}
+             "s1": args.s1, "is_demo": train.is_demo, "source": source,
+             "is_paper": options.is_paper(args, arguments, modalities) and is_whole and options.has_release(
+                 args.dataset, {"train": train, "val": val}, rank)}
     training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler,
                         ("loss", *model.terms))
     if rank == 0:
-        size = sum(p.numel() for p in model.parameters())
-        print(f"{in_words(args, modalities, train)}; {size / 1e6:.2f} M parameters; {args.batch_size} tiles a step in "
-              f"pools of {pool}; {world} process(es) on {source['device']}", file=sys.stderr)
+        size = sum(p.numel() for p in model.parameters()) / 1e6
+        print(f"{in_words(args, modalities, train)}; {size:.2f} M parameters; {args.batch_size} tiles a step in pools "
+              f"of {pool}; {world} process(es) on {source['device']}", file=sys.stderr)
 
     # ---- epochs
     with training:

@@ -1,7 +1,8 @@
 """Frozen evaluation: what simple classifiers learn from features that nobody trained for them.
 
     python probe.py --checkpoint runs/treesatai-ts/pretrain-seed0/pretrained.pt --data-root DIR --csv results/probe.csv
-    python probe.py --checkpoint PRETRAINED.pt --data-root DIR --modalities s2 --weights own --features tile --label-percent 10
+    python probe.py --checkpoint PRETRAINED.pt --data-root DIR --modalities s2 --weights own --features tile \\
+        --label-percent 10
 
 Features of each tile are computed once a split and kept beside the checkpoint. On those of the labelled training tiles
 a logistic regression for each class and k nearest neighbours are fitted (scikit-learn, standardised features); C and k
@@ -126,7 +127,8 @@ def chosen(args, saved):
     for modality in args.modalities or [everything, *(there if name == "omnisat" else [])]:
         seen[modality] = there if modality == everything else options.chosen_modalities(modality, dataset)
         if unknown := [key for key in seen[modality] if key not in there]:
-            raise UserError(f"--modalities {modality}: {args.checkpoint} has {', '.join(there)}, not {', '.join(unknown)}")
+            raise UserError(f"--modalities {modality}: {args.checkpoint} has {', '.join(there)}, not "
+                            f"{', '.join(unknown)}")
     kinds = [what for what in args.features if what != "tokens" or name == "omnisat"]
     if not kinds:
         raise UserError(f"--features tokens: {name} has none, choose tile")
@@ -201,8 +203,9 @@ def report(args, saved, source, test, scores, row):
     counts = metrics.count(scores, labels)
     found = metrics.f1_scores(counts) | {"map": metrics.mean_average_precision(scores, labels)}
     weights = "no" if row["model"] == "handmade" else "random" if row["pretraining"] == "none" else "pretrained"
-    print(f"{row['modality']:8} {row['features']:9} {weights:10} {row['classifier']:9} {row['label_percent']:4} %: weighted "
-          f"F1 {found['f1_weighted']:5.1f}, macro F1 {found['f1_macro']:5.1f}, mAP {found['map']:5.1f}", file=sys.stderr)
+    print(f"{row['modality']:8} {row['features']:9} {weights:10} {row['classifier']:9} {row['label_percent']:4} %: "
+          f"weighted F1 {found['f1_weighted']:5.1f}, macro F1 {found['f1_macro']:5.1f}, mAP {found['map']:5.1f}",
+          file=sys.stderr)
     if args.csv:
         ends = {f"{name}_{end}": f"{value:.4f}" for name, pair in bootstrap(scores, labels).items()
                 for end, value in zip(("low", "high"), pair)}
@@ -220,7 +223,8 @@ def report(args, saved, source, test, scores, row):
 def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
-    arguments.add_argument("--checkpoint", required=True, metavar="FILE", help="pretrained.pt or finetuned.pt, of any method")
+    arguments.add_argument("--checkpoint", required=True, metavar="FILE",
+                           help="pretrained.pt or finetuned.pt, of any method")
     arguments.add_argument("--data-root", required=True, metavar="DIR", help="folder of the raw files")
     arguments.add_argument("--modalities", nargs="+", metavar="KEYS",
                            help="all, s2, or some joined by commas, several of these (default: all and each alone)")

@@ -1,11 +1,14 @@
 """Produce the cells of the paper's tables, a command a row. Called by run_tables.sh, which looks after the packages.
 
-    bash run_tables.sh demo                          what OmniSat can do, on simulated tiles with a small model: 6 minutes on 2 CPU cores
+    bash run_tables.sh demo                          what OmniSat can do, on simulated tiles with a small model: 6
+                                                     minutes on 2 CPU cores
     bash run_tables.sh table2                        the paper's configuration on the release, in data/ or --data DIR
     bash run_tables.sh table3 --dry-run              only print the commands, each of them can be run alone
     bash run_tables.sh all --demo                    every table on simulated data
-    bash run_tables.sh probe                         frozen evaluation of OmniSat's pretrainings, results/probe.csv (also --demo)
-    bash run_tables.sh table2 --s1 repaired          the cells that see Sentinel-1 of TreeSatAI-TS, its scrambled files put in order
+    bash run_tables.sh probe                         frozen evaluation of OmniSat's pretrainings, results/probe.csv
+                                                     (also --demo)
+    bash run_tables.sh table2 --s1 repaired          the cells that see Sentinel-1 of TreeSatAI-TS, its scrambled files
+                                                     put in order
 
 Rows go to results/TABLE.csv (demo: results/demo/; with --demo: results/demo-all/; repaired: results/repaired/),
 checkpoints and logs to runs/. What is there already is not run again, what was stopped goes on. The exit code is 0 if
@@ -21,7 +24,8 @@ import sys
 from pathlib import Path
 
 from tables.cells import key, paper_cells, sees_s1
-from tables.commands import Commands, jobs, needed_first, probe_jobs
+from tables.commands import Commands
+from tables.jobs import Jobs, needed_first
 from tables.schedule import ROOT, run_all
 from utils.errors import run
 from utils.numbers import whole, whole_list
@@ -33,42 +37,83 @@ def command_line():
     arguments = argparse.ArgumentParser(prog="run_tables.sh", description=__doc__,
                                         formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("table", choices=[*TABLES, "fig5", "all", "demo", "probe"],
-                           help="a table; fig5: what figure 5 shows; all; probe: frozen evaluation, not in the paper; or demo: OmniSat's cells of TreeSatAI-TS and "
-                                "their probe, on simulated tiles, and what they show: 6 minutes on 2 cores")
+                           help="a table; fig5: what figure 5 shows; all; probe: frozen evaluation, not in the paper; "
+                                "or demo: OmniSat's cells of TreeSatAI-TS and their probe, on simulated tiles, and "
+                                "what they show: 6 minutes on 2 cores")
     arguments.add_argument("--list", action="store_true", help="print the cells, as CSV, and stop")
-    arguments.add_argument("--dry-run", action="store_true", help="print the commands that would run, one a line, and stop")
-    arguments.add_argument("--only", metavar="PATTERN", help="only cells whose line of --list matches this regular expression, "
-                                                             "e.g. 'treesatai-ts,omnisat,.*,s2,10$'")
-    arguments.add_argument("--seeds", type=whole_list(0), default=[0], metavar="LIST", help="comma-separated; each has its own pretraining and label subset (default: 0)")
+    arguments.add_argument("--dry-run", action="store_true",
+                           help="print the commands that would run, one a line, and stop")
+    arguments.add_argument("--only", metavar="PATTERN",
+                           help="only cells whose line of --list matches this regular expression, e.g. "
+                                "'treesatai-ts,omnisat,.*,s2,10$'")
+    arguments.add_argument("--seeds", type=whole_list(0), default=[0], metavar="LIST",
+                           help="comma-separated; each has its own pretraining and label subset (default: 0)")
     arguments.add_argument("--nproc", type=whole(1), default=1, help="processes, one a GPU (default: 1)")
-    arguments.add_argument("--jobs", type=whole(1), metavar="N", help="for the demo: commands at a time, each on one core, their output in "
-                                                                  "runs/demo (with --demo: runs/demo-all; default: the number of cores, at most 8)")
-    arguments.add_argument("--data", metavar="DIR", help="folder of the datasets, see README; relative to the repository (default: data)")
+    arguments.add_argument("--jobs", type=whole(1), metavar="N",
+                           help="for the demo: commands at a time, each on one core, their output in runs/demo (with "
+                                "--demo: runs/demo-all; default: the number of cores, at most 8)")
+    arguments.add_argument("--data", metavar="DIR",
+                           help="folder of the datasets, see README; relative to the repository (default: data)")
     arguments.add_argument("--demo", action="store_true", help="the table on generated data with small models")
     arguments.add_argument("--s1", choices=("released", "repaired"), default="released",
-                           help="repaired: scrambled Sentinel-1 of TreeSatAI-TS put in order (docs/sentinel1-2017.md), a table of its own "
-                                "with the cells that see it; the demo then has such files (default: released)")
+                           help="repaired: scrambled Sentinel-1 of TreeSatAI-TS put in order (docs/sentinel1-2017.md), "
+                                "a table of its own with the cells that see it; the demo then has such files (default: "
+                                "released)")
     arguments.add_argument("--python", default=sys.executable, help=argparse.SUPPRESS)    # as run_tables.sh found it
     return arguments
 
 
-def main(argv=None):
-    arguments = command_line()
-    args = arguments.parse_args(argv)
-    demo = "demo" if args.table == "demo" else "demo-all" if args.demo else ""    # the name of its folders
+def chosen(args, arguments):
+    """The cells that the options ask for. Where there is none, this is told, and the process ends."""
     try:
         cells = [cell for cell in paper_cells(args.table) if re.search(args.only or "", key(cell))]
     except re.error as error:
         arguments.error(f"--only: {args.only!r} is no regular expression: {error}")
     if not cells:
         arguments.error(f"--only: no cell matches {args.only!r}; see --list")
-    if args.s1 == "repaired":
-        every, cells = len(cells), [cell for cell in cells if sees_s1(cell)]
-        if not cells:
-            arguments.error(f"--s1 repaired: none of these {every} cells sees Sentinel-1 of treesatai-ts; leave it out")
-        print(f"{len(cells)} of {every} cells see Sentinel-1 of treesatai-ts; the others would be what they are", file=sys.stderr)
-    seeds = list(dict.fromkeys(map(str, args.seeds)))
-    at_a_time = args.jobs if args.jobs is not None else min(8, os.cpu_count() or 1) if demo and args.nproc == 1 else 1
+    if args.s1 == "released":
+        return cells
+    seen = [cell for cell in cells if sees_s1(cell)]
+    if not seen:
+        arguments.error(f"--s1 repaired: none of these {len(cells)} cells sees Sentinel-1 of treesatai-ts; leave it "
+                        "out")
+    print(f"{len(seen)} of {len(cells)} cells see Sentinel-1 of treesatai-ts; the others would be what they are",
+          file=sys.stderr)
+    return seen
+
+
+def folder_of_data(args, arguments, demo):
+    """The folder of the datasets. demo: "", or the name of the demo's folders, where it is made."""
+    if demo and args.data:
+        arguments.error(f"--data: the demo makes its own data in {demo}/; leave the option out")
+    if demo == "demo" and args.s1 == "repaired":
+        arguments.error("--s1 repaired: the demo's Sentinel-1 is in order; table2 --demo has scrambled files")
+    data = str(folder_of(demo, args.s1)) if demo else args.data or "data"
+    if not demo and not args.dry_run and not Path(data).is_dir():
+        arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data "
+                        "(see README)")
+    return data
+
+
+def plan(args, cells, commands, is_shown):
+    """The Jobs. is_shown: whether all is asked for that the demo's claims are about."""
+    jobs, seeds = Jobs(commands, args.dry_run), list(dict.fromkeys(map(str, args.seeds)))
+    if args.table == "probe":
+        jobs.add_probes(cells, seeds)
+        return jobs
+    if is_shown:
+        jobs.add_probes([cell for cell in cells if cell["pretraining"] == "self"][:1], seeds)
+    jobs.add_cells(cells, seeds)
+    return jobs
+
+
+def main(argv=None):
+    arguments = command_line()
+    args = arguments.parse_args(argv)
+    demo = "demo" if args.table == "demo" else "demo-all" if args.demo else ""    # the name of its folders
+    cells = chosen(args, arguments)
+    cores = min(8, os.cpu_count() or 1)
+    at_a_time = args.jobs if args.jobs is not None else cores if demo and args.nproc == 1 else 1
     if at_a_time > 1 and not demo:
         arguments.error("--jobs: several commands at a time would share one GPU; it is for the demo")
 
@@ -77,34 +122,22 @@ def main(argv=None):
     if args.list:
         print(",".join(KEYS), *map(key, cells), sep="\n")
         return 0
-    if demo and args.data:
-        arguments.error(f"--data: the demo makes its own data in {demo}/; leave the option out")
-    if demo == "demo" and args.s1 == "repaired":
-        arguments.error("--s1 repaired: the demo's Sentinel-1 is in order; table2 --demo has scrambled files")
-    data = str(folder_of(demo, args.s1)) if demo else args.data or "data"
-    if not demo and not args.dry_run and not Path(data).is_dir():
-        arguments.error(f"{data}: no such folder; put or link the datasets there, or name their folder with --data (see README)")
-    commands = Commands(args.python, data, demo, args.nproc, args.s1)
-    planned, failed, *without = (probe_jobs(cells, seeds, commands) if args.table == "probe" else
-                                 jobs(cells, seeds, commands, args.dry_run))
+    commands = Commands(args.python, folder_of_data(args, arguments, demo), demo, args.nproc, args.s1)
     is_shown = demo == "demo" and not args.only                               # all that the claims are about
-    if is_shown:
-        probed = [cell for cell in cells if cell["pretraining"] == "self"][:1]
-        more, lost = probe_jobs(probed, seeds, commands)
-        planned = list({job.name: job for job in (*more, *planned)}.values())
-        failed |= lost
-    planned = needed_first(planned)
+    jobs = plan(args, cells, commands, is_shown)
+    planned, failed = needed_first(jobs.planned.values()), jobs.blocked
     for name, why in failed.items():
         print(f"FAILED {name}: {why}", file=sys.stderr)
     if args.dry_run:
         print(*(shlex.join(job.command) for job in planned), sep="\n")
         return 0
 
-    for path, row in sum(without, []):
+    for path, row in jobs.without:
         write_row(path, {name: row.get(name, "") for name in COLUMNS})
     total = len(planned) + len(failed)
     if at_a_time > 1:
-        print(f"{len(planned)} jobs, {at_a_time} at a time; what each prints is in {commands.runs}/", file=sys.stderr, flush=True)
+        print(f"{len(planned)} jobs, {at_a_time} at a time; what each prints is in {commands.runs}/", file=sys.stderr,
+              flush=True)
     failed |= run_all(planned, at_a_time)
     results = commands.results.parent if args.s1 == "repaired" else commands.results
     shown = ["table2", "probe", "claims"] if is_shown else []

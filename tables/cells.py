@@ -10,10 +10,12 @@ def paper_cells(table):
     """
     rows = [row for row in read_cells() if row["table"] in TABLES]
     if table == "probe":
-        wanted = {"model": "omnisat", "pretraining": "self", "ablation": "none", "modality": "all", "label_percent": "100"}
+        wanted = {"model": "omnisat", "pretraining": "self", "ablation": "none", "modality": "all",
+                  "label_percent": "100"}
         return list({row["dataset"]: row for row in reversed(rows) if wanted.items() <= row.items()}.values())[::-1]
     if table == "demo":
-        return [row for row in rows if (row["table"], row["dataset"], row["model"]) == ("table2", "treesatai-ts", "omnisat")]
+        wanted = {"table": "table2", "dataset": "treesatai-ts", "model": "omnisat"}
+        return [row for row in rows if wanted.items() <= row.items()]
     if table == "fig5":
         return [row for row in rows if row["table"] == "table2" and row["label_percent"] == "100"]
     return [row for row in rows if table in ("all", row["table"])]
@@ -46,8 +48,8 @@ def sees_s1(cell):
     """Whether Sentinel-1 of TreeSatAI-TS is among what a cell, or a pretraining that it starts from, sees."""
     if cell["dataset"] != "treesatai-ts":
         return False
-    sees = method_of(cell).sees
-    return any({"all", "s1"} & {*sees.get(modality, (modality,))} for modality in (cell["modality"], *pretrained_on(cell)))
+    sees, modalities = method_of(cell).sees, (cell["modality"], *pretrained_on(cell))
+    return any({"all", "s1"} & {*sees.get(modality, (modality,))} for modality in modalities)
 
 
 def key(cell):

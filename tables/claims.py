@@ -7,6 +7,8 @@ import statistics
 from typing import NamedTuple, Optional
 
 from tables.cells import MODALITIES
+from tables.collect import best_constant, collect, paired
+from utils.errors import UserError
 from utils.results import PROBE_KEYS, read_rows
 
 TABLE, DATASET, MODEL = "table2", "treesatai-ts", "omnisat"
@@ -30,9 +32,16 @@ class Claim(NamedTuple):
         return statistics.mean(self.ours.values()) - self.error() > self.least
 
 
-def less(more, other):
-    """{seed: difference} over the seeds that both have."""
-    return {seed: more[seed] - other[seed] for seed in sorted(more.keys() & other.keys(), key=int)}
+def collect_claims(folder, scale):
+    """The claims that the rows of a folder tell something about. Errors: UserError if there are no rows for any."""
+    path = folder / f"{TABLE}.csv"
+    cells, _ = collect(folder, TABLE, scale)
+    constant = best_constant(path, "f1_weighted", scale).get(DATASET)
+    found = of_cells(cells, constant) + of_probe(folder / "probe.csv", scale)
+    if not found:
+        raise UserError(f"{path}: no claim can be looked at; it needs OmniSat's cells of {DATASET}, run_tables.sh demo "
+                        "writes them")
+    return found
 
 
 def of_cells(cells, constant):
@@ -40,25 +49,22 @@ def of_cells(cells, constant):
     known = {(start, modality, percent): cell
              for (_, dataset, model, start, ablation, modality, percent), cell in cells.items()
              if (dataset, model, ablation) == (DATASET, MODEL, "none")}
-    whole = {key: cell for key, cell in known.items() if key[2] == "100"}
-    found = []
+    whole, found = {key: cell for key, cell in known.items() if key[2] == "100"}, []
     if whole and constant is not None:
         (start, modality, _), worst = min(whole.items(), key=lambda item: item[1]["mean"])
         text = f"the lowest cell with all labels ({modality}, {STARTS[start]}) - the best constant prediction"
         ours = {seed: f1 - constant for seed, f1 in worst["ours"].items()}
         found.append(Claim("it learns", text, ours, ABOVE_CONSTANT))
-    for start in STARTS:
-        every, single = known.get((start, "all", "100")), {key: known.get((start, key, "100")) for key in MODALITIES[1:]}
-        if every and all(single.values()):
-            best = max(single, key=lambda key: single[key]["mean"])
-            text = f"all sensors - the best single one ({best}), {STARTS[start]}, all labels"
-            paper = every["paper"] - max(cell["paper"] for cell in single.values())
-            found.append(Claim("fusion", text, less(every["ours"], single[best]["ours"]), 0, paper))
+    for start, words in STARTS.items():
+        single = {modality: known.get((start, modality, "100")) for modality in MODALITIES[1:]}
+        if difference := paired(known.get((start, "all", "100")), single):
+            paper, ours, best = difference
+            text = f"all sensors - the best single one ({best}), {words}, all labels"
+            found.append(Claim("fusion", text, ours, 0, paper))
     for percent in ("10", "100"):
-        more, other = known.get(("self", "s2", percent)), known.get(("none", "s2", percent))
-        if more and other:
-            text, paper = f"pretrained - from scratch, s2, {share(percent)}", more["paper"] - other["paper"]
-            found.append(Claim("pretraining", text, less(more["ours"], other["ours"]), 0, paper))
+        if difference := paired(known.get(("self", "s2", percent)), {"": known.get(("none", "s2", percent))}):
+            paper, ours, _ = difference
+            found.append(Claim("pretraining", f"pretrained - from scratch, s2, {share(percent)}", ours, 0, paper))
     return found
 
 
@@ -72,11 +78,12 @@ def of_probe(path, scale):
             cell = known.setdefault((row["pretraining"], row["modality"], row["label_percent"]), {})
             cell[row["seed"]] = float(row["f1_weighted"])
     for modality, percent in (("s2", "10"), ("s2", "100"), ("all", "10"), ("all", "100")):
-        more, other = known.get(("self", modality, percent)), known.get(("none", modality, percent))
-        if more and other:
+        more, other = (known.get((start, modality, percent), {}) for start in ("self", "none"))
+        if seeds := sorted(more.keys() & other.keys(), key=int):
             sees = "all sensors" if modality == "all" else modality
             text = f"logistic regression on f*, pretrained - random weights, {sees}, {share(percent)}"
-            found.append(Claim("frozen features", text, less(more, other), ABOVE_RANDOM))
+            ours = {seed: more[seed] - other[seed] for seed in seeds}
+            found.append(Claim("frozen features", text, ours, ABOVE_RANDOM))
     return found
 
 

@@ -5,7 +5,6 @@ import statistics
 
 import numpy as np
 
-from tables import claims
 from tables.cells import MODALITIES
 from utils.errors import UserError
 from utils.metrics import f1_scores
@@ -14,10 +13,11 @@ from utils.results import (KEYS, SCORED, check_test_lists, folder_of, key_of, re
 
 METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
 COLUMN = {"f1_as_printed": "f1_weighted"}    # the values of table 5 are weighted F1, see PAPER.md
-FIGURE5 = {"model": "", "printed_name": "method", "pretraining": "pretrained", "dataset": "dataset", "modality": "modality",
-           "params_millions": "M params", "pretrain_hours": "pretrain h", "finetune_hours": "finetune h",
-           "f1_weighted": "ours", "f1_std": "std", "n": "n", "paper_f1_best": "paper", "scale": "",
-           "device": ""}    # columns of fig5.csv: their names in the terminal, if shown there
+# columns of fig5.csv: their names in the terminal, if shown there
+FIGURE5 = {"model": "", "printed_name": "method", "pretraining": "pretrained", "dataset": "dataset",
+           "modality": "modality", "params_millions": "M params", "pretrain_hours": "pretrain h",
+           "finetune_hours": "finetune h", "f1_weighted": "ours", "f1_std": "std", "n": "n", "paper_f1_best": "paper",
+           "scale": "", "device": ""}
 
 
 def paper_cells(table):
@@ -49,7 +49,8 @@ def collect(folder, table, scale, s1="released"):
     rows = [row for row in rows if s1_of(row) == s1]
     ours = [row for row in rows if row["scale"] == scale]
     if not rows:
-        raise UserError(f"{path} has only rows of --s1 {s1_of(others[0])}; they belong in {folder_of(folder, s1_of(others[0]))}")
+        other = s1_of(others[0])
+        raise UserError(f"{path} has only rows of --s1 {other}; they belong in {folder_of(folder, other)}")
     if not ours:
         raise UserError(f"{path} has only rows of scale {', '.join(sorted({row['scale'] for row in rows}))}; "
                         f"shown are those of scale {scale}")
@@ -65,15 +66,16 @@ def collect(folder, table, scale, s1="released"):
                 del rows_of[seed]
     shown = [row for key in printed if key in scored for row in scored[key].values()]
     check_test_lists(path, shown)
-    without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours if row["status"] not in SCORED)
+    without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours
+                                  if row["status"] not in SCORED)
     notes = [f"{rows_in_words(count)} {what}" for count, what in (
         (without.total(), "without a score: " + ", ".join(f"{n} {status}" for status, n in without.items())),
         (sum(row["status"] == "random-weights" for row in shown), "with random weights in place of published ones"),
         (mixed, "with random weights, of cells that have others with published ones, not shown"),
         (len(rows) - len(ours), f"not of scale {scale}, not shown"),
         (len(others), f"not of --s1 {s1}, not shown"),
-        (sum(len(scored[key]) for key in scored.keys() - printed.keys()), "of cells that the paper does not print, not shown")
-    ) if count]
+        (sum(len(scored[key]) for key in scored.keys() - printed.keys()),
+         "of cells that the paper does not print, not shown")) if count]
     cells, column = {}, None
     for key, cell in printed.items():
         if key in scored:
@@ -81,7 +83,8 @@ def collect(folder, table, scale, s1="released"):
             values = {seed: float(row[column]) for seed, row in scored[key].items()}
             mean, std = mean_std(values.values())
             cells[key] = {"paper": float(cell["f1"]), "name": cell["printed_name"], "metric": METRICS[cell["metric"]],
-                          "ours": values, "mean": mean, "std": std, "n": len(values), "rows": list(scored[key].values())}
+                          "ours": values, "mean": mean, "std": std, "n": len(values),
+                          "rows": list(scored[key].values())}
     notes += remarks(shown)
     if not cells:
         raise UserError(f"{path} has no score yet of a cell that the paper prints: {'; '.join(notes)}")
@@ -106,56 +109,55 @@ def best_constant(path, column, scale):
     return found
 
 
-def claims_of(folder, scale):
-    """The claims of claims.py. Errors: UserError if there are no rows for any."""
-    path = folder / f"{claims.TABLE}.csv"
-    cells, _ = collect(folder, claims.TABLE, scale)
-    constant = best_constant(path, "f1_weighted", scale).get(claims.DATASET)
-    found = claims.of_cells(cells, constant) + claims.of_probe(folder / "probe.csv", scale)
-    found = [claim for claim in found if claim.ours]                          # both cells, but of no seed in common
-    if not found:
-        raise UserError(f"{path}: no claim can be looked at; it needs OmniSat's cells of {claims.DATASET}, run_tables.sh demo writes them")
-    return found
+def paired(more, others):
+    """A cell against the best of others, {name: cell}: the paper's difference, ours {seed: difference} over the seeds
+    that all have, and the name of the best. None where a cell is missing, or there is no such seed.
+    """
+    if not more or not others or not all(others.values()):
+        return None
+    seeds = [seed for seed in more["ours"] if all(seed in cell["ours"] for cell in others.values())]
+    if not seeds:
+        return None
+    # by the mean, not the best of each seed, which noise makes too good
+    best = max(others, key=lambda name: statistics.mean(others[name]["ours"][seed] for seed in seeds))
+    return (more["paper"] - max(cell["paper"] for cell in others.values()),
+            {seed: more["ours"][seed] - others[best]["ours"][seed] for seed in seeds}, best)
 
 
 def differences(cells):
-    """The differences behind the paper's claims: {(claim, where): {percent: (the paper's, [ours, paired by seed])}}."""
+    """The differences behind the paper's claims: {(claim, where): {percent: (the paper's, {seed: ours})}}."""
     found, printed = collections.defaultdict(dict), paper_cells(next(iter(cells))[0])
     for key, cell in cells.items():
         _, dataset, _, pretraining, ablation, modality, percent = key
 
         def with_(**changes):
             return tuple((dict(zip(KEYS, key)) | changes).values())
-        single = [with_(modality=m) for m in MODALITIES[1:]]
         start = "from scratch" if pretraining == "none" else f"pretrained: {pretraining}"
         claims = []    # (claim, where, cell, cells of which the best by the mean is subtracted)
         if ablation != "none":
-            claims.append(("full - ablation", cell["name"], cells.get(with_(ablation="none")), [cell]))
+            claims.append(("full - ablation", cell["name"], cells.get(with_(ablation="none")), {"": cell}))
         elif pretraining == "self":
-            scratch = cells.get(with_(pretraining="none"))
-            claims.append(("pretrained - scratch", f"{dataset}, {cell['name']}, {modality}", cell, [scratch]))
+            claims.append(("pretrained - scratch", f"{dataset}, {cell['name']}, {modality}", cell,
+                           {"": cells.get(with_(pretraining="none"))}))
         if modality == "all":
+            single = {name: with_(modality=name) for name in MODALITIES[1:]}
             claims.append(("all - best single modality", f"{dataset}, {cell['name']}, {start}", cell,
-                           [cells.get(k) for k in single if k in printed]))
-        for claim, where, more, less in claims:
-            if more and less and all(less):
-                seeds = [seed for seed in more["ours"] if all(seed in c["ours"] for c in less)]
-                if seeds:
-                    # not the best of each seed, which noise makes too good
-                    best = max((c["ours"] for c in less), key=lambda f1: statistics.mean(f1[seed] for seed in seeds))
-                    found[claim, where][percent] = (more["paper"] - max(c["paper"] for c in less),
-                                                    [more["ours"][seed] - best[seed] for seed in seeds])
+                           {name: cells.get(k) for name, k in single.items() if k in printed}))
+        for claim, where, more, others in claims:
+            if difference := paired(more, others):
+                found[claim, where][percent] = difference[:2]
     return dict(sorted(found.items(), key=lambda item: item[0][0]))
 
 
 def repairs(cells, repaired):
-    """What repairing Sentinel-1 changes, as differences gives it, paired by seed; the paper has no such number."""
+    """What repairing Sentinel-1 changes, as differences gives it; the paper has no such number."""
     found = collections.defaultdict(dict)
     for key, cell in repaired.items():
         released = cells.get(key, {"ours": {}})["ours"]
-        if ours := [value - released[seed] for seed, value in cell["ours"].items() if seed in released]:
+        if ours := {seed: value - released[seed] for seed, value in cell["ours"].items() if seed in released}:
             _, dataset, _, pretraining, ablation, modality, percent = key
-            start = "" if ablation != "none" else ", from scratch" if pretraining == "none" else f", pretrained: {pretraining}"
+            start = ("" if ablation != "none" else ", from scratch" if pretraining == "none" else
+                     f", pretrained: {pretraining}")
             found["S1 repaired - as released", f"{dataset}, {cell['name']}{start}, {modality}"][percent] = None, ours
     return dict(found)
 
@@ -185,6 +187,6 @@ def figure5(cells, scale):
         paper = max(float(row["f1"]) for k, row in printed.items() if k[2:4] == method and k[6] == "100")
         devices = " + ".join(sorted({machine for row in cell["rows"] for machine in machines(row)}))
         rows.append(dict(zip(FIGURE5, (
-            key[2], cell["name"], key[3], key[1], key[5], mean("params", 1e-6), mean("pretrain_hours"), mean("finetune_hours"),
-            cell["mean"], cell["std"], cell["n"], paper, scale, devices))))
+            key[2], cell["name"], key[3], key[1], key[5], mean("params", 1e-6), mean("pretrain_hours"),
+            mean("finetune_hours"), cell["mean"], cell["std"], cell["n"], paper, scale, devices))))
     return rows

@@ -7,9 +7,12 @@ import numpy as np
 from tables.cells import MODALITIES
 from utils.results import PROBE_KEYS, read_cells, read_rows
 
+KEY = "dataset", "modality", "pretraining", "features", "classifier"
 CLASSIFIERS = {"logistic": "logistic regression", "knn": "nearest neighbours"}
-KINDS = {("self", "tile"): "pretrained, f*", ("self", "tokens"): "pretrained, tokens", ("none", "tile"): "random weights, f*",
-         ("none", "tokens"): "random weights, tokens", ("none", "handmade"): "made by hand"}    # pretraining and features, in order
+# by pretraining and features, in order
+KINDS = {("self", "tile"): "pretrained, f*", ("self", "tokens"): "pretrained, tokens",
+         ("none", "tile"): "random weights, f*", ("none", "tokens"): "random weights, tokens",
+         ("none", "handmade"): "made by hand"}
 
 
 @functools.cache
@@ -28,9 +31,8 @@ def collect(path, scale):
     values = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in read_rows(path, PROBE_KEYS):
         if row["scale"] == scale and row["ablation"] == "none" and (row["pretraining"], row["features"]) in KINDS:
-            name = metric_of(row["dataset"])
-            values[tuple(row[key] for key in ("dataset", "modality", "pretraining", "features", "classifier"))][
-                int(row["label_percent"])].append([float(row[column]) for column in (name, f"{name}_low", f"{name}_high")])
+            key, name = tuple(row[column] for column in KEY), metric_of(row["dataset"])
+            values[key][int(row["label_percent"])].append([float(row[f"{name}{end}"]) for end in ("", "_low", "_high")])
     found = {}
     for key, percents in values.items():
         found[key] = {}
@@ -50,7 +52,8 @@ def lines(found):
     rows = []
     for dataset in dict.fromkeys(key[0] for key in found):
         for modality in [name for name in MODALITIES if any(key[:2] == (dataset, name) for key in found)]:
-            for key in sorted((key for key in found if key[:2] == (dataset, modality)), key=lambda key: (key[4], order[key[2:4]])):
+            here = [key for key in found if key[:2] == (dataset, modality)]
+            for key in sorted(here, key=lambda key: (key[4], order[key[2:4]])):
                 cells = [found[key].get(percent) for percent in percents]
                 rows.append([dataset, modality, KINDS[key[2:4]], CLASSIFIERS[key[4]],
                              *(f"{cell[0]:.1f} ({cell[1]:.1f} to {cell[2]:.1f})" if cell else "" for cell in cells)])

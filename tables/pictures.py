@@ -14,16 +14,17 @@ from matplotlib.transforms import Bbox
 from datasets.sentinel1 import restored
 from tables.curves import KINDS, metric_of
 
-DATASETS = {"treesatai": "TreeSatAI (single dates)", "treesatai-ts": "TreeSatAI-TS (time series)", "pastis-hd": "PASTIS-HD",
-            "flair": "FLAIR"}
+DATASETS = {"treesatai": "TreeSatAI (single dates)", "treesatai-ts": "TreeSatAI-TS (time series)",
+            "pastis-hd": "PASTIS-HD", "flair": "FLAIR"}
 MODALITIES = {"all": "all modalities", "s1": "Sentinel-1", "s2": "Sentinel-2", "vhr": "VHR image"}
 PRETRAINING = {"none": "from scratch", "self": "self-supervised", "imagenet": "ImageNet", "external": "external data"}
 BLUE, ORANGE = "#0072B2", "#D55E00"    # of Okabe and Ito: told apart by the colour-blind
+# colour and marker, by curves.KINDS
 PROBES = {("self", "tile"): (BLUE, "o"), ("self", "tokens"): (BLUE, "s"), ("none", "tile"): ("0.55", "o"),
-          ("none", "tokens"): ("0.55", "s"), ("none", "handmade"): (ORANGE, "^")}    # colour and marker, by curves.KINDS
+          ("none", "tokens"): ("0.55", "s"), ("none", "handmade"): (ORANGE, "^")}
 LARGEST = 56    # diameter of figure 5's largest disc, points
-DURATIONS = {"1 s": 1 / 3600, "5 s": 1 / 720, "20 s": 1 / 180, "1 min": 1 / 60, "5 min": 1 / 12, "20 min": 1 / 3, "1 h": 1,
-             "5 h": 5, "1 day": 24, "4 days": 96, "16 days": 384}    # hours
+DURATIONS = {"1 s": 1 / 3600, "5 s": 1 / 720, "20 s": 1 / 180, "1 min": 1 / 60, "5 min": 1 / 12, "20 min": 1 / 3,
+             "1 h": 1, "5 h": 5, "1 day": 24, "4 days": 96, "16 days": 384}    # hours
 
 
 def new_figure(width, height, title, remark):
@@ -52,7 +53,8 @@ def draw_table(path, cells, remark, repaired=None):
     every = cells | {key: cell for key, cell in repaired.items() if key not in cells}
     table, metric = next(iter(every))[0], next(iter(every.values()))["metric"]
     modalities = [m for m in MODALITIES if any(key[5] == m for key in every)]
-    looks = {p: (ORANGE, "s", 0.17) if p == "100" else (BLUE, "o", -0.17) for p in sorted({key[6] for key in every}, key=int)}
+    percents = sorted({key[6] for key in every}, key=int)
+    looks = {p: (ORANGE, "s", 0.17) if p == "100" else (BLUE, "o", -0.17) for p in percents}
     heights, labels = {}, []    # heights: by dataset, method, ...; labels from above: a dataset, then its methods
     for key, cell in every.items():
         if (key[1],) not in heights:
@@ -74,29 +76,34 @@ def draw_table(path, cells, remark, repaired=None):
                 y = heights[key[:5]] + shift * (len(looks) > 1)
                 look = {"color": color, "marker": marker}
                 if key in cells:
-                    panel.errorbar(cell["mean"], y, xerr=cell["std"], markersize=4.5, capsize=2.5, linewidth=1.2, **look)
+                    panel.errorbar(cell["mean"], y, xerr=cell["std"], markersize=4.5, capsize=2.5, linewidth=1.2,
+                                   **look)
                 if key in repaired:
                     panel.plot(repaired[key]["mean"], y, markersize=7, **look | {"marker": "x"})
-                panel.plot(cell["paper"], y, markersize=9, fillstyle="none", **look | ({"color": "0.75"} if remark else {}))
+                panel.plot(cell["paper"], y, markersize=9, fillstyle="none",
+                           **look | ({"color": "0.75"} if remark else {}))
         panel.set_title(MODALITIES[modality], fontsize=10)
         panel.set_xlabel(f"{metric} (%)")
         panel.grid(color="0.9")
         panel.set_axisbelow(True)
     panels[0].set_yticks(range(len(labels)), labels)
-    panels[0].set(ylim=(len(labels) - 0.4, -0.6), ylabel="ablation" if table == "table5" else "method and its pretraining")
+    panels[0].set(ylim=(len(labels) - 0.4, -0.6),
+                  ylabel="ablation" if table == "table5" else "method and its pretraining")
     for group, height in heights.items():
         if len(group) == 1:
             panels[0].get_yticklabels()[height].set_fontweight("bold")
             for panel in panels:
                 panel.axhline(height, color="0.55", linewidth=0.8, zorder=1)
-    signs = [sign(marker, color=color, label=f"{p} % of the training labels") for p, (color, marker, _) in looks.items()]
+    signs = [sign(marker, color=color, label=f"{p} % of the training labels")
+             for p, (color, marker, _) in looks.items()]
     signs.append(sign(size=4.5, label="filled: ours, mean over seeds"))
     signs.append(sign(size=9, fillstyle="none", color="0.75" if remark else "0.3", label="hollow: the paper's value"
                       + (", of real tiles" if remark else "")))
     signs += [sign("x", size=7, label="cross: ours, Sentinel-1 repaired")] if repaired else []
     if seeds != "1":
         signs.append(Line2D([], [], color="0.3", marker="|", label="bar: ± standard deviation over seeds"))
-    figure.legend(handles=signs, loc="outside lower center", ncols=len(signs) if len(modalities) > 3 else 2, fontsize=8.5)
+    figure.legend(handles=signs, loc="outside lower center", ncols=len(signs) if len(modalities) > 3 else 2,
+                  fontsize=8.5)
     figure.savefig(path)
 
 
@@ -107,7 +114,8 @@ def draw_order(path, name, series):
 
     name: of the file. series: {key: (data (T, 2, 6, 6) linear power, days (T,))} of its scrambled orbits.
     """
-    figure = new_figure(13, 0.8 + 2.6 * len(series), f"Sentinel-1 of {name}, dB: time mean of each pixel, and VV - VH of each date", "")
+    title = f"Sentinel-1 of {name}, dB: time mean of each pixel, and VV - VH of each date"
+    figure = new_figure(13, 0.8 + 2.6 * len(series), title, "")
     rows = figure.subplots(len(series), 5, squeeze=False, width_ratios=(1, 1, 1, 1, 2.4))
     for panels, (key, (data, days)) in zip(rows, series.items()):
         whole = (data > 0).all((1, 2, 3)) & np.isfinite(data).all((1, 2, 3))
@@ -162,7 +170,8 @@ def place_labels(panel, texts, discs):
 def figure5_notes(entries, shown):
     """Lines above the panel: what the labels say, what the time does not count, what is not drawn, the machines."""
     seeds = ", ".join(sorted({str(e["n"]) for e in entries}))
-    lines = [f"beside each method: our F1, mean ± standard deviation over seeds (n = {seeds}), and the paper's best cell"]
+    lines = [f"beside each method: our F1, mean ± standard deviation over seeds (n = {seeds}), and the paper's best "
+             "cell"]
     if any(e["pretraining"] in ("imagenet", "external") for e in entries):
         lines.append("pretraining by others (ImageNet, external data) is not counted as time")
     if missing := [e["printed_name"] for e in entries if e not in shown]:
@@ -171,7 +180,8 @@ def figure5_notes(entries, shown):
     for e in entries:
         machines.setdefault(e["device"], {})[e["printed_name"]] = None
     if len(machines) > 1:
-        lines.append("times of different machines: " + "; ".join(f"{device}: {', '.join(m)}" for device, m in machines.items()))
+        lines.append("times of different machines: "
+                     + "; ".join(f"{device}: {', '.join(m)}" for device, m in machines.items()))
     return "\n".join(textwrap.fill(line, 145) for line in lines)
 
 
@@ -191,12 +201,14 @@ def draw_figure5(path, entries, remark):
     title = "Figure 5: best weighted F1 of each method on TreeSatAI and TreeSatAI-TS, 100 % of the labels"
     figure = new_figure(12.5, 7.5, title, remark)
     panel = figure.subplots()
-    panel.set(xscale="log", xlabel="model size (million parameters, log scale)", ylabel="weighted F1 on the test set (%)")
+    panel.set(xscale="log", xlabel="model size (million parameters, log scale)",
+              ylabel="weighted F1 on the test set (%)")
     panel.set_title(figure5_notes(entries, shown), fontsize=8.5, loc="left")
     for point, inner, outer in zip(points, pretraining, total):
         front = 2.9 - 0.8 * outer / longest    # small discs in front of large ones
         for hours, color in ((outer, ORANGE), (inner, BLUE)):
-            panel.plot(*point, "o", color=color, markersize=diameter(hours), markeredgecolor="white", alpha=0.9, zorder=front)
+            panel.plot(*point, "o", color=color, markersize=diameter(hours), markeredgecolor="white", alpha=0.9,
+                       zorder=front)
         panel.plot(*point, "o", color="black", markersize=3, zorder=4)
     if points:
         (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points))
@@ -212,10 +224,13 @@ def draw_figure5(path, entries, remark):
         (12, ORANGE, "ring, or whole disc:\nfine-tuning time"))]
     signs += [sign(size=diameter(hours), color="0.7", label=f"area of {text}")
               for text, hours in [item for item in DURATIONS.items() if item[1] <= longest][-3:]]
-    figure.legend(handles=signs, loc="outside right center", fontsize=9, handletextpad=2.6, labelspacing=4, borderpad=2.8)
+    figure.legend(handles=signs, loc="outside right center", fontsize=9, handletextpad=2.6, labelspacing=4,
+                  borderpad=2.8)
     texts = [panel.text(*point, f"{e['printed_name']}, {PRETRAINING[e['pretraining']]}\n{e['f1_weighted']:.1f}"
-                        + (f"±{e['f1_std']:.1f}" if e["f1_std"] is not None else "") + f" (paper {e['paper_f1_best']:.1f})",
-                        fontsize=8, ha="center", va="center", zorder=5, in_layout=False) for e, point in zip(shown, points)]
+                        + (f"±{e['f1_std']:.1f}" if e["f1_std"] is not None else "")
+                        + f" (paper {e['paper_f1_best']:.1f})",
+                        fontsize=8, ha="center", va="center", zorder=5, in_layout=False)
+             for e, point in zip(shown, points)]
     figure.draw_without_rendering()
     figure.set_layout_engine("none")    # the panel stays where the labels are placed for
     place_labels(panel, texts, [(*panel.transData.transform(point), max(4, diameter(hours) / 2 * figure.dpi / 72))
@@ -238,8 +253,8 @@ def draw_probe(path, found, remark):
     """
     datasets = list(dict.fromkeys(key[0] for key in found))
     modalities = [name for name in MODALITIES if any(key[1] == name for key in found)]
-    figure = new_figure(3.4 * len(modalities) + 1, 3 * len(datasets) + 1.4, "Logistic regression on frozen features: F1 on test, "
-                        "by the share of the labels", remark)
+    title = "Logistic regression on frozen features: F1 on test, by the share of the labels"
+    figure = new_figure(3.4 * len(modalities) + 1, 3 * len(datasets) + 1.4, title, remark)
     panels = figure.subplots(len(datasets), len(modalities), sharex=True, sharey="row", squeeze=False)
     for dataset, row in zip(datasets, panels):
         for modality, panel in zip(modalities, row):
@@ -262,9 +277,11 @@ def draw_probe(path, found, remark):
     seeds = sorted({cell[3] for cells in found.values() for cell in cells.values()})
     signs = [Line2D([], [], marker=marker, markersize=5, color=color, linestyle=style_of(kind[1]), label=KINDS[kind])
              for kind, (color, marker) in PROBES.items()]
-    signs.append(sign("s", size=9, color="0.85", label="of each curve: 95 % of a bootstrap over the test tiles, one seed"
-                      if seeds == [1] else f"of each curve: ± standard deviation over {seeds[-1]} seeds"))
-    note = "a class counts where it is more probable than not; where features tell little, that is rare, with more labels too"
-    figure.legend(handles=signs, loc="outside lower center", ncols=6 if len(modalities) > 2 else 2, fontsize=8.5, title=note,
-                  title_fontsize=8)
+    spread = ("95 % of a bootstrap over the test tiles, one seed" if seeds == [1] else
+              f"± standard deviation over {seeds[-1]} seeds")
+    signs.append(sign("s", size=9, color="0.85", label=f"of each curve: {spread}"))
+    note = ("a class counts where it is more probable than not; where features tell little, that is rare, with more "
+            "labels too")
+    figure.legend(handles=signs, loc="outside lower center", ncols=6 if len(modalities) > 2 else 2, fontsize=8.5,
+                  title=note, title_fontsize=8)
     figure.savefig(path)

@@ -33,7 +33,8 @@ def run_all(planned, at_a_time):
                 elif names.isdisjoint(job.needs) and len(running) < at_a_time and time.time() > later.get(job.name, 0):
                     waiting.remove(job)
                     if at_a_time == 1:
-                        print(f"\n[{len(planned) - len(waiting)}/{len(planned)}] {job.name}\n{shlex.join(job.command)}", file=sys.stderr)
+                        print(f"\n[{len(planned) - len(waiting)}/{len(planned)}] {job.name}\n"
+                              f"{shlex.join(job.command)}", file=sys.stderr)
                     shown = (ROOT / job.log).stat().st_size if (ROOT / job.log).exists() else 0    # of an earlier start
                     running[start(job, at_a_time)] = job, time.time(), shown
             time.sleep(0.05)
@@ -54,9 +55,11 @@ def run_all(planned, at_a_time):
                 number += 1
                 if code:
                     failed[job.name] = f"exit code {code}, output in {job.log}: {shlex.join(job.command)}"
-                    print(f"FAILED {job.name}: {failed[job.name]}" + (f"\n{tail(job.log)}" if at_a_time > 1 else ""), file=sys.stderr)
+                    print(f"FAILED {job.name}: {failed[job.name]}" + (f"\n{tail(job.log)}" if at_a_time > 1 else ""),
+                          file=sys.stderr)
                 elif at_a_time > 1:
-                    print(f"[{number}/{len(planned)}] {time.time() - began:5.0f} s  {job.name}", file=sys.stderr, flush=True)
+                    print(f"[{number}/{len(planned)}] {time.time() - began:5.0f} s  {job.name}", file=sys.stderr,
+                          flush=True)
     finally:
         for process in running:
             process.terminate()
@@ -72,7 +75,8 @@ def start(job, at_a_time):
     (ROOT / job.log).parent.mkdir(parents=True, exist_ok=True)
     threads = {"OMP_NUM_THREADS": "1"} if at_a_time > 1 else {}
     with open(ROOT / job.log, "a", encoding="utf-8") as log:
-        return subprocess.Popen(job.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, preexec_fn=end_with_parent if os.name == "posix" else None,
+        return subprocess.Popen(job.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                                preexec_fn=end_with_parent if os.name == "posix" else None,
                                 env=os.environ | {"TQDM_MININTERVAL": "1"} | threads)
 
 

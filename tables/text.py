@@ -46,7 +46,8 @@ def difference_lines(found):
     percents = sorted({percent for values in found.values() for percent in values}, key=int)
     lines = []
     for (claim, where), values in found.items():
-        pairs = {p: ("" if paper is None else f"{paper:+.1f}", spread(*mean_std(ours), "+.1f")) for p, (paper, ours) in values.items()}
+        pairs = {p: ("" if paper is None else f"{paper:+.1f}", spread(*mean_std(ours.values()), "+.1f"))
+                 for p, (paper, ours) in values.items()}
         lines.append([claim, where] + [text for p in percents for text in pairs.get(p, ("", ""))]
                      + [span([len(ours) for _, ours in values.values()])])
     return ["difference", "where"] + [f"{who} {p}%" for p in percents for who in ("paper", "ours")] + ["n"], lines

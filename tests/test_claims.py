@@ -1,7 +1,7 @@
 """What the demo is to show: differences and verdicts by hand."""
 import pytest
 
-from tables import claims, collect
+from tables import claims
 import compare
 from utils.errors import UserError
 from utils.results import KEYS, PROBE_KEYS, write_row
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def test_claims_by_hand(folder):
-    found = {claim.text: claim for claim in collect.claims_of(folder, "demo")}
+    found = {claim.text: claim for claim in claims.collect_claims(folder, "demo")}
     lowest = found["the lowest cell with all labels (s1, from scratch) - the best constant prediction"]
     assert lowest.ours == pytest.approx({"0": 48 - CONSTANT, "1": 49 - CONSTANT}) and lowest.least == 10
     fusion = found["all sensors - the best single one (s2), from scratch, all labels"]    # 55 in the mean; vhr has 54

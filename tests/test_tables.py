@@ -21,8 +21,8 @@ from engine import checkpoint, starts
 from engine.options import chosen_modalities
 from models.methods import METHODS, build_model
 from models.omnisat import ABLATIONS
-from tables import commands, schedule
-from tables.commands import Job
+from tables import commands, jobs, schedule
+from tables.jobs import Job
 from tables.schedule import run_all
 from utils import weights
 from utils.errors import BUSY, STOPPED
@@ -106,11 +106,10 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """The demo with few tiles and epochs, its results and runs under tmp_path."""
-    monkeypatch.setattr(commands, "DEMO_DATA", {"treesatai": ["--train", "24", "--test", "10", "--seed", "3"]})
-    monkeypatch.setattr(commands, "SHOWN_DATA", commands.DEMO_DATA["treesatai"])
-    for name in ("DEMO", "SHOWN"):
-        monkeypatch.setattr(commands, f"{name}_FINETUNE", ["--epochs", "1", "--epoch-steps", "1", "--lr", "3e-3"])
-        monkeypatch.setattr(commands, f"{name}_PRETRAIN", ["--epochs", "1"])
+    for name, usual in commands.DEMOS.items():
+        monkeypatch.setitem(commands.DEMOS, name, usual._replace(
+            data={"treesatai": ["--train", "24", "--test", "10", "--seed", "3"]}, pretrain=["--epochs", "1"],
+            finetune=["--epochs", "1", "--epoch-steps", "1", "--lr", "3e-3"]))
     data = write_treesatai(tmp_path / "data" / "treesatai", train=24, test=10, seed=3)
     monkeypatch.setattr(commands.Commands, "root",
                         lambda self, dataset: str(folder_of(tmp_path / "data", self.s1) / data.name))
@@ -131,7 +130,7 @@ def test_driver_runs_skips_and_reports(elsewhere, monkeypatch, capfd):
     assert {row["modality"] for row in read_rows(elsewhere / "results" / "table2.csv")} == {"s1", "s2"}
     run_tables.main([*command, "--dry-run"])
     assert capfd.readouterr().out.count("finetune.py") == 0
-    monkeypatch.setattr(commands, "SHOWN_FINETUNE", ["--lr", "nonsense"])
+    monkeypatch.setitem(commands.DEMOS, "demo", commands.DEMOS["demo"]._replace(finetune=["--lr", "nonsense"]))
     for at_a_time in ("1", "2"):
         assert run_tables.main(["demo", "--jobs", at_a_time, "--only", "treesatai-ts,omnisat,none,none,(s2,100|s1,10)$"]) == 1
         error = capfd.readouterr().err
@@ -163,7 +162,7 @@ def test_a_cell_of_two_tables_is_trained_once(elsewhere, capfd):
     assert len(first) == len(second) == 1 and first[0]["checkpoint_hash"] == second[0]["checkpoint_hash"]
     assert first[0]["f1_weighted"] == second[0]["f1_weighted"] and (first[0]["table"], second[0]["table"]) == ("table2", "table5")
     (elsewhere / "results" / "table2.csv").unlink()                           # a finished training is only scored again
-    commands.finished_scale.cache_clear()
+    jobs.finished_scale.cache_clear()
     run_tables.main(["table2", "--demo", "--dry-run", "--only", "treesatai-ts,omnisat,self,none,all,100$"])
     assert [next(w for w in line.split() if w.endswith((".py", ".demo"))) for line in capfd.readouterr().out.splitlines()] == [
         "datasets.simulated.demo", "evaluate.py"]
@@ -179,7 +178,7 @@ def test_probes_are_run_once(elsewhere, capfd):
     assert (elsewhere / "results" / "probe.png").stat().st_size > 20_000
     assert run_tables.main([*command, "--dry-run"]) == 0
     assert capfd.readouterr().out.strip() == ""
-    commands.finished_scale.cache_clear()                                   # another process asks
+    jobs.finished_scale.cache_clear()                                   # another process asks
     table = elsewhere / "results" / "probe.csv"                               # killed before its last modality: gone on with
     table.write_text("".join(line for line in table.read_text().splitlines(True) if ",s1,handmade,knn," not in line))
     assert run_tables.main([*command, "--dry-run"]) == 0
@@ -213,7 +212,7 @@ def test_repaired_sentinel_1_is_a_table_of_its_own(elsewhere, capfd):
         assert (row["s1"], other["s1"]) == ("repaired", "released") and "--s1 repaired" in row["command"]
         assert all(row[name] == other[name] for name in ("f1_weighted", "f1_macro", "map", "n_test", "scale"))
         assert row["checkpoint_hash"] != other["checkpoint_hash"]
-    commands.finished_scale.cache_clear()
+    jobs.finished_scale.cache_clear()
     run_tables.main([*only, "--s1", "repaired", "--dry-run"])
     assert ".py" not in capfd.readouterr().out                                # nothing is left to do
 
@@ -261,7 +260,7 @@ def test_jobs_wait_for_what_they_need_and_run_side_by_side(tmp_path, capfd):
 
 def sleeping_driver(folder):
     """A driver at work on a job that sleeps: its process, and the job's process number."""
-    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom tables.commands import Job\nfrom tables.schedule import run_all\n"
+    script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom tables.jobs import Job\nfrom tables.schedule import run_all\n"
               f"run_all([Job('a', [sys.executable, '-c', 'import os, time; open(r\"{folder}/pid\", \"w\").write(str(os.getpid())); "
               f"time.sleep(60)'], (), Path(r'{folder}/log'))], 1)")
     driver, until = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL), time.time() + 30
@@ -305,9 +304,9 @@ def test_a_job_whose_folder_is_taken_waits(tmp_path, monkeypatch, capfd):
 def test_two_drivers_on_one_folder_write_each_row_once(elsewhere):
     """Started together on the same two cells: one waits for the other."""
     code = ("import os, sys; sys.path.insert(0, '.'); import run_tables\nfrom tables import commands, schedule\nfrom pathlib import Path\nschedule.RETRY = 1\n"
-            f"commands.SHOWN_FINETUNE = ['--epochs', '2']\n"
+            f"usual = commands.DEMOS['demo']\ncommands.DEMOS['demo'] = usual._replace(data={commands.DEMOS['demo'].data!r}, finetune=['--epochs', '2'])\n"
             f"commands.Commands.root = lambda self, dataset: {str(elsewhere / 'data' / 'treesatai')!r}\n"
-            f"commands.SHOWN_DATA = {commands.SHOWN_DATA!r}\noriginal = commands.Commands.__init__\n"
+            "original = commands.Commands.__init__\n"
             "def changed(self, *arguments):\n    original(self, *arguments)\n"
             f"    self.results, self.runs = Path({os.path.relpath(elsewhere, ROOT)!r}, 'results'), Path({os.path.relpath(elsewhere, ROOT)!r}, 'runs')\n"
             "commands.Commands.__init__ = changed\n"

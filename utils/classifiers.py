@@ -28,7 +28,8 @@ def neighbours(k):
     return make_pipeline(StandardScaler(), KNeighborsClassifier(k))
 
 
-CLASSIFIERS = {"logistic": (logistic, STRENGTHS), "knn": (neighbours, NEIGHBOURS)}    # in the order they are tried: simplest first
+# in the order they are tried: simplest first
+CLASSIFIERS = {"logistic": (logistic, STRENGTHS), "knn": (neighbours, NEIGHBOURS)}
 
 
 def scores_of(classifier, x):
@@ -39,7 +40,8 @@ def scores_of(classifier, x):
     probabilities = classifier.predict_proba(x)                               # a list of (N, classes that occur) arrays
     probabilities = probabilities if isinstance(probabilities, list) else [probabilities]
     known = classifier[-1].classes_ if isinstance(classifier[-1].classes_, list) else [classifier[-1].classes_]
-    return np.stack([p[:, list(c).index(1)] if 1 in c else np.zeros(len(p)) for p, c in zip(probabilities, known)], 1) - 0.5
+    return np.stack([p[:, list(c).index(1)] if 1 in c else np.zeros(len(p))
+                     for p, c in zip(probabilities, known)], 1) - 0.5
 
 
 def choose(name, train, val):
@@ -52,7 +54,7 @@ def choose(name, train, val):
         if name == "knn" and setting > len(train[0]):
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                                   # a class that no labelled tile has; not converged
+            warnings.simplefilter("ignore")    # a class that no labelled tile has; not converged
             classifier = make(setting).fit(*train)
         f1 = metrics.f1_scores(metrics.count(scores_of(classifier, val[0]), val[1]))["f1_macro"]
         if best is None or f1 > best[0]:

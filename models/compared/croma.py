@@ -126,7 +126,7 @@ class Encoder(nn.Module):
         self.embed, self.transformer = nn.Linear(size, dim), Transformer(dim, depth, HEADS)
 
     def forward(self, x, places):
-        x = self.embed(x).to(self.embed.weight.dtype)                                     # sums of blocks stay wide under autocast
+        x = self.embed(x).to(self.embed.weight.dtype)    # sums of blocks stay wide under autocast
         return self.transformer(x, places)
 
 
@@ -172,7 +172,8 @@ class CROMA(nn.Module):
         super().__init__()
         self.bands = {sensor: bands for sensor, bands in zip(SENSORS, (radar_bands, optical_bands)) if bands}
         if len(self.bands) < (2 if decoder else 1):
-            raise ValueError("pretraining needs the bands of radar and optical" if decoder else "give the bands of a sensor or of both")
+            raise ValueError("pretraining needs the bands of radar and optical" if decoder else
+                             "give the bands of a sensor or of both")
         if side % patch:
             raise ValueError(f"an image of {side} x {side} pixels cannot be cut into patches of {patch}")
         self.dim, self.side, self.patch = HEADS * max(1, round(384 * width / HEADS)), side, patch
@@ -244,13 +245,15 @@ class CROMA(nn.Module):
         patches. Returns the loss and its terms {"contrastive", "reconstruction"}, all scalars.
         """
         images = {"radar": radar, "optical": optical}
-        visible, masked = ({sensor: send(masks[sensor][name], x.device) for sensor, x in images.items()} for name in ("visible", "masked"))
+        visible, masked = ({sensor: send(masks[sensor][name], x.device) for sensor, x in images.items()}
+                           for name in ("visible", "masked"))
         tokens = {sensor: self.encode(sensor, x, visible[sensor]) for sensor, x in images.items()}
         vectors = (self.projections[sensor](self.vectors[sensor](x.mean(1))) for sensor, x in tokens.items())
         contrastive = info_nce(*vectors, self.log_scale)
 
         places = {sensor: take(self.places, index) for sensor, index in visible.items()}
-        fused = self.cross_encoder(tokens["radar"], places["radar"], tokens["optical"], places["optical"])    # at the radar's patches
+        # at the radar's patches
+        fused = self.cross_encoder(tokens["radar"], places["radar"], tokens["optical"], places["optical"])
         predictions = self.decoder(fused, visible["radar"], masked)
         reconstruction = sum(F.mse_loss(predictions[sensor], take(normalized_patches(x, self.patch), masked[sensor]))
                              for sensor, x in images.items())

@@ -16,8 +16,8 @@ SIDE, PATCH, HEADS = 224, 16, 12
 WEIGHT_TOKENS, GENERATOR_HEADS, SCALE = 128, 4, 0.01
 
 # micrometres, as published; radar has the frequency in GHz in that place
-WAVELENGTHS = {"B02": 0.49, "B03": 0.56, "B04": 0.665, "B05": 0.705, "B06": 0.74, "B07": 0.783, "B08": 0.842, "B11": 1.61, "B12": 2.19,
-               "R": 0.665, "G": 0.56, "B": 0.49, "VV": 5.405, "VH": 5.405}
+WAVELENGTHS = {"B02": 0.49, "B03": 0.56, "B04": 0.665, "B05": 0.705, "B06": 0.74, "B07": 0.783, "B08": 0.842,
+               "B11": 1.61, "B12": 2.19, "R": 0.665, "G": 0.56, "B": 0.49, "VV": 5.405, "VH": 5.405}
 S2 = "B04", "B03", "B02", "B05", "B06", "B07", "B08", "B11", "B12"    # the nine bands of Sentinel-2 that DOFA takes
 
 # of the published weights, what pretraining alone needs; their norm is that of the class token, which is not pooled
@@ -51,7 +51,8 @@ class WeightGenerator(nn.Module):
     def forward(self, waves):
         """waves (C, E). Returns kernels (D, C, PATCH, PATCH) and bias (D,)."""
         x = self.transformer_encoder(torch.cat([self.weight_tokens, waves, self.bias_token]))
-        kernels = self.fc_weight(x[WEIGHT_TOKENS:-1] + waves).unflatten(1, (PATCH, PATCH, -1))    # C x PATCH x PATCH x D
+        # C x PATCH x PATCH x D
+        kernels = self.fc_weight(x[WEIGHT_TOKENS:-1] + waves).unflatten(1, (PATCH, PATCH, -1))
         return SCALE * kernels.permute(3, 0, 1, 2), SCALE * self.fc_bias(x[-1])
 
 
@@ -95,7 +96,7 @@ class DOFA(nn.Module):
         inner = GENERATOR_HEADS * max(1, round(32 * width))
         self.patch_embed = PatchEmbedding(inner, self.dim)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, self.dim))
-        places = encoding(1, SIDE // PATCH, 1, self.dim, 0)                   # P x D, sines and cosines of column and row
+        places = encoding(1, SIDE // PATCH, 1, self.dim, 0)    # P x D, sines and cosines of column and row
         self.register_buffer("pos_embed", F.pad(places, (0, 0, 1, 0))[None])  # 1 x N x D, the class token is nowhere
         self.blocks = nn.Sequential(*(Block(self.dim, HEADS, 1e-6) for _ in range(depth)))
         self.fc_norm = nn.LayerNorm(self.dim, 1e-6)

@@ -51,7 +51,8 @@ def select(x, bands, wanted):
     missing = [band for band in wanted if band not in bands]
     if missing:
         raise ValueError(f"no band {', '.join(missing)}: there are {', '.join(bands)}")
-    return torch.stack([x.select(-3, bands.index(band)) for band in wanted], dim=-3)    # an index would wait for the GPU
+    # an index would wait for the GPU
+    return torch.stack([x.select(-3, bands.index(band)) for band in wanted], dim=-3)
 
 
 def resize(x, size):
@@ -73,5 +74,5 @@ def fit_side(x, multiple=32):
         raise ValueError(f"an image of {x.shape[-2]} x {side} pixels is not square")
     size = multiple * max(1, round(side / multiple))
     at = torch.arange(size, device=x.device) + (side - size) // 2
-    at = side - 1 - (side - 1 - at % max(1, 2 * (side - 1))).abs()            # to and fro between the first pixel and the last
+    at = side - 1 - (side - 1 - at % max(1, 2 * (side - 1))).abs()    # to and fro between the first pixel and the last
     return x.index_select(-2, at).index_select(-1, at), size / side

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PIXELS = 8 * 8                               # images of up to so many are read pixel by pixel, larger ones by statistics
+PIXELS = 8 * 8    # images of up to so many are read pixel by pixel, larger ones by statistics
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -71,8 +71,8 @@ class LightGBM(nn.Module):
         if y.shape != (len(x), self.num_classes):
             raise ValueError(f"features of {len(x)} tiles and {self.num_classes} classes, but labels {y.shape}")
         threads = torch.get_num_threads()
-        options = {"objective": "binary", "seed": seed, "num_threads": threads, "deterministic": True, "force_row_wise": True,
-                   "verbosity": -1}
+        options = {"objective": "binary", "seed": seed, "num_threads": threads, "deterministic": True,
+                   "force_row_wise": True, "verbosity": -1}
         data = lightgbm.Dataset(x, params=options)
         texts = [lightgbm.train(options, data.set_label(has_class)).model_to_string() for has_class in y.T]
         self.load_texts([text.replace(f"[num_threads: {threads}]", "[num_threads: 0]") for text in texts])

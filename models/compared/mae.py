@@ -107,10 +107,12 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"no band {', '.join(missing)}: there are {', '.join(bands)}")
         if side % PATCH:
             raise ValueError(f"an image of {side} x {side} pixels cannot be cut into patches of {PATCH}")
-        third = HEADS * max(1, round(8 * width))                              # D is a multiple of heads and of four thirds
-        groups = [[season * len(bands) + bands.index(band) for band in group] for season in range(seasons) for group in groups]
+        third = HEADS * max(1, round(8 * width))    # D is a multiple of heads and of four thirds
+        groups = [[season * len(bands) + bands.index(band) for band in group]
+                  for season in range(seasons) for group in groups]
         self.shape, self.group_bands = (seasons * len(bands), side, side), [len(group) for group in groups]
-        self.register_buffer("order", torch.tensor(sum(groups, [])), persistent=False)    # of the bands, group after group
+        # of the bands, group after group
+        self.register_buffer("order", torch.tensor(sum(groups, [])), persistent=False)
         sizes = [bands * PATCH ** 2 for bands in self.group_bands]
         encodings = [encoding(len(groups), side // PATCH, gsd, 3 * third, thirds * third) for thirds in group_thirds]
         self.encoder = Encoder(sizes, encodings[0], depth)
@@ -125,7 +127,7 @@ class MaskedAutoencoder(nn.Module):
         """
         if x.shape[1:] != self.shape:
             raise ValueError(f"images are {tuple(x.shape[1:])}, this network takes {self.shape}")
-        x = patchify(x.index_select(1, self.order), PATCH)                    # B x P x bands of all groups x PATCH x PATCH
+        x = patchify(x.index_select(1, self.order), PATCH)    # B x P x bands of all groups x PATCH x PATCH
         return [group.flatten(2) for group in x.split(self.group_bands, dim=2)]
 
     def forward(self, x):

@@ -13,7 +13,7 @@ from torch import nn
 ZOOM = 34 / 20                # Corley et al. enlarge their 20 x 20 pixels to 34 x 34; here 6 x 6 to 10 x 10
 SIDE = 3                      # pixels of a patch
 DRAWN = 2 ** 15               # patches that the whitening is learned from
-RIDGE = 1e-3                  # added to the variances that whitening divides by, as in torchgeo's copy of the code of Rolf et al.
+RIDGE = 1e-3                  # added to the variances that whitening divides by, as in torchgeo's copy of Rolf et al.
 THRESHOLD = 1                 # taken off each answer of a filter, likewise
 NEIGHBOURS = 5                # k, of Corley et al.
 TILES = 64                    # worked on at a time
@@ -80,7 +80,7 @@ class MOSAIKS(nn.Module):
             patches = draw_patches(x, generator)
             mean, whiten = whitening(patches)
             chosen = F.normalize((patches[:self.filters] - mean) @ whiten)    # F/2 x D; their answers have variance 1
-            weight = chosen @ whiten                                # <chosen, (patch - mean) W> = <weight, patch - mean>
+            weight = chosen @ whiten    # <chosen, (patch - mean) W> = <weight, patch - mean>
             bias = -weight @ mean - THRESHOLD
         finally:
             torch.set_num_threads(threads)
@@ -135,7 +135,8 @@ class MOSAIKS(nn.Module):
         for x in self.standardized(self.features(inputs)).split(TILES):
             # distances term by term: a matrix product loses the small ones
             distances = torch.cdist(x, self.tiles, compute_mode="donot_use_mm_for_euclid_dist")    # B x N
-            votes = near(distances, NEIGHBOURS).float() @ self.labels.float()    # B x K, whole numbers, exact in bfloat16 too
+            # B x K, whole numbers, exact in bfloat16 too
+            votes = near(distances, NEIGHBOURS).float() @ self.labels.float()
             shares.append(votes.float() / NEIGHBOURS)
         return torch.cat(shares).logit(1e-6)
 

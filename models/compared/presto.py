@@ -15,8 +15,10 @@ from models.series import date_encoding
 
 DIM, HEADS, DEPTH, MAX_DATES = 128, 8, 2, 24
 
-# groups of bands in their published order, and the number of bands of each; dynamic_world, the class of land cover, comes last
-GROUPS = {"S1": 2, "S2_RGB": 3, "S2_Red_Edge": 3, "S2_NIR_10m": 1, "S2_NIR_20m": 1, "S2_SWIR": 2, "ERA5": 2, "SRTM": 2, "NDVI": 1}
+# groups of bands in their published order, and the number of bands of each; dynamic_world, the class of land cover,
+# comes last
+GROUPS = {"S1": 2, "S2_RGB": 3, "S2_Red_Edge": 3, "S2_NIR_10m": 1, "S2_NIR_20m": 1, "S2_SWIR": 2, "ERA5": 2, "SRTM": 2,
+          "NDVI": 1}
 NUMBERS = {group: number for number, group in enumerate((*GROUPS, "dynamic_world"))}
 LAND_COVERS = 9
 S1 = "VV", "VH"
@@ -62,7 +64,7 @@ class Presto(nn.Module):
     def __init__(self):
         super().__init__()
         self.eo_patch_embed = nn.ModuleDict({group: nn.Linear(bands, DIM) for group, bands in GROUPS.items()})
-        self.dw_embed = nn.Embedding(LAND_COVERS + 1, DIM)                    # the last row is for no land cover, which has no token
+        self.dw_embed = nn.Embedding(LAND_COVERS + 1, DIM)    # the last row is for no land cover, which has no token
         self.latlon_embed = nn.Linear(3, DIM)
         # a token's month, group and position, side by side; only the group's part is learned
         self.month_embed = nn.Embedding.from_pretrained(month_encoding(DIM // 4))
@@ -121,4 +123,5 @@ class Presto(nn.Module):
 
         Errors: RuntimeError naming weights that lack or are too many, or of another shape.
         """
-        self.load_state_dict({name.removeprefix("encoder."): value for name, value in state.items() if not name.startswith("decoder.")})
+        self.load_state_dict({name.removeprefix("encoder."): value for name, value in state.items()
+                              if not name.startswith("decoder.")})

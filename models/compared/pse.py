@@ -58,7 +58,8 @@ class PSELTAE(nn.Module):
     def __init__(self, bands, outputs, width=1.0):
         super().__init__()
         dim = scaled(128, width, 8)
-        self.encoder, self.ltae = PixelSet(bands, [dim], width), LTAE(dim, HEADS, KEY_DIM, scaled(DIM, width, 2 * HEADS), outputs)
+        self.encoder = PixelSet(bands, [dim], width)
+        self.ltae = LTAE(dim, HEADS, KEY_DIM, scaled(DIM, width, 2 * HEADS), outputs)
 
     def forward(self, x, dates, padded):
         """x (B, T, C, H, W): standardised; dates (B, T): day numbers; padded (B, T): True where there is no date.

@@ -70,7 +70,8 @@ class ResNet(nn.Module):
         if depth not in (34, 50):
             raise ValueError(f"the depth of a ResNet is 34 or 50 here, not {depth}")
         self.depth, self.width = depth, width
-        # not under 16 channels: on a CPU, torch 2.13's gradient of a 1 x 1 convolution of stride 2 writes beyond its memory with 8
+        # not under 16 channels: on a CPU, torch 2.13's gradient of a 1 x 1 convolution of stride 2 writes beyond its
+        # memory with 8
         block, stem = BasicBlock if depth == 34 else Bottleneck, max(16, round(64 * width))
         self.channels = [stem, *(block.expansion * stem * 2 ** i for i in range(4))]
         self.conv1, self.bn1 = conv(bands, stem, 7, stride=2), nn.BatchNorm2d(stem)

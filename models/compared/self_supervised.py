@@ -2,7 +2,8 @@
 PRESTO).
 
 A method is a subclass of Pretrained, as models/compared/supervised.py has others; models/methods.py says what it is
-given. All weights are trained with the labels. Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
+given. All weights are trained with the labels.
+Dimensions: B tiles, K classes, T dates, C bands, H x W pixels, D a network's vector.
 """
 import torch
 from torch import nn
@@ -16,7 +17,8 @@ from models.compared.resnet import RGB
 from models.compared.supervised import Compared, FusionHead
 
 GROUND = {"treesatai": 60, "treesatai-ts": 60, "pastis-hd": 1280, "flair": 100}    # m, the side of a tile
-JULY, LOWER_SAXONY = 6, (52.6, 9.1)    # what TreeSatAI's single dates do not tell: a month, from 0, and degrees north and east
+# what TreeSatAI's single dates do not tell: a month, from 0, and degrees north and east
+JULY, LOWER_SAXONY = 6, (52.6, 9.1)
 
 
 class Pretrained(Compared):

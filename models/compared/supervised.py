@@ -82,7 +82,8 @@ class Compared(nn.Module):
         has_head = len(self.sensors) > 1 or self.has_head
         self.networks = nn.ModuleDict({key: self.network(sensor, self.vectors[key] if has_head else num_classes, width)
                                        for key, sensor in self.sensors.items()})
-        self.head = FusionHead(sum(self.vectors[key] for key in self.sensors), num_classes) if has_head else nn.Identity()
+        dim = sum(self.vectors[key] for key in self.sensors) if has_head else 0
+        self.head = FusionHead(dim, num_classes) if has_head else nn.Identity()
 
     def network(self, sensor, outputs, width):
         """The network of a modality: of images a ResNet-50, unless a method has its own."""
@@ -122,14 +123,16 @@ class Compared(nn.Module):
         """
         has_head = isinstance(getattr(self, "head", None), FusionHead)
         seen, last = [], [self.head] if has_head else [m for m in self.modules() if isinstance(m, nn.Linear)]
-        hooks = [module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output))) for module in last]
+        hooks = [module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+                 for module in last]
         try:
             logits = self.all_logits(batch)[0]
         finally:
             for hook in hooks:
                 hook.remove()
         wide = [(x, output) for x, output in seen if output.numel() == logits.numel()]
-        same = [(x, output) for x, output in wide if torch.equal(output.reshape(logits.shape), logits)] or wide    # pse: a norm follows
+        # pse: a norm follows
+        same = [(x, output) for x, output in wide if torch.equal(output.reshape(logits.shape), logits)] or wide
         if not same:
             raise ValueError(f"{type(self).__name__}: it does not end in a linear layer")
         return same[-1][0].reshape(len(logits), -1)

@@ -55,7 +55,8 @@ class UNet(nn.Module):
         nothing. Errors: ValueError if a side is no multiple of 32 pixels.
         """
         if x.shape[-2] % 32 or x.shape[-1] % 32:
-            raise ValueError(f"the sides of a U-Net's image must be multiples of 32 pixels, not {x.shape[-2]} x {x.shape[-1]}")
+            raise ValueError("the sides of a U-Net's image must be multiples of 32 pixels, not "
+                             f"{x.shape[-2]} x {x.shape[-1]}")
         levels = self.encoder.pyramid(x)
         if added is not None:
             levels = [level + other for level, other in zip(levels, added)]

@@ -70,7 +70,8 @@ def collapse(x, attention):
     of the channels.
     """
     tiles, heads = attention.shape[0], attention.shape[2]
-    attention = F.interpolate(attention.flatten(0, 1), size=x.shape[-2:], mode="bilinear").to(x.dtype)    # BT x h x H x W
+    # BT x h x H x W
+    attention = F.interpolate(attention.flatten(0, 1), size=x.shape[-2:], mode="bilinear").to(x.dtype)
     x = x.unflatten(1, (heads, -1)) * attention[:, :, None]                   # BT x h x D/h x H x W
     return x.flatten(1, 2).unflatten(0, (tiles, -1)).sum(1)
 
@@ -84,16 +85,19 @@ class UTAE(nn.Module):
     Errors: ValueError for widths that do not fit.
     """
 
-    def __init__(self, bands, encoder_widths, decoder_widths, kernel, width=1.0, attention_dim=256, before=(), after=()):
+    def __init__(self, bands, encoder_widths, decoder_widths, kernel, width=1.0, attention_dim=256, before=(),
+                 after=()):
         super().__init__()
         if len(encoder_widths) != len(decoder_widths) or encoder_widths[-1] != decoder_widths[-1]:
-            raise ValueError(f"encoder and decoder must have the same levels and meet in the last: {encoder_widths}, {decoder_widths}")
+            raise ValueError("encoder and decoder must have the same levels and meet in the last: "
+                             f"{encoder_widths}, {decoder_widths}")
         encoder, decoder, before, after = ([scaled(channels, width, HEADS) for channels in widths]
                                            for widths in (encoder_widths, decoder_widths, before, after))
         self.kernel, self.dim = kernel, decoder[0]
         self.first = nn.Sequential(encoding(bands, encoder[0]), encoding(encoder[0], encoder[0]))
         self.down = nn.ModuleList(Down(i, o, kernel) for i, o in zip(encoder[:-1], encoder[1:]))
-        self.ltae = LTAE(encoder[-1], HEADS, KEY_DIM, scaled(attention_dim, width, 2 * HEADS), encoder[-1], before, after, GROUP)
+        self.ltae = LTAE(encoder[-1], HEADS, KEY_DIM, scaled(attention_dim, width, 2 * HEADS), encoder[-1], before,
+                         after, GROUP)
         ups = zip(decoder[:0:-1], decoder[-2::-1], encoder[-2::-1])           # from the coarsest to the finest
         self.up = nn.ModuleList(Up(i, o, skip, kernel) for i, o, skip in ups)
 
@@ -106,7 +110,7 @@ class UTAE(nn.Module):
         height, width = x.shape[-2:]
         least = 1
         for _ in self.down:
-            least = max(1, 2 * least + self.kernel - 4)                       # pixels of which a strided convolution leaves so many
+            least = max(1, 2 * least + self.kernel - 4)    # pixels of which a strided convolution leaves so many
         x = x.masked_fill(padded[:, :, None, None, None], 0)
         x = F.pad(x, (0, max(0, least - width), 0, max(0, least - height), 0, 0), "replicate")
         maps = [self.first(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))]    # BT x D x H x W
@@ -131,7 +135,8 @@ class UTAEVector(nn.Module):
 
     def __init__(self, bands, outputs=128, width=1.0):
         super().__init__()
-        # not in the paper: the MLP before the attention; the official one also passes 10 channels, by a mutable default argument
+        # not in the paper: the MLP before the attention; the official one also passes 10 channels, by a mutable default
+        # argument
         self.utae = UTAE(bands, (64, 32, 32), (32, 32, 32), 2, width, attention_dim=128, before=(32,), after=(256,))
         dim, hidden = self.utae.dim, scaled(64, width, HEADS)
         self.out = nn.Sequential(decoding(dim, dim), decoding(dim, hidden), decoding(hidden, outputs))

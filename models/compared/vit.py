@@ -25,7 +25,8 @@ class Attention(nn.Module):
     def __init__(self, dim):
         super().__init__()
         self.query_key_value, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.relative = nn.Parameter(0.02 * torch.randn(BUCKETS + 1, dim // HEADS))    # r, its last row for the class token
+        # r, its last row for the class token
+        self.relative = nn.Parameter(0.02 * torch.randn(BUCKETS + 1, dim // HEADS))
 
     def forward(self, x, is_bucket):
         """x (B, N, D), is_bucket (B, N, K, N) bool: which of the K buckets a query and a key are in. Returns (B, N, D).
@@ -91,7 +92,8 @@ class ViT(nn.Module):
         Errors: ValueError for another size or number of bands.
         """
         if x.shape[1:] != (self.bands, self.side, self.side):
-            raise ValueError(f"images are {tuple(x.shape[1:])}, this network takes {(self.bands, self.side, self.side)}")
+            raise ValueError(f"images are {tuple(x.shape[1:])}, this network takes "
+                             f"{(self.bands, self.side, self.side)}")
         x = self.patches(x) + self.absolute
         x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)                       # B x N x D, N = 1 + P
         buckets = self.buckets.expand(len(x), -1, -1)
@@ -100,7 +102,7 @@ class ViT(nn.Module):
         is_bucket = buckets[:, :, None] == torch.arange(BUCKETS + 1, device=x.device)[:, None]    # B x N x K x N
         for block in self.blocks:
             x = block(x, is_bucket)
-        x = x[:, 1:]                                                                      # the class token is not pooled
+        x = x[:, 1:]    # the class token is not pooled
         x = self.norm(x).amax(dim=1) if self.max_pool else self.norm(x.mean(dim=1))
         return self.head(self.dropout(x))
 
