@@ -26,8 +26,9 @@ from datasets.files import misfit
 from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
 from engine import checkpoint, distributed, options
+from engine.folder import open_folder
 from engine.log import provenance, together
-from engine.training import Training, open_folder
+from engine.training import Training
 from evaluate import score, score_test
 from models import MODELS, build_model, max_dates
 from utils import metrics, weights
