@@ -22,8 +22,9 @@ from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from engine import checkpoint, distributed, options, starts
+from engine.folder import open_folder
 from engine.log import provenance
-from engine.training import Training, open_folder
+from engine.training import Training
 from evaluate import score, score_test
 from models.methods import METHODS, build_model
 from utils import metrics

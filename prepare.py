@@ -2,7 +2,7 @@
 
     python prepare.py treesatai-ts --root data/treesatai       # stopped, the same command goes on where it was
     python prepare.py pastis-hd --root data/pastis-hd --fresh  # check everything again
-    python prepare.py weights                                  # download the published weights that some rows start from
+    python prepare.py weights                                  # the published weights that some rows start from
 
 Zips are unpacked beside themselves; nothing that was downloaded is changed or deleted. What is found has one of three
 severities: error (the tables cannot be made), repaired (the readers deal with it), note (legal, but worth knowing).
@@ -56,13 +56,17 @@ def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
     arguments.add_argument("dataset", choices=[*SENSORS, "weights"], help="a table of datasets/sensors.py; or weights")
-    arguments.add_argument("--root", metavar="DIR", help="folder of what was downloaded, see README; weights go to weights/")
+    arguments.add_argument("--root", metavar="DIR", help="folder of what was downloaded, see README; weights go to "
+                                                         "weights/")
     arguments.add_argument("--modalities", default="all", metavar="KEYS",
                            help="what to check, such as s2 or vhr,s1-des; all means those of the paper's tables")
-    arguments.add_argument("--workers", type=whole(0), default=os.cpu_count(), help="reading processes; the default is all cores")
-    arguments.add_argument("--report", metavar="FILE", help="CSV of all findings (default: results/prepare/DATASET.csv); what was "
-                                                            "checked is kept beside it, for the next run")
-    arguments.add_argument("--fresh", action="store_true", help="check every tile again, also those that did not change")
+    arguments.add_argument("--workers", type=whole(0), default=os.cpu_count(),
+                           help="reading processes; the default is all cores")
+    arguments.add_argument("--report", metavar="FILE", help="CSV of all findings (default: "
+                                                            "results/prepare/DATASET.csv); what was checked is kept "
+                                                            "beside it, for the next run")
+    arguments.add_argument("--fresh", action="store_true", help="check every tile again, also those that did not "
+                                                                "change")
     return arguments
 
 
@@ -81,7 +85,8 @@ def prepare(args, report, progress):
         write_report(report, findings + [finding(args.dataset, "not listed", error)])
         broken = [f"{path}: {kind}, {text}" for kind, text, path in found_in_zips if kind == "broken zip"]
         if broken:                                                                # what is not listed may be in there
-            raise UserError("; ".join([*broken[:3], *([f"{len(broken) - 3} more"] if len(broken) > 3 else []), str(error)])) from error
+            more = [f"{len(broken) - 3} more"] if len(broken) > 3 else []
+            raise UserError("; ".join([*broken[:3], *more, str(error)])) from error
         raise
     records, new = check_all(datasets, progress, args.workers)
     findings += found + [finding(args.dataset, kind, text, split, tile, key) for split, dataset in datasets.items()
@@ -104,8 +109,9 @@ def prepare(args, report, progress):
     if told := orders.draw(report.with_name(f"{report.stem}-sentinel1.png"), datasets, records):
         print(f"  Scrambled Sentinel-1: docs/sentinel1-2017.md says what it is; {told}")
     if errors:
-        print(f"  {args.dataset} is NOT ready: {len(errors):,} errors in {len({row.tile for row in errors}):,} tiles. Statistics and "
-              "label subsets were not written.\n  Get what is missing or broken and run this again: it reads only what changed.")
+        print(f"  {args.dataset} is NOT ready: {len(errors):,} errors in {len({row.tile for row in errors}):,} tiles. "
+              "Statistics and label subsets were not written.\n  Get what is missing or broken and run this again: it "
+              "reads only what changed.")
     else:
         print(f"  {args.dataset} is ready. Next: {next_command(args, any(data.is_demo for data in datasets.values()))}")
     return not errors
@@ -118,7 +124,7 @@ def main(argv=None):
         if args.root is not None:
             arguments.error("--root: weights go to weights/; leave it out")
         failed = 0
-        for name in weights.TABLE:                                                # one that cannot be had does not keep back the others
+        for name in weights.TABLE:    # one that cannot be had does not keep back the others
             try:
                 print(f"{weights.fetch(name)}: {weights.TABLE[name].about}")
             except UserError as error:

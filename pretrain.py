@@ -20,9 +20,10 @@ from datasets import open_dataset
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from engine import distributed, options
+from engine.folder import open_folder
 from engine.log import provenance
 from engine.pool_step import PoolStep
-from engine.training import Training, open_folder, pool_seed
+from engine.training import Training, pool_seed
 from models.methods import METHODS, build_model
 from models.omnisat import ABLATIONS
 from utils.errors import UserError, run

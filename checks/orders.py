@@ -13,12 +13,14 @@ COLUMNS = {"in order": 10, "scrambled": 11, "unclear": 9, "no dates": 10, "broke
 
 def found_in(orders):
     """[(modality, kind, text)] of a file. orders: of TreeSatAI.orders, {} without one."""
-    return [(key, KINDS[orders[key][0]], f"{orders['file']}: {orders[key][1]}") for key in PLACES if orders and orders[key][0] in KINDS]
+    return [(key, KINDS[orders[key][0]], f"{orders['file']}: {orders[key][1]}")
+            for key in PLACES if orders and orders[key][0] in KINDS]
 
 
 def count(records):
     """{year: {key: Counter of verdicts}}, a file once, whatever splits it is in. records: of prepare.check_all."""
-    counts, files = {}, {row["orders"]["file"]: row["orders"] for rows in records.values() for row in rows if row["orders"]}
+    counts, files = {}, {row["orders"]["file"]: row["orders"]
+                         for rows in records.values() for row in rows if row["orders"]}
     for orders in files.values():
         for key in PLACES:
             counts.setdefault(orders["year"], {}).setdefault(key, Counter())[orders[key][0]] += 1
@@ -30,11 +32,14 @@ def lines(counts):
     """
     total = sum((counter for keys in counts.values() for counter in keys.values()), Counter())
     if not any(total[verdict] for verdict in KINDS):
-        return [f"  Sentinel-1 is in order inside its dates: {total['in order']:,} series of both orbits"] * bool(counts)
-    head = f"  {'Sentinel-1':12}" + "".join(f"{key:>{sum(COLUMNS.values())}}" for key in ("s1, ascending", "s1-des, descending"))
+        line = f"  Sentinel-1 is in order inside its dates: {total['in order']:,} series of both orbits"
+        return [line] * bool(counts)
+    head = f"  {'Sentinel-1':12}" + "".join(f"{key:>{sum(COLUMNS.values())}}"
+                                           for key in ("s1, ascending", "s1-des, descending"))
     names = f"  {'year of file':12}" + "".join(f"{word:>{width}}" for _ in PLACES for word, width in COLUMNS.items())
-    return ["", head, names] + [f"  {year:12}" + "".join(f"{keys[key][word]:{width},}" for key in PLACES
-                                                         for word, width in COLUMNS.items()) for year, keys in counts.items()]
+    numbers = {year: [f"{keys[key][word]:{width},}" for key in PLACES for word, width in COLUMNS.items()]
+               for year, keys in counts.items()}
+    return ["", head, names, *(f"  {year:12}{''.join(cells)}" for year, cells in numbers.items())]
 
 
 def draw(path, datasets, records):

@@ -32,7 +32,8 @@ class Records(Dataset):
             return self.known[signature], False
         found, label = check_tile(self.dataset, i)
         order = self.dataset.orders(i)
-        return {"tile": self.dataset.names[i], "signature": signature, "found": found + orders.found_in(order), "label": label,
+        return {"tile": self.dataset.names[i], "signature": signature, "found": found + orders.found_in(order),
+                "label": label,
                 "orders": order, "content": self.dataset.content(i)}, signature is not None
 
     def signature(self, i):
@@ -40,7 +41,8 @@ class Records(Dataset):
         paths = [os.path.abspath(path) for path in self.dataset.sources(i)]
         stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
         files = [f"{path} {s and (s.st_size, s.st_mtime_ns)}" for path, s in zip(paths, stats)]
-        about = [VERSION, self.dataset.name, self.dataset.names[i], *self.dataset.modalities, self.dataset.labels[i].tolist()]
+        about = [VERSION, self.dataset.name, self.dataset.names[i], *self.dataset.modalities,
+                 self.dataset.labels[i].tolist()]
         return splits.fingerprint([*map(str, about), *files])[:32] if files else None
 
 
@@ -51,8 +53,9 @@ def same_tiles(name, datasets, records):
         for tile, record in zip(dataset.names, records[split]):
             where, other = first.setdefault(record["content"], (split, tile))
             if record["content"] is not None and where != split:
-                found.append(finding(name, "same tile", f"its files are those of {other} in {where}, byte by byte: a score "
-                                     "would be of tiles trained on; keep one of the two", split, tile))
+                text = (f"its files are those of {other} in {where}, byte by byte: a score would be of tiles trained "
+                        "on; keep one of the two")
+                found.append(finding(name, "same tile", text, split, tile))
     return found
 
 
@@ -121,4 +124,4 @@ def open_splits(name, root, keys):
     for split, dataset in ({} if is_demo else datasets).items():
         if dataset.lost:
             findings.append(finding(name, "too few tiles", f"no tile of {', '.join(dataset.lost)}", split))
-    return datasets, list(dict.fromkeys(findings))                                # val is drawn from train: both tell the same
+    return datasets, list(dict.fromkeys(findings))    # val is drawn from train: both tell the same

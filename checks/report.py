@@ -19,8 +19,10 @@ TABLES = {"treesatai-ts": "table2", "treesatai": "table2", "pastis-hd": "table3"
 def count_status(datasets, findings):
     """{modality: Counter of the worst that was found in each tile: fine, repaired, missing, double or broken}."""
     order = ("fine", "repaired", "missing", "double", "broken")
-    worst = {(key, split, tile): 2 * (key != "labels" and data.paths[key][i] is None)    # of no use without another file
-             for split, data in datasets.items() for key in (*data.modalities, "labels") for i, tile in enumerate(data.names)}
+    worst = {(key, split, tile): 2 * (key != "labels" and data.paths[key][i] is None)
+             # labels are of no use without another file
+             for split, data in datasets.items() for key in (*data.modalities, "labels")
+             for i, tile in enumerate(data.names)}
     for row in findings:
         status = row.kind if row.kind in order else row.severity
         if row.tile and status in order:
@@ -33,16 +35,19 @@ def count_status(datasets, findings):
 
 
 def print_report(args, unpacked, datasets, records, new, findings, files):
-    """One screen."""
+    """One screen, of all that prepare.py has in its hands by then."""
     data = next(iter(datasets.values()))
     print(f"\n{args.dataset} in {args.root}" + (" (demo data)" if data.is_demo else ""))
     for line in unpacked[:3] + [f"... and {len(unpacked) - 3} more"] * (len(unpacked) > 3):
         print(f"  unpacked  {line}")
     released = ", ".join(f"{part} {number:,}" for part, number in splits.RELEASED.get(args.dataset, {}).items())
-    print("  tiles     " + ", ".join(f"{split} {len(datasets[split]) if split in datasets else 0:,}" for split in SPLITS)
+    print("  tiles     "
+          + ", ".join(f"{split} {len(datasets[split]) if split in datasets else 0:,}" for split in SPLITS)
           + (f" (the release: {released})" if released and not data.is_demo else ""))
-    total, empty = sum(map(len, records.values())), sum(row["signature"] is None for rows in records.values() for row in rows)
-    print(f"  checked   {new:,} tiles now, {total - new - empty:,} unchanged since an earlier run, {empty:,} without any file")
+    total = sum(map(len, records.values()))
+    empty = sum(row["signature"] is None for rows in records.values() for row in rows)
+    print(f"  checked   {new:,} tiles now, {total - new - empty:,} unchanged since an earlier run, {empty:,} without "
+          "any file")
 
     columns = ("fine", "repaired", "double", "broken", "missing")
     print(f"\n  {'':15}{'files there':>19}" + "".join(f"{column:>10}" for column in columns))
@@ -76,7 +81,8 @@ def print_findings(findings, most):
         name = rows[0].tile or rows[0].file
         name = name if len(name) <= 36 else "..." + name[-33:]                # which file it is must not be cut off
         line = f"{name}: {rows[0].detail}" if name else rows[0].detail
-        print(f"  {group[0]:10}{group[1]:19}{group[2]:14}{len(rows):7,}  {line if len(line) <= 56 else line[:53] + '...'}")
+        print(f"  {group[0]:10}{group[1]:19}{group[2]:14}{len(rows):7,}  "
+              f"{line if len(line) <= 56 else line[:53] + '...'}")
     if len(order) > most:
         print(f"  ... and {len(order) - most} more kinds")
 
@@ -94,4 +100,5 @@ def next_command(args, is_demo):
         return "bash run_tables.sh demo"
     if root.name != FOLDERS.get(args.dataset):                            # a dataset, or a place, of one's own
         return f"python pretrain.py --dataset {args.dataset} --data-root {args.root}"
-    return f"bash run_tables.sh {TABLES[args.dataset]}" + ("" if str(root.parent) == "data" else f" --data {root.parent}")
+    option = "" if str(root.parent) == "data" else f" --data {root.parent}"
+    return f"bash run_tables.sh {TABLES[args.dataset]}{option}"

@@ -13,8 +13,9 @@ SEVERITIES = {
     "error": ("missing", "double", "broken", "same tile", "too few tiles", "not listed", "not written"),
     "repaired": ("NaN", "infinite", "nodata", "partly covered", "date without data", "same day", "dates unsorted",
                  "crop moved"),
-    "note": ("empty series", "no image", "nothing left", "cloudy only", "cloud masks", "constant", "radar units", "no label",
-             "scrambled", "order unclear", "number of tiles", "only a centre", "broken zip", "unsafe member", "damaged member")}
+    "note": ("empty series", "no image", "nothing left", "cloudy only", "cloud masks", "constant", "radar units",
+             "no label", "scrambled", "order unclear", "number of tiles", "only a centre", "broken zip",
+             "unsafe member", "damaged member")}
 
 
 class Finding(NamedTuple):
@@ -30,7 +31,9 @@ class Finding(NamedTuple):
 
 
 def finding(name, kind, text, split="", tile="", modality="", file=""):
-    """A Finding; a file that the text begins with goes to its own column, the tile's name is there already."""
+    """A Finding; a file that the text begins with goes to its own column, the tile's name is there already. The
+    arguments are its fields.
+    """
     text = " ".join(str(text).split()).removeprefix(f"{tile}: ")
     first, _, rest = text.partition(": ")
     if not file and os.path.isfile(first):
@@ -43,7 +46,9 @@ def kind_of(text, default):
     """The kind of an error about a file, from the readers' words."""
     if re.search(r"\bno image of\b", text):
         return "no image"
-    return "missing" if re.search(r"\bno files? of\b", text) else "double" if re.search(r"\b\d+ files of\b", text) else default
+    if re.search(r"\bno files? of\b", text):
+        return "missing"
+    return "double" if re.search(r"\b\d+ files of\b", text) else default
 
 
 def check_tile(dataset, i):
@@ -95,8 +100,8 @@ def check_data(dataset, i, sensor, data, days):
     wrong = {"NaN": np.isnan(data) if is_float else None, "infinite": np.isinf(data) if is_float else None,
              "nodata": missing(data, sensor.nodata, sensor.lowest) & np.isfinite(data)}
     if data.shape[1] > 1 and (pixels := uncovered(data)[kept]).any():
-        yield "partly covered", (f"{pixels.sum()} pixels on {pixels.any((1, 2)).sum()} of {len(days)} dates are 0 in all "
-                                 "bands")
+        yield "partly covered", (f"{pixels.sum()} pixels on {pixels.any((1, 2)).sum()} of {len(days)} dates are 0 in "
+                                 "all bands")
     for kind, is_wrong in wrong.items():
         if is_wrong is not None and (pixels := is_wrong[kept].any(1)).any():
             yield kind, f"{pixels.sum()} pixels on {pixels.any((1, 2)).sum()} of {len(days)} dates"

@@ -51,7 +51,7 @@ class _Sums(torch.utils.data.Dataset):
         for key, (data, _) in self.dataset.read(i).items():
             x = np.asarray(data, dtype=np.float64)                                # (T x) C x H x W
             if self.dataset.lacks(i, key):
-                x = x[:, :0]                                                      # an image that is not there has no pixels
+                x = x[:, :0]    # an image that is not there has no pixels
             axes = tuple(a for a in range(x.ndim) if a != x.ndim - 3)
             count = np.full(x.shape[-3], x.size // x.shape[-3])
             sums[key] = np.stack([count, x.sum(axes), (x ** 2).sum(axes)])

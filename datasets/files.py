@@ -14,9 +14,11 @@ import tifffile
 from utils.errors import UserError
 from utils.files import check_pointer
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)    # what matters is raised; a GDAL_NODATA tag "-9999" of uint8 does not
+# what matters is raised; a GDAL_NODATA tag "-9999" of uint8 does not
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 ENTRY, TYPES = struct.Struct("<HHII"), {3: "H", 4: "I"}    # of a TIFF's table: tag, type, count, value or where it is
-NO_PIXELS = {262, 270, 282, 283, 296, 305, 338, 33550, 33922, 34735, 34736, 34737, 42112, 42113}    # tags: colours, texts, place
+# tags: colours, texts, place
+NO_PIXELS = {262, 270, 282, 283, 296, 305, 338, 33550, 33922, 34735, 34736, 34737, 42112, 42113}
 
 
 def why(error):
@@ -161,9 +163,10 @@ def read_npz(path):
         if dates.dtype.kind not in "iufSU":
             raise ValueError(f"dates of type {dates.dtype}")
         if dates.dtype.kind == "f" and dates.dtype.itemsize < 8:
-            raise ValueError(f"dates of type {dates.dtype.name}, which cannot hold eight digits: 20200321 becomes 20200320; "
-                             "int32 can")
+            raise ValueError(f"dates of type {dates.dtype.name}, which cannot hold eight digits: 20200321 becomes "
+                             "20200320; int32 can")
         return data, dates
     except Exception as error:    # numpy, zipfile and zlib raise many kinds for damaged files
         check_pointer(path)
-        raise UserError(f"{path}: cannot be read as an npz file with data and dates ({why(error)}); write it again") from error
+        raise UserError(f"{path}: cannot be read as an npz file with data and dates ({why(error)}); "
+                        "write it again") from error

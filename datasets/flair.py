@@ -24,8 +24,8 @@ from utils.errors import UserError
 from utils.files import walk
 
 # mask values 1..12, and all that are higher
-CLASSES = ("building", "pervious surface", "impervious surface", "bare soil", "water", "coniferous", "deciduous", "brushwood",
-           "vineyard", "herbaceous vegetation", "agricultural land", "plowed land", "other")
+CLASSES = ("building", "pervious surface", "impervious surface", "bare soil", "water", "coniferous", "deciduous",
+           "brushwood", "vineyard", "herbaceous vegetation", "agricultural land", "plowed land", "other")
 HIGHEST = 19
 DOMAINS = FOLDER / "flair-domains.txt"
 CENTROIDS = "flair-2_centroids_sp_to_patch.json"
@@ -107,8 +107,8 @@ def crop(array, centroid, side, name, path):
     height, width = array.shape[-2:]
     row, column = centroid
     if not (0 <= row < height and 0 <= column < width) or side > min(height, width):
-        raise UserError(f"{name}: its centre {tuple(centroid)} is not inside the {height} x {width} pixels of its Sentinel-2 area, "
-                        f"{path}; download it and {CENTROIDS} again")
+        raise UserError(f"{name}: its centre {tuple(centroid)} is not inside the {height} x {width} pixels of its "
+                        f"Sentinel-2 area, {path}; download it and {CENTROIDS} again")
     top, left = first_pixel(row, side, height), first_pixel(column, side, width)
     return array[..., top:top + side, left:left + side]
 
@@ -141,18 +141,22 @@ class Flair(Tiles):
         names.sort(key=lambda name: name[-6:])
         there = {name.split("-")[0] for name in names}
         self.lost = [domain for domain, of_split in domains.items() if of_split == split and domain not in there]
-        if self.findings is not None and split == "train":                       # nobody else lists what should be there
+        if self.findings is not None and split == "train":    # nobody else lists what should be there
             for name in sorted(self._centroids()):
                 if name[-6:] not in self.index["img"]:
-                    has_mask = name[-6:] in self.masks                           # else it may belong to another test set
-                    self.findings.append((name, "vhr", "its mask is there, but no file of vhr (img/IMG_<number>.tif)") if has_mask else
-                                         (name, "centroids", "its centre is listed, but there is no image and no mask"))
+                    has_mask = name[-6:] in self.masks    # else it may belong to another test set
+                    what = (("vhr", "its mask is there, but no file of vhr (img/IMG_<number>.tif)") if has_mask else
+                            ("centroids", "its centre is listed, but there is no image and no mask"))
+                    self.findings.append((name, *what))
         if not names:
-            raise UserError(f"{self.root}: no image of a {split} domain ({', '.join(self.lost)}) found, no IMG_<number>.tif "
-                            "below a folder of its zone; unpack the zips first")
+            raise UserError(f"{self.root}: no image of a {split} domain ({', '.join(self.lost)}) found, no "
+                            "IMG_<number>.tif below a folder of its zone; unpack the zips first")
         for number, paths in self.index["msk"].items() if self.findings is None else ():
-            if number not in self.index["img"] and domains.get((area := self._area(number, paths[0])).split("-")[0]) == split:
-                raise UserError(f"{area}-IMG_{number}: no file of vhr (img/IMG_{number}.tif) for the labels {paths[0]}; download it again")
+            if number in self.index["img"]:
+                continue
+            if domains.get((area := self._area(number, paths[0])).split("-")[0]) == split:
+                raise UserError(f"{area}-IMG_{number}: no file of vhr (img/IMG_{number}.tif) for the labels "
+                                f"{paths[0]}; download it again")
         return names, self.labels_of(names)
 
     def _area(self, number, path):
@@ -164,20 +168,21 @@ class Flair(Tiles):
             self.areas = {number: area for file in found for number, area in read_areas(file).items()}
         if number not in self.areas:
             raise UserError(f"{path}: no folders <domain>/<zone>/ such as D004_2021/Z1_NN/ above it, and no {METADATA} "
-                            "that has its domain; unpack the zip of each domain into a folder of its name, as prepare.py "
-                            f"does, or put that file below {self.root}")
+                            "that has its domain; unpack the zip of each domain into a folder of its name, as "
+                            f"prepare.py does, or put that file below {self.root}")
         return self.areas[number]
 
     def present(self, i):
         """The land cover of tile i, (13,) bool: one pixel of the whole mask is enough."""
         path, *more = self.masks.get(self.names[i][-6:], [None])
         if path is None or more:
-            raise UserError(f"{self.names[i]}: {len(more) + 1 if path else 'no'} files of the labels (msk/MSK_<number>.tif) under "
-                            f"{self.root}, expected one")
+            raise UserError(f"{self.names[i]}: {len(more) + 1 if path else 'no'} files of the labels "
+                            f"(msk/MSK_<number>.tif) under {self.root}, expected one")
         mask = read_tif(path, 1)[0]
-        if mask.shape != (self.side, self.side) or mask.dtype.kind not in "iu" or not 1 <= mask.min() <= mask.max() <= HIGHEST:
-            raise UserError(f"{path}: shape {mask.shape} of type {mask.dtype} with values from {mask.min()} to {mask.max()}, expected "
-                            f"{self.side} x {self.side} whole numbers from 1 to {HIGHEST}")
+        is_one = mask.shape == (self.side, self.side) and mask.dtype.kind in "iu"
+        if not is_one or not 1 <= mask.min() <= mask.max() <= HIGHEST:
+            raise UserError(f"{path}: shape {mask.shape} of type {mask.dtype} with values from {mask.min()} to "
+                            f"{mask.max()}, expected {self.side} x {self.side} whole numbers from 1 to {HIGHEST}")
         return np.isin(np.arange(1, len(CLASSES) + 1), np.minimum(mask, len(CLASSES)))
 
     def sources(self, i):
@@ -194,14 +199,15 @@ class Flair(Tiles):
         for what, at, size in zip(("rows", "columns"), self.centroids[i], (height, width)):
             if shift := first_pixel(at, side, size) - (at - side // 2):
                 moved.append(f"{shift:+d} {what}")
-        return [f"by {' and '.join(moved)}: the centre {self.centroids[i]} is near the border of {height} x {width} pixels"] * bool(moved)
+        text = f"the centre {self.centroids[i]} is near the border of {height} x {width} pixels"
+        return [f"by {' and '.join(moved)}: {text}"] if moved else []
 
     def own_paths(self, sensor):
         if sensor.key == "vhr":
             return self.one_each("vhr", [self.index["img"][name[-6:]] for name in self.names], "img/IMG_<number>.tif")
         centroids = self._centroids()
-        self.centroids = self.one_each("the centroids", [[at] if (at := centroids.get(name[-10:])) else [] for name in self.names],
-                                       CENTROIDS)
+        found = [[at] if (at := centroids.get(name[-10:])) else [] for name in self.names]
+        self.centroids = self.one_each("the centroids", found, CENTROIDS)
         paths = self.one_each("s2", [self.index["sen"].get(name[:-11], []) for name in self.names],
                               "sen/SEN2_sp_<domain>-<zone>_data.npy")
         return [path if at is not None else None for path, at in zip(paths, self.centroids)]
@@ -214,7 +220,8 @@ class Flair(Tiles):
         what = "the centroids of FLAIR #2"
         content = read_json(path, what)
         try:
-            return {name.removesuffix(".tif"): (int(round(row)), int(round(column))) for name, (row, column) in content.items()}
+            return {name.removesuffix(".tif"): (int(round(row)), int(round(column)))
+                    for name, (row, column) in content.items()}
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"{path}: not {what} ({why(error)}); download it again") from error
 
@@ -226,7 +233,8 @@ class Flair(Tiles):
         path, size = self.paths["vhr"][i], self.grid[0] * PATCH
         image = read_tif(path, 5)
         if image.shape[1:] != (self.side, self.side) or image.dtype != np.uint8:
-            raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected {self.side} x {self.side} pixels of uint8")
+            raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected {self.side} x {self.side} "
+                            "pixels of uint8")
         at = (self.side - size) // 2
         return image[:, at:at + size, at:at + size], None
 
@@ -246,6 +254,7 @@ class Flair(Tiles):
         path = self.cloud_path(i)
         masks = read_npy(path)
         if masks.ndim != 4 or masks.shape[1] < 2 or not masks.size or masks.dtype.kind not in "iuf":
-            raise UserError(f"{path}: shape {masks.shape} of type {masks.dtype}, expected T x 2 (snow, cloud) x H x W numbers")
+            raise UserError(f"{path}: shape {masks.shape} of type {masks.dtype}, expected T x 2 (snow, cloud) x H x W "
+                            "numbers")
         masks = crop(masks[:, :2], self.centroids[i], self.grid[0], self.names[i], path)
         return fetch(masks, np.arange(len(masks))).max(1).mean((1, 2))

@@ -28,15 +28,18 @@ class Folders(Tiles):
         try:
             (first, second, *self.classes), *self.index = [row for row in csv.reader(io.StringIO(text)) if row]
         except (ValueError, csv.Error) as error:
-            raise UserError(f"{self.table}: cannot be read ({why(error)}); expected are lines tile,split,<class>,...") from error
+            raise UserError(f"{self.table}: cannot be read ({why(error)}); expected are lines "
+                            "tile,split,<class>,...") from error
         if not self.classes or len(set(self.classes)) < len(self.classes) or not "".join(self.classes).isprintable():
             raise UserError(f"{self.table}: its header names no class, or one twice; expected tile,split,<class>,...")
         seen = set()
         for row in self.index:
-            if (first, second) != ("tile", "split") or len(row) != 2 + len(self.classes) or row[1] not in ("train", "val", "test") \
+            if (first, second) != ("tile", "split") or len(row) != 2 + len(self.classes) \
+                    or row[1] not in ("train", "val", "test") \
                     or not set(row[2:]) <= {"0", "1"} or row[0] in seen or not row[0].isprintable():
-                raise UserError(f"{self.table}: the line {','.join(row)[:99]!r}: expected a tile (once), train, val or test, then 0 or 1 "
-                                f"for each of {', '.join(self.classes)[:400]}, below a header tile,split,<class>,...")
+                raise UserError(f"{self.table}: the line {','.join(row)[:99]!r}: expected a tile (once), train, val or "
+                                f"test, then 0 or 1 for each of {', '.join(self.classes)[:400]}, below a header "
+                                "tile,split,<class>,...")
             seen.add(row[0])
         marker = os.path.join(self.root, "DEMO.json")
         return marker if os.path.exists(marker) else None

@@ -30,13 +30,13 @@ class Pools(Sampler):
     each pass (set .epoch, which counts from 1); None keeps the order. is_mixed: in place of it one that is always the
     same, as lists are sorted by species or place, and a pool should not have only one. rank, world: this process and
     their number. least: steps of an epoch, at least. Set .start to leave out the first steps of an epoch. tiles: of an
-    epoch, all passes.
+    epoch, all passes. Each argument decides on its own which tiles meet in which pool.
     """
 
     def __init__(self, size, pool, batch, seed=None, rank=0, world=1, least=1, is_mixed=False):
         self.size, self.pool, self.batch = size, min(pool, batch), batch
         self.seed, self.epoch, self.start, self.rank, self.world, self.is_mixed = seed, 1, 0, rank, world, is_mixed
-        self.a_step = -(-batch // self.pool)                                  # pools; the last step of a pass may have fewer
+        self.a_step = -(-batch // self.pool)    # pools; the last step of a pass may have fewer
         self.a_pass = -(-size // batch)                                       # steps
         self.passes = -(-least // self.a_pass)
         self.tiles = self.passes * size
@@ -44,8 +44,9 @@ class Pools(Sampler):
     def idle(self):
         """A warning if there are more processes than pools in a step, else None."""
         if self.a_step < self.world:
-            return (f"warning: a step of {self.batch} tiles has {self.a_step} pool(s) of {self.pool}, so {self.world - self.a_step} of "
-                    f"{self.world} processes have nothing to do; see --pool and --batch-size")
+            return (f"warning: a step of {self.batch} tiles has {self.a_step} pool(s) of {self.pool}, so "
+                    f"{self.world - self.a_step} of {self.world} processes have nothing to do; see --pool and "
+                    "--batch-size")
         return None
 
     def before(self, step):
@@ -71,7 +72,8 @@ class Pools(Sampler):
                 order = self.order(number)
             step = order[at * self.batch:(at + 1) * self.batch]
             pools = [step[i:i + self.pool] for i in range(0, len(step), self.pool)]
-            yield len(step), [(number * self.a_step + k, pool.tolist()) for k, pool in enumerate(pools) if k % self.world == self.rank]
+            yield len(step), [(number * self.a_step + k, pool.tolist())
+                              for k, pool in enumerate(pools) if k % self.world == self.rank]
 
     def __iter__(self):
         for _, pools in self.steps():
@@ -89,7 +91,7 @@ def zeros(shape, kind):
     """
     if get_worker_info() is None:
         return torch.zeros(shape, dtype=kind)
-    storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape)) * kind.itemsize)    # as torch's own collate does
+    storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape)) * kind.itemsize)  # as torch's own collate does
     return torch.empty(0, dtype=kind).set_(storage)[:math.prod(shape)].view(shape)
 
 
@@ -115,9 +117,10 @@ def collate(items, keeps=True):
             if not keeps:
                 del item[key]
             if not is_series and value.shape != shapes[0]:
-                raise ValueError(f"{key} of {item['name']}: {tuple(value.shape)}, of {items[0]['name']} {tuple(shapes[0])}")
+                raise ValueError(f"{key} of {item['name']}: {tuple(value.shape)}, of {items[0]['name']} "
+                                 f"{tuple(shapes[0])}")
             place = batch[key][i, :len(value)] if is_series else batch[key][i]
-            np.copyto(place.numpy(), value.numpy())                               # in half the time of torch for bands of an image
+            np.copyto(place.numpy(), value.numpy())    # in half the time of torch for bands of an image
             if is_series:
                 dates[i, :len(value)], padded[i, len(value):] = days, True
     return batch
@@ -161,13 +164,14 @@ def waited(function, readers):
     dies.
     """
     try:
-        _waiting.now = True                                                   # before the look: nothing is missed in between
+        _waiting.now = True    # before the look: nothing is missed in between
         if any(not reader.is_alive() for reader in readers):
             raise UserError(killed(readers))
         return function()
     except (RuntimeError, OSError, EOFError) as error:
         _waiting.now = False
-        is_torchs, is_readers_own = (words in str(error) for words in ("DataLoader worker (pid", "in DataLoader worker process"))
+        words = "DataLoader worker (pid", "in DataLoader worker process"
+        is_torchs, is_readers_own = (some in str(error) for some in words)
         if is_torchs or not is_readers_own and is_dead_soon(readers):
             raise UserError(killed(readers)) from error
         raise
@@ -190,8 +194,8 @@ def killed(readers):
     """What to say of the one of some processes that is dead."""
     codes = [code for reader in readers if (code := reader.exitcode)]
     by = f" ({signal.Signals(-codes[0]).name if codes[0] < 0 else f'exit code {codes[0]}'})" if codes else ""
-    return (f"a reading process was killed{by}; if memory or /dev/shm is short, or a file was cut off while it was read, mend that: fewer "
-            "--workers (0 reads in the training process) or a smaller --pool")
+    return (f"a reading process was killed{by}; if memory or /dev/shm is short, or a file was cut off while it was "
+            "read, mend that: fewer --workers (0 reads in the training process) or a smaller --pool")
 
 
 def begin_reading(_):

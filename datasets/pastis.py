@@ -18,8 +18,9 @@ from datasets.tiles import Tiles, demo_side
 from utils.errors import UserError
 
 # pixel values 1..18; 0 is background and 19 void (parcels mostly outside the tile), both no label
-CLASSES = ("Meadow", "Soft winter wheat", "Corn", "Winter barley", "Winter rapeseed", "Spring barley", "Sunflower", "Grapevine",
-           "Beet", "Winter triticale", "Winter durum wheat", "Fruits, vegetables, flowers", "Potatoes", "Leguminous fodder",
+CLASSES = ("Meadow", "Soft winter wheat", "Corn", "Winter barley", "Winter rapeseed", "Spring barley", "Sunflower",
+           "Grapevine", "Beet", "Winter triticale", "Winter durum wheat", "Fruits, vegetables, flowers", "Potatoes",
+           "Leguminous fodder",
            "Soybeans", "Orchard", "Mixed cereal", "Sorghum")
 VOID = len(CLASSES) + 1
 FOLDS = {"train": (1, 2, 3), "val": (4,), "test": (5,)}
@@ -68,11 +69,12 @@ def read_target(path):
     """
     target = read_npy(path)
     if target.ndim != 3 or not target.size or target.dtype.kind not in "iu":
-        raise UserError(f"{path}: shape {target.shape} of type {target.dtype}, expected 3 x {SIDE} x {SIDE} whole numbers; "
-                        "download it again")
+        raise UserError(f"{path}: shape {target.shape} of type {target.dtype}, expected 3 x {SIDE} x {SIDE} whole "
+                        "numbers; download it again")
     target = np.array(target[0], dtype=np.int64)
     if not 0 <= target.min() <= target.max() <= VOID:
-        raise UserError(f"{path}: values from {target.min()} to {target.max()}, expected 0 to {VOID}; download it again")
+        raise UserError(f"{path}: values from {target.min()} to {target.max()}, expected 0 to {VOID}; download it "
+                        "again")
     return target
 
 
@@ -83,15 +85,16 @@ class Pastis(Tiles):
     def find(self):
         found = [folder for folder, _, names in self._folders() if "metadata.geojson" in names]
         if len(found) != 1:
-            raise UserError(f"{self.root}: {' and '.join(found) or 'no folder'} at the root or up to two folders below has a "
-                            "metadata.geojson, expected one; is this the folder of PASTIS-HD?")
+            raise UserError(f"{self.root}: {' and '.join(found) or 'no folder'} at the root or up to two folders below "
+                            "has a metadata.geojson, expected one; is this the folder of PASTIS-HD?")
         self.folder_of_files = found[0]
         self.metadata = read_metadata(os.path.join(found[0], "metadata.geojson"))
         marker = os.path.join(found[0], "DEMO.json")
         marker = marker if os.path.exists(marker) else None
         side = demo_side(marker, SIDE) // PATCH
         if side % self.choices.parts:
-            raise UserError(f"--parts {self.choices.parts}: a tile of {side} x {side} patches cannot be cut so; 2 and 4 will do")
+            raise UserError(f"--parts {self.choices.parts}: a tile of {side} x {side} patches cannot be cut so; 2 and "
+                            "4 will do")
         self.grid = side, side
         return marker
 
@@ -150,5 +153,6 @@ class Pastis(Tiles):
         column = Path(sensor.files).name.split("_")[0]
         source, dates = os.path.join(self.base(), "metadata.geojson"), self.metadata[self.tile(i)]["dates"].get(column)
         if dates is None:
-            raise UserError(f"{source}: no dates-{column} for tile {self.tile(i)}, needed for {path}; download it again")
+            raise UserError(f"{source}: no dates-{column} for tile {self.tile(i)}, needed for {path}; download it "
+                            "again")
         return dates, f"{source}: tile {self.tile(i)}"

@@ -21,8 +21,8 @@ class Reading(torch.utils.data.Dataset):
     """How datasets.tiles.Tiles, which knows the files, reads a tile.
 
     dataset[i] takes evenly spread dates of a long series, dataset[i, n] random ones, the same for the same seed and n
-    (the pass): {"name", "label" (K,), <key>: image (C, H, W) or series (T, C, H, W) with <key>_dates (T,)}. Where images
-    may be missing, <key>_missing () bool says whether this one is: then it is zeros.
+    (the pass): {"name", "label" (K,), <key>: image (C, H, W) or series (T, C, H, W) with <key>_dates (T,)}. Where
+    images may be missing, <key>_missing () bool says whether this one is: then it is zeros.
     """
 
     def __len__(self):
@@ -187,6 +187,6 @@ class Reading(torch.utils.data.Dataset):
                     item[f"{key}_missing"] = torch.tensor(key in lacking)
             item[key] = torch.from_numpy(data)
         if lacking and not seen:
-            raise UserError(f"{self.names[i]}: no file of {', '.join(lacking)}, and no date of the others; each tile needs "
-                            "one sensor at least: leave it out of the list, or choose other --modalities")
+            raise UserError(f"{self.names[i]}: no file of {', '.join(lacking)}, and no date of the others; each tile "
+                            "needs one sensor at least: leave it out of the list, or choose other --modalities")
         return item

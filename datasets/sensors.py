@@ -19,7 +19,8 @@ class Sensor:
     period (days): for a series, the largest day number its dates may hold; None for an image.
     origin: for a series, the date that is day 0, such as "2018-09-01"; None counts the days of the year, 1..366.
     files: where a tile's file lies below the dataset's folder, such as "thermal/{tile}.npz"; None where the dataset's
-        reader knows. Images: .tif, .tiff or .npy (C, H, W). Series: .npz with data (T, C, H, W) and dates (T,) as YYYYMMDD.
+        reader knows. Images: .tif, .tiff or .npy (C, H, W). Series: .npz with data (T, C, H, W) and dates (T,) as
+        YYYYMMDD.
     nodata: the value of pixels that were not seen, besides NaN and, in series of two bands and more, 0 in all of them.
     lowest: what is below cannot be of this sensor: pixels that were not seen, mixed with others by resampling.
     in_all: whether "all" modalities means this one too.

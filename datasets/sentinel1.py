@@ -1,11 +1,15 @@
 """Is Sentinel-1 of a TreeSatAI-TS file in order inside its dates? In the 2017 files seen it is not, see
 docs/sentinel1-2017.md.
 
-There the 72 numbers of a date (2 bands x 6 x 6 pixels) are those of a transposed 18 x 4 matrix, once in the descending orbit, twice in
-the ascending one. The file itself is asked, not its year: two measures, as it is stored and with the transposition undone,
-    VV - VH            dB, mean over the pixels, median over the dates: 5 to 6 over forest; where the bands are mixed about 0
-    of neighbours      correlation of neighbouring pixels, along x and y: 0.3 to 0.5; where pixels are misplaced about 0 or less
-Together they say in order, scrambled, or unclear (still water, too few dates, noise). Unclear files are left as they are.
+There the 72 numbers of a date (2 bands x 6 x 6 pixels) are those of a transposed 18 x 4 matrix, once in the descending
+orbit, twice in the ascending one. The file itself is asked, not its year: two measures, as it is stored and with the
+transposition undone,
+    VV - VH            dB, mean over the pixels, median over the dates: 5 to 6 over forest; where the bands are mixed
+                       about 0
+    of neighbours      correlation of neighbouring pixels, along x and y: 0.3 to 0.5; where pixels are misplaced about 0
+                       or less
+Together they say in order, scrambled, or unclear (still water, too few dates, noise). Unclear files are left as they
+are.
 
 Dimension letters: T dates; a date is flattened to 72 numbers, VV first.
 """
@@ -63,11 +67,12 @@ def _measures(key):
     centre = np.kron(np.eye(2), np.eye(36) - 1 / 36)                             # takes each band's mean off
     contrast, pairs, squares = [], [], []
     for place in (np.arange(72), PLACES[key]):
-        at = np.eye(72)[place]                                                   # at @ date: its numbers at their places
+        at = np.eye(72)[place]    # at @ date: its numbers at their places
         contrast.append(np.repeat([1 / 36, -1 / 36], 36) @ at)
         pairs.append(at.T @ centre @ np.kron(np.eye(2), near / 120) @ centre @ at)
         squares.append(at.T @ centre @ at / 36)
-    return tuple(np.array(x, np.float32) for x in (np.transpose(contrast), np.reshape(pairs, (2, -1)), np.reshape(squares, (2, -1))))
+    return tuple(np.array(x, np.float32) for x in (
+        np.transpose(contrast), np.reshape(pairs, (2, -1)), np.reshape(squares, (2, -1))))
 
 
 MEASURES = {key: _measures(key) for key in TRANSPOSED}
@@ -90,9 +95,9 @@ def order(data, key):
     contrast, pairs, squares = MEASURES[key]
     dates = np.log(dates)                                                        # faster than log10
     difference = np.sort(dates @ contrast, 0)[(len(dates) - 1) // 2] * (10 / np.log(10))
-    dates -= dates[0, 0]                                                         # the products of large numbers would be rounded
+    dates -= dates[0, 0]    # the products of large numbers would be rounded
     products = (dates.T @ dates).ravel()
-    neighbours = pairs @ products / np.maximum(squares @ products, 1e-3 * len(dates))    # within 0.1 dB: pixels all alike
+    neighbours = pairs @ products / np.maximum(squares @ products, 1e-3 * len(dates))  # within 0.1 dB: pixels all alike
     score = (difference[0] - difference[1]) / SCALES[0] + (neighbours[0] - neighbours[1]) / SCALES[1]
     verdict = "in order" if score >= 2 else "scrambled" if score <= -2 else "unclear"
     return Order(verdict, tuple(difference.tolist()), tuple(neighbours.tolist()), len(dates))

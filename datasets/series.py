@@ -64,9 +64,10 @@ def day_numbers(dates, sensor, source):
             raise ValueError("not eight digits")
         days = np.array([f"{d[:4]}-{d[4:6]}-{d[6:]}" for d in text], dtype="datetime64[D]")
     except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{source}: a date of {sensor.key} is not of the form YYYYMMDD ({why(error)}); expected is such as "
-                        "20190131") from error
-    first = days.astype("datetime64[Y]").astype("datetime64[D]") - 1 if sensor.origin is None else np.datetime64(sensor.origin)
+        raise UserError(f"{source}: a date of {sensor.key} is not of the form YYYYMMDD ({why(error)}); expected is "
+                        "such as 20190131") from error
+    new_year = days.astype("datetime64[Y]").astype("datetime64[D]")
+    first = new_year - 1 if sensor.origin is None else np.datetime64(sensor.origin)
     numbers = (days - first).astype(np.int64)
     if len(numbers) and not 0 <= numbers.min() <= numbers.max() <= sensor.period:
         bad = text[int(((numbers < 0) | (numbers > sensor.period)).argmax())]
@@ -80,11 +81,11 @@ def missing(data, nodata=None, lowest=None):
     is_missing = np.False_ if lowest is None else data < lowest
     if data.dtype.kind != "f":
         return is_missing if nodata is None else is_missing | (data == nodata)
-    if data.dtype == np.float16:                                                  # np.isfinite takes 15 times longer on these
+    if data.dtype == np.float16:    # np.isfinite takes 15 times longer on these
         is_missing = is_missing | ((data.view(np.uint16) & 0x7C00) == 0x7C00)
     else:
         is_missing = is_missing | ~np.isfinite(data)
-    with np.errstate(over="ignore"):                                              # a nodata value that half precision cannot hold
+    with np.errstate(over="ignore"):    # a nodata value that half precision cannot hold
         return is_missing if nodata is None else is_missing | (data == nodata)
 
 

@@ -51,8 +51,8 @@ def check_apart(lists):
     for (one, names), (other, others) in combinations(lists.items(), 2):
         if both := sorted(set(names) & set(others)):
             some = ", ".join(both[:5]) + (f" and {len(both) - 5:,} more" if len(both) > 5 else "")
-            raise UserError(f"{some}: in two lists, {one} and {other}, so that a score would be of tiles trained on; keep each "
-                            "tile in one of them, or download the lists of one release")
+            raise UserError(f"{some}: in two lists, {one} and {other}, so that a score would be of tiles trained on; "
+                            "keep each tile in one of them, or download the lists of one release")
 
 
 def stratified_subset(labels, share, seed):
@@ -83,7 +83,8 @@ def list_path(release, names, origin, what):
 def saved_subset(release, what, names, labels, share, seed, origin=""):
     """The stratified subset of a list, from its file if there is one, else drawn and written.
 
-    release: e.g. "treesatai". what: e.g. "val" or "10percent". names: the list drawn from; labels (N, K) bool.
+    release: e.g. "treesatai". what: e.g. "val" or "10percent". names: the list drawn from; labels (N, K) bool. From
+    all these follow the file's name or its content.
     Returns the names of the subset, in the list's order. A file that is not there is made again, the same. Errors:
     UserError if it was changed.
     """
@@ -116,8 +117,10 @@ def saved_labels(release, names, origin, read, classes):
         write_labels(path, names, [np.flatnonzero(row).tolist() for row in present], classes)
     labels = np.zeros((len(names), len(classes)), bool)
     lines, known = [line.split() for line in read_lines(path)], {str(k) for k in range(len(classes))}
-    if [line[:1] for line in lines] != [[name] for name in names] or not {k for line in lines for k in line[1:]} <= known:
-        raise UserError(f"{path}: not the {len(names)} tiles with their classes, 0 to {len(classes) - 1}, that it is about; {ADVICE}")
+    found = {k for line in lines for k in line[1:]}
+    if [line[:1] for line in lines] != [[name] for name in names] or not found <= known:
+        raise UserError(f"{path}: not the {len(names)} tiles with their classes, 0 to {len(classes) - 1}, that it is "
+                        f"about; {ADVICE}")
     for row, (_, *present) in zip(labels, lines):
         row[[int(k) for k in present]] = True
     return labels

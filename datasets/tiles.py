@@ -57,8 +57,8 @@ class Tiles(Reading):
     of stopping at the first (prepare.py).
 
     A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
-    find(): looks for the files (self.index, if it needs one); returns the path of DEMO.json, which marks generated data,
-        or None.
+    find(): looks for the files (self.index, if it needs one); returns the path of DEMO.json, which marks generated
+        data, or None.
     listed(split): all tiles of a split and their labels (N, K) bool.
     own_paths(sensor): one file a tile, and read_own(i, sensors): their content, for sensors without `files` in their
         entry.
@@ -93,7 +93,7 @@ class Tiles(Reading):
         names, labels = self.chosen_tiles(split)
         self.names, self.labels = names, torch.from_numpy(labels.astype(np.float32))
         self.paths = {sensor.key: self.paths_of(sensor) for sensor in self.sensors}
-        self.index = None                                                         # of all files: not sent to the readers
+        self.index = None    # of all files: not sent to the readers
         self.check_sensors()
         self.split_hash = fingerprint(names)
         repair = ["s1 repaired"] if self.repaired else []
@@ -171,7 +171,8 @@ class Tiles(Reading):
                   f"{len(paths)} files of {key}, {' and '.join(paths)}: keep one")
                  for tile, paths in zip(self.names, found) if len(paths) != 1]
         if wrong and self.findings is None:
-            raise UserError(f"{wrong[0][0]}: {wrong[0][1]}; {len(wrong)} of {len(self.names)} tiles have none or several")
+            raise UserError(f"{wrong[0][0]}: {wrong[0][1]}; {len(wrong)} of {len(self.names)} tiles have none or "
+                            "several")
         if wrong:
             self.findings.extend((tile, key, text) for tile, text in wrong)
         return [paths[0] if len(paths) == 1 else None for paths in found]
@@ -184,8 +185,8 @@ class Tiles(Reading):
         """Errors: UserError naming a tile that lacks all its sensors, unless `findings` take note."""
         for i, tile in enumerate(self.names if self.may_lack_images else ()):
             if all(self.lacks(i, key) for key in self.modalities):
-                text = (f"no file of {', '.join(self.modalities)}, and each tile needs one sensor at least; leave it out of "
-                        "the list, or choose other --modalities")
+                text = (f"no file of {', '.join(self.modalities)}, and each tile needs one sensor at least; leave it "
+                        "out of the list, or choose other --modalities")
                 if self.findings is None:
                     raise UserError(f"{tile}: {text}")
                 self.findings.append((tile, self.modalities[0], text))
@@ -199,7 +200,8 @@ class Tiles(Reading):
 
     def sources(self, i):
         """The files that tile i is made from; one that is not there counts too, as it may come."""
-        return [path for path in dict.fromkeys(self.paths[sensor.key][i] for sensor in self.sensors) if path is not None]
+        paths = dict.fromkeys(self.paths[sensor.key][i] for sensor in self.sensors)
+        return [path for path in paths if path is not None]
 
     def orders(self, i):
         """What stands of a file whose Sentinel-1 may be scrambled: see TreeSatAI.orders; {} of all others."""

@@ -43,7 +43,8 @@ def find_files(root):
     for folder, folders, names in walk(root):
         folders[:] = [f for f in folders if f != "200m" and not f.startswith(".")]
         parts = [part.lower() for part in Path(folder).relative_to(root).parts]
-        kind = next((k for k in ("s1", "s2") if k in parts), "vhr" if any(p.startswith("aerial") for p in parts) else None)
+        is_aerial = any(part.startswith("aerial") for part in parts)
+        kind = next((k for k in ("s1", "s2") if k in parts), "vhr" if is_aerial else None)
         for name in names:
             path = os.path.join(folder, name)
             if name.endswith(".tif") and kind:
@@ -72,7 +73,8 @@ def read_list(root, others, split):
         if not re.fullmatch(r"[\w.-]+\.tif", tile):
             raise UserError(f"{others[name][0]}: {tile[:99]!r} is no tile name (they end in .tif); download it again")
     if len(set(names)) < max(1, len(names)):
-        raise UserError(f"{others[name][0]}: {len(names)} tiles, {len(set(names))} of them different; download it again")
+        raise UserError(f"{others[name][0]}: {len(names)} tiles, {len(set(names))} of them different; download it "
+                        "again")
     return names
 
 
@@ -103,7 +105,8 @@ def read_vhr(path, grid=GRID):
     image, size = read_tif(path, 4), grid * PATCH
     height, width = image.shape[1:]
     if image.dtype != np.uint8 or height < size or width < size:
-        raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected at least {size} x {size} pixels of uint8")
+        raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected at least {size} x {size} pixels "
+                        "of uint8")
     top, left = (height - size) // 2, (width - size) // 2
     return image[:, top:top + size, left:left + size]
 
@@ -116,7 +119,8 @@ def read_single(path, key, bands):
     names, nodata = SINGLE[key]
     image = read_tif(path, len(names))
     if image.shape[1:] != (GRID, GRID) or image.dtype.kind not in "iuf":
-        raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected {GRID} x {GRID} pixels of {len(names)} bands")
+        raise UserError(f"{path}: shape {image.shape} of type {image.dtype}, expected {GRID} x {GRID} pixels of "
+                        f"{len(names)} bands")
     with np.errstate(over="ignore", invalid="ignore"):
         image = image.astype(np.float32)
     image[(image == nodata) | ((np.abs(image) > 60) if key == "s1" else False)] = np.nan
@@ -137,12 +141,13 @@ class TreeSatAI(Tiles):
 
     def find(self):
         self.index, self.others = find_files(self.root)
-        self.is_scrambled = {}                                                    # {(tile, key): what its numbers say}, as they are read
+        self.is_scrambled = {}    # {(tile, key): what its numbers say}, as they are read
         self.has_cloud_masks = self.name == "treesatai-ts"
         if LABELS_FILE not in self.others:
             raise UserError(f"{self.root}: no {LABELS_FILE} found, at the root or below")
         if len(self.others[LABELS_FILE]) > 1:
-            raise UserError(f"{len(self.others[LABELS_FILE])} label files, {' and '.join(self.others[LABELS_FILE])}: keep one")
+            raise UserError(f"{len(self.others[LABELS_FILE])} label files, {' and '.join(self.others[LABELS_FILE])}: "
+                            "keep one")
         marker = self.others.get("DEMO.json", [None])[0]
         self.grid = (demo_side(marker, GRID),) * 2
         if self.repaired and self.grid != (GRID, GRID):
@@ -154,7 +159,8 @@ class TreeSatAI(Tiles):
         """The names of the split and their labels; draws the validation tiles from train if the release has no list."""
         labels = read_labels(self.others[LABELS_FILE][0])
         paths = {f"{part}_filenames.lst": part for part in ("train", "val", "test")}
-        check_apart({self.others[path][0]: read_list(self.root, self.others, part) for path, part in paths.items() if path in self.others})
+        check_apart({self.others[path][0]: read_list(self.root, self.others, part)
+                     for path, part in paths.items() if path in self.others})
 
         def read(name):
             names = read_list(self.root, self.others, name)
@@ -193,7 +199,8 @@ class TreeSatAI(Tiles):
         series = [sensor for sensor in sensors if sensor.key != "vhr"]
         tile = {"vhr": (read_vhr(self.paths["vhr"][i], self.grid[0]), None)} if len(series) < len(sensors) else {}
         if self.name == "treesatai":
-            return tile | {sensor.key: read_single(self.paths[sensor.key][i], sensor.key, sensor.bands) for sensor in series}
+            return tile | {sensor.key: read_single(self.paths[sensor.key][i], sensor.key, sensor.bands)
+                           for sensor in series}
         tile |= read_h5(self.paths[series[0].key][i], [sensor.key for sensor in series], self.grid[0]) if series else {}
         for key in (key for key in self.repaired if key in tile):
             data, days = tile[key]
@@ -206,7 +213,9 @@ class TreeSatAI(Tiles):
         """The file with the series of tile i, None if there is none or several, or none of them is among the
         modalities.
         """
-        return next((self.paths[key][i] for key in SERIES if key in self.paths), None) if self.name == "treesatai-ts" else None
+        if self.name != "treesatai-ts":
+            return None
+        return next((self.paths[key][i] for key in SERIES if key in self.paths), None)
 
     def orders(self, i):
         """Whether Sentinel-1 of tile i is in order inside its dates, both orbits, whatever the modalities.

@@ -58,8 +58,8 @@ def read_h5(path, keys, grid=GRID):
             if data.size == 0 and len(products) == 0:                             # however an empty series is stored
                 data = np.zeros((0, bands, grid, grid), np.float32)
             if data.shape != (len(products), bands, grid, grid):
-                raise UserError(f"{path}: {prefix}-data has shape {data.shape}, expected {len(products)} (as many as products) x "
-                                f"{bands} x {grid} x {grid}; download it again")
+                raise UserError(f"{path}: {prefix}-data has shape {data.shape}, expected {len(products)} (as many as "
+                                f"products) x {bands} x {grid} x {grid}; download it again")
             series[key] = data, days_of_year(products, start, path)
     return series
 
@@ -68,8 +68,9 @@ def read_cloud(path):
     """Mean over the pixels of the larger probability of snow and cloud, %, (T,)."""
     with _h5(path) as (file, content):
         masks = _read_dataset(file, content, path, "sen-2-masks", np.float32)
-    if masks.ndim != 4 or masks.shape[1] < 2:                                     # T x 2 or 10 x 6 x 6: further ones are empty
-        raise UserError(f"{path}: sen-2-masks has shape {masks.shape}, expected T x 2 or more x H x W; download it again")
+    if masks.ndim != 4 or masks.shape[1] < 2:    # T x 2 or 10 x 6 x 6: further ones are empty
+        raise UserError(f"{path}: sen-2-masks has shape {masks.shape}, expected T x 2 or more x H x W; download it "
+                        "again")
     return masks[:, :2].max(1).mean((1, 2), dtype=np.float64)
 
 
@@ -151,5 +152,6 @@ def days_of_year(products, start, path):
     days = DAY_OF_YEAR[IS_LEAP[date // 10_000 % 10_000], date % 10_000]
     if not (days.all() and products.all() and digits.max(initial=0) <= 9):
         is_date = (days > 0) & (digits <= 9).all(1) & products.all(1)             # which one, in four times as long
-        raise UserError(f"{path}: no date at character {start} of product {bytes(products[is_date.argmin()])!r}; download it again")
+        raise UserError(f"{path}: no date at character {start} of product {bytes(products[is_date.argmin()])!r}; "
+                        "download it again")
     return days

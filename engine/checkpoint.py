@@ -39,8 +39,8 @@ def load(path, kind):
         found = checkpoint.get("kind", "unknown") if isinstance(checkpoint, dict) else "unknown"
         raise UserError(f"{path}: a checkpoint of kind {found!r}, expected {kind!r}, as {SCRIPTS[kind]} writes it")
     if checkpoint.get("sha256") != content_hash(checkpoint):
-        raise UserError(f"{path}: its content does not have the hash that was written with it: damaged, or changed since; delete it "
-                        f"and run {SCRIPTS[kind]} again")
+        raise UserError(f"{path}: its content does not have the hash that was written with it: damaged, or changed "
+                        f"since; delete it and run {SCRIPTS[kind]} again")
     if "config" in checkpoint:                                                # words that sensors did not have then
         checkpoint["config"]["sensors"] = [asdict(Sensor(**sensor)) for sensor in checkpoint["config"]["sensors"]]
     return checkpoint
@@ -82,8 +82,8 @@ def rebuild(path, checkpoint):
     try:
         model.load_state_dict(checkpoint["weights"])
     except RuntimeError as error:                                             # other names or shapes
-        raise UserError(f"{path}: its weights are not those of today's {config['model']}; commit {checkpoint['source']['commit']}, which "
-                        f"wrote it, reads it ({misfit(error)})") from error
+        raise UserError(f"{path}: its weights are not those of today's {config['model']}; commit "
+                        f"{checkpoint['source']['commit']}, which wrote it, reads it ({misfit(error)})") from error
     return model
 
 
@@ -110,9 +110,10 @@ def start_from(model, pretrained):
     found = {name: weights.get(name) for name in wanted}
     for name, value in found.items():
         if value is None or value.shape != wanted[name].shape:
-            raise UserError(f"{paths}: {name} is {'missing' if value is None else tuple(value.shape)}, today's model has "
-                            f"{tuple(wanted[name].shape)}; its options are {pretrained[0][1]['config']['options']}, it was written at "
-                            f"commit {pretrained[0][1]['source']['commit']}")
+            raise UserError(f"{paths}: {name} is {'missing' if value is None else tuple(value.shape)}, today's model "
+                            f"has {tuple(wanted[name].shape)}; its options are "
+                            f"{pretrained[0][1]['config']['options']}, it was written at commit "
+                            f"{pretrained[0][1]['source']['commit']}")
     model.load_state_dict(found, strict=False)
 
 

@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-# The optimiser imports this too, but late: the defaults of its functions would take hold of the group, which then outlives finish(),
+# The optimiser imports this too, but late: the defaults of its functions would take hold of the group, which then
+# outlives finish(),
 # and whose threads abort one process in some tens at its end. Imported before there is a group, it keeps none.
 import torch.distributed.nn.functional
 from torch import nn
@@ -32,7 +33,8 @@ def setup():
         reuse_memory()
     if world > 1:
         end_with_parent()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **meeting_point(rank, world))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE, **meeting_point(rank, world))
         _cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE) if device.type == "cuda" else None
     return rank, world, device
 
@@ -57,11 +59,12 @@ def meeting_point(rank, world):
         store = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False)
         shared.set("omnisat", str(store.port))
     while store is None:
-        at = int(shared.get("omnisat"))                                       # waits until there is one; it may be of before
+        at = int(shared.get("omnisat"))    # waits until there is one; it may be of before
         try:
             socket.create_connection((host, at), timeout=5).close()
             store = dist.TCPStore(host, at, world, is_master=False, timeout=timedelta(seconds=10))
-        except (OSError, RuntimeError):    # nobody there; or what a killed process left, whose reading processes end in some seconds
+        # nobody there; or what a killed process left, whose reading processes end in some seconds
+        except (OSError, RuntimeError):
             if time.time() > end:
                 raise
             time.sleep(0.1)
@@ -127,7 +130,8 @@ class RunningStatistics:
     """
 
     def __init__(self, model):
-        self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        self.norms = [m for m in model.modules()
+                      if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
         self.momenta = [norm.momentum for norm in self.norms]
         self.sizes = [2 * norm.num_features for norm in self.norms]           # its mean and its variance
 
@@ -164,10 +168,12 @@ class RunningStatistics:
         total = sum(self.sizes)
         for row in self.found:                                                # a pool without any date moves nothing
             moved = row[total:]
-            share = torch.cat([(m * momentum).expand(size) for m, momentum, size in zip(moved, self.momenta, self.sizes)])
+            share = torch.cat([(m * momentum).expand(size)
+                               for m, momentum, size in zip(moved, self.momenta, self.sizes)])
             self.running += share * (row[:total] - self.running)
             self.seen += moved.to(self.seen.dtype)
-        for buffer, value in zip(self._values(), self.running.split([size // 2 for size in self.sizes for _ in range(2)])):
+        sizes = [size // 2 for size in self.sizes for _ in range(2)]
+        for buffer, value in zip(self._values(), self.running.split(sizes)):
             buffer.copy_(value)
         for norm, seen, momentum in zip(self.norms, self.seen, self.momenta):
             norm.num_batches_tracked.copy_(seen)
@@ -194,7 +200,8 @@ def gather(value):
 
 def send(tensor, device):
     """A tensor to the device, without waiting for what the device is at."""
-    return (tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor).to(device, non_blocking=True)
+    tensor = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+    return tensor.to(device, non_blocking=True)
 
 
 def to_device(batch, device):

@@ -99,9 +99,11 @@ class Log:
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); the same command goes on once it can") from error
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); the same command goes on once it "
+                            "can") from error
         self._draw(line)
-        print("  ".join(f"{name} {value:3d}" if name == "epoch" else f"{name} {value:.4g}" for name, value in line.items()),
+        print("  ".join(f"{name} {value:3d}" if name == "epoch" else f"{name} {value:.4g}"
+                        for name, value in line.items()),
               file=sys.stderr, flush=True)
 
     def _draw(self, line):
@@ -111,6 +113,6 @@ class Log:
 
     def close(self):
         if self.file is not None:
-            with suppress(OSError):                                           # a full disk was told when a line was written
+            with suppress(OSError):    # a full disk was told when a line was written
                 self.file.close()
             self.board.close()

@@ -35,17 +35,18 @@ def add_data_options(options):
     group.add_argument("--dataset", required=True, choices=SENSORS, help="the dataset; its raw format is read as it is")
     group.add_argument("--data-root", required=True, metavar="DIR", help="folder of the raw files, see README")
     group.add_argument("--modalities", default="all", metavar="KEYS",
-                       help="all, or a comma-separated choice such as s2 or vhr,s1; all means those of the paper's tables "
-                            "(s1 is the ascending orbit, s1-des must be asked for)")
+                       help="all, or a comma-separated choice such as s2 or vhr,s1; all means those of the paper's "
+                            "tables (s1 is the ascending orbit, s1-des must be asked for)")
     group.add_argument("--parts", type=whole(1), default=1, metavar="N",
-                       help="cut each tile of PASTIS-HD into N x N tiles with labels of their own, where memory is short; not in "
-                            "the paper")
+                       help="cut each tile of PASTIS-HD into N x N tiles with labels of their own, where memory is "
+                            "short; not in the paper")
     group.add_argument("--max-cloud", type=number(0, 100), metavar="PERCENT",
-                       help="leave out Sentinel-2 dates with a higher mean cloud or snow probability; not in the paper, "
-                            "whose model finds them by itself")
+                       help="leave out Sentinel-2 dates with a higher mean cloud or snow probability; not in the "
+                            "paper, whose model finds them by itself")
     group.add_argument("--s1", choices=("released", "repaired"), default="released",
-                       help="of treesatai-ts: Sentinel-1 as its files are, on which the printed numbers were made, or with the scrambled "
-                            "ones (2017's, as far as is known) put in order, see docs/sentinel1-2017.md")
+                       help="of treesatai-ts: Sentinel-1 as its files are, on which the printed numbers were made, or "
+                            "with the scrambled ones (2017's, as far as is known) put in order, see "
+                            "docs/sentinel1-2017.md")
     add_loader_options(group)
 
 
@@ -54,10 +55,10 @@ def add_loader_options(group, pool=128):
     group.add_argument("--workers", type=whole(0), default=4,
                        help="reading processes beside each training process; 0 reads in the training process itself")
     group.add_argument("--pool", type=whole(1), default=pool, metavar="TILES",
-                       help="tiles in one forward pass of one process; negatives of the contrastive loss and the statistics of batch "
-                            "norm come from the same pool, so a smaller one changes them (to save memory, see --tiles-at-once); "
-                            "evaluation does not depend on it. Some compared methods have 8 or 32 on some datasets, see "
-                            "PAPER.md")
+                       help="tiles in one forward pass of one process; negatives of the contrastive loss and the "
+                            "statistics of batch norm come from the same pool, so a smaller one changes them (to save "
+                            "memory, see --tiles-at-once); evaluation does not depend on it. Some compared methods "
+                            "have 8 or 32 on some datasets, see PAPER.md")
     return group
 
 
@@ -66,15 +67,16 @@ def add_training_options(options, epochs, epoch_steps):
     group = options.add_argument_group("training")
     group.add_argument("--epochs", type=whole(1), default=epochs, help="at most so many")
     group.add_argument("--epoch-steps", type=whole(1), default=epoch_steps, metavar="STEPS",
-                       help="an epoch passes over the training tiles as often as it takes to make so many steps, so that validation, "
-                            "scheduler and limits do not come too early where a pass is a step or two; 1: one pass. Not in the paper")
+                       help="an epoch passes over the training tiles as often as it takes to make so many steps, so "
+                            "that validation, scheduler and limits do not come too early where a pass is a step or "
+                            "two; 1: one pass. Not in the paper")
     group.add_argument("--batch-size", type=whole(1), default=384, metavar="TILES",
                        help="tiles a step over all processes (the paper: 3 x 128); more than a pool a process are "
                             "accumulated")
-    group.add_argument("--seed", type=whole(0), default=0, help="of the weights, the order of the tiles, the dates, the masks "
-                                                           "and the label subset")
-    group.add_argument("--output", metavar="DIR", help="folder for checkpoint and logs (default: under runs/); a run that was "
-                                                       "stopped there goes on")
+    group.add_argument("--seed", type=whole(0), default=0, help="of the weights, the order of the tiles, the dates, "
+                                                                "the masks and the label subset")
+    group.add_argument("--output", metavar="DIR", help="folder for checkpoint and logs (default: under runs/); a run "
+                                                       "that was stopped there goes on")
     group.add_argument("--save-minutes", type=number(0), default=10,
                        help="the run is saved after each epoch, and inside one after so many minutes")
     return group
@@ -84,21 +86,23 @@ def add_machine_options(options):
     """Speed and memory; what is learned stays the same but for rounding."""
     group = options.add_argument_group("speed and memory")
     group.add_argument("--precision", choices=("float32", "bfloat16"),
-                       help="bfloat16: matrix products and convolutions by torch's autocast, weights and sums in float32 (default: "
-                            "bfloat16 on a GPU that computes with it, else float32); validation likewise, the test is in float32")
+                       help="bfloat16: matrix products and convolutions by torch's autocast, weights and sums in "
+                            "float32 (default: bfloat16 on a GPU that computes with it, else float32); validation "
+                            "likewise, the test is in float32")
     add_tiles_at_once(group)
     group.add_argument("--compile", action=argparse.BooleanOptionalAction,
-                       help="compile the networks with torch.compile: minutes at the start (fewer the next time, what was compiled is kept), "
-                            "faster steps on a GPU; needs a C++ compiler, on a GPU Triton too (default: in OmniSat's pretraining on a GPU, "
-                            "where both are there)")
+                       help="compile the networks with torch.compile: minutes at the start (fewer the next time, what "
+                            "was compiled is kept), faster steps on a GPU; needs a C++ compiler, on a GPU Triton too "
+                            "(default: in OmniSat's pretraining on a GPU, where both are there)")
     return group
 
 
 def add_tiles_at_once(group):
     group.add_argument("--tiles-at-once", type=whole(1), metavar="TILES",
-                       help="of omnisat: work through a pool in parts of so many tiles, whose activations are computed again in "
-                            "backward: less memory, in training about a third more time, the same result (default: the whole pool; over "
-                            "16,384 patches, as 128 tiles of PASTIS-HD have, parts of 4,096 patches)")
+                       help="of omnisat: work through a pool in parts of so many tiles, whose activations are computed "
+                            "again in backward: less memory, in training about a third more time, the same result "
+                            "(default: the whole pool; over 16,384 patches, as 128 tiles of PASTIS-HD have, parts of "
+                            "4,096 patches)")
 
 
 def check_tiles_at_once(tiles, name):
@@ -109,15 +113,18 @@ def check_tiles_at_once(tiles, name):
 
 def add_model_options(options, default_dim, default_depth):
     group = options.add_argument_group("model")
-    group.add_argument("--embed-dim", type=whole(32), default=default_dim, metavar="D", help="embedding size of omnisat; the paper: 256")
-    group.add_argument("--depth", type=whole(0), default=default_depth, help="self-attention blocks of omnisat's combiner; the paper: 6")
+    group.add_argument("--embed-dim", type=whole(32), default=default_dim, metavar="D",
+                       help="embedding size of omnisat; the paper: 256")
+    group.add_argument("--depth", type=whole(0), default=default_depth,
+                       help="self-attention blocks of omnisat's combiner; the paper: 6")
     return group
 
 
 def add_width(group):
     group.add_argument("--width", type=number_over(0, 1),
-                       help="of a compared method: its layers, of satmae, scalemae, croma and dofa their number too, and of the "
-                            "first three the image side, as a share of the published size, for trials (default: 1)")
+                       help="of a compared method: its layers, of satmae, scalemae, croma and dofa their number too, "
+                            "and of the first three the image side, as a share of the published size, for trials "
+                            "(default: 1)")
 
 
 def chosen_width(args):
@@ -178,7 +185,8 @@ def check_s1(args, modalities, pretrained=()):
     for path, saved in pretrained:
         found = saved.get("s1", "released")                                   # not in checkpoints of before
         if found != args.s1:
-            raise UserError(f"{path}: pretrained with --s1 {found}, not {args.s1}; say --s1 {found} here too, or start from another")
+            raise UserError(f"{path}: pretrained with --s1 {found}, not {args.s1}; say --s1 {found} here too, or start "
+                            "from another")
     if args.s1 != "released" and not pretrained and not {"s1", "s1-des"} & set(modalities):
         raise UserError(f"--s1 {args.s1} does nothing for {', '.join(modalities)}; leave it out")
 

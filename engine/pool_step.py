@@ -23,7 +23,8 @@ class PoolStep:
     """
 
     def __init__(self, model, autocast, device, compiled_tiles=0, is_recorded=False):
-        self.model, self.autocast, self.device, self.compiled_tiles, self.is_recorded = model, autocast, device, compiled_tiles, is_recorded
+        self.model, self.autocast, self.device = model, autocast, device
+        self.compiled_tiles, self.is_recorded = compiled_tiles, is_recorded
         self.recordings, self.memory = {}, None
 
     def __call__(self, batch, masks, share):
@@ -41,9 +42,10 @@ class PoolStep:
             raise UserError("--record: a pool that is worked through in parts is not recorded; leave it out")
         if fixed is None or not self.is_recorded:
             return self.run(to_device(batch, self.device), masks if fixed is None else fixed, share)
-        inputs = {name: value for name, value in batch.items() if torch.is_tensor(value)}, fixed, {"share": torch.tensor(share)}
+        tensors = {name: value for name, value in batch.items() if torch.is_tensor(value)}
+        inputs = tensors, fixed, {"share": torch.tensor(share)}
         shapes = tuple((name, value.shape, value.dtype) for tensors in inputs for name, value in tensors.items())
-        if shapes not in self.recordings:                                     # first as it is written: things are compiled and tuned
+        if shapes not in self.recordings:    # first as it is written: things are compiled and tuned
             self.recordings[shapes] = None
             return self.run(*(to_device(tensors, self.device) for tensors in inputs[:2]), share)
         if self.recordings[shapes] is None:
@@ -65,7 +67,8 @@ class PoolStep:
         """A graph, which does nothing yet; where it reads the inputs; and where it writes the values. Graphs share
         their memory.
         """
-        places = [{name: torch.empty_like(value, device=self.device) for name, value in tensors.items()} for tensors in inputs]
+        places = [{name: torch.empty_like(value, device=self.device) for name, value in tensors.items()}
+                  for tensors in inputs]
         graph, values = capture(lambda: self.run(*places[:2], places[2]["share"]), self.memory)
         self.memory = graph.pool()
         return graph, places, values

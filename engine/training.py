@@ -21,45 +21,12 @@ from datasets.files import misfit
 from engine import checkpoint, distributed
 from engine.log import Log, together
 from utils.errors import SIGNALS, Stopped, UserError
-from utils.files import lock, written_whole
+from utils.files import written_whole
 
-# options that may change from one start to the next: they change no weight, or (tiles_at_once, record) only by rounding
-FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes", "record")
 # what else has to be as it was, and what to say if it is not
 SAME = {"config": "its sensors or its sizes", "split_hash": "its training tiles", "val_hash": "its validation tiles",
         "val_order": "the order of its validation tiles", "max_dates": "the number of dates it takes of a series"}
 BEFORE = {"max_dates": 50}    # in runs of before this was written down
-_locks = []    # of the folders that this process trains in, kept until it ends
-
-
-def open_folder(target, kind, args, rank, **found):
-    """Take the folder of a run. Returns its checkpoint (None if it begins), and the options that a later start must
-    repeat.
-
-    The folder is taken until this process ends; on several processes rank 0 does it. target: the checkpoint's path.
-    found: options as they turned out, in place of those in args.
-    Errors: UserError if another process has the folder, or if the run in it was begun with other options.
-    """
-    def take():
-        if rank == 0:
-            _locks.append(lock(target.parent / ".lock", "trains there"))
-            for half in target.parent.glob(f".{target.name}.*.tmp"):          # written when the run was killed
-                half.unlink()
-    distributed.first_alone(take)
-    settings = {name: value for name, value in vars(args).items() if name not in FREE} | found
-    saved = checkpoint.load(target, kind) if target.exists() else None
-    if len(set(distributed.gather(saved and saved["sha256"]))) > 1:
-        raise UserError(f"{target}: the processes do not see the same checkpoint; it must be on a file system that they share",
-                        is_told=rank > 0)
-    if saved is not None:
-        # what runs of before this option did; fine-tuning, whose head and choice of the epoch are others since, cannot go on
-        before = {"s1": "released"} | ({"epoch_steps": 1} if kind == "pretrained" and "epoch_steps" in settings else {}) | saved["settings"]
-        others = [f"--{name.replace('_', '-')} {before.get(name)}, not {settings.get(name)}" for name in sorted({*before, *settings})
-                  if before.get(name) != settings.get(name)]
-        if others:
-            raise UserError(f"{target} was begun with {', '.join(others)}: repeat these, choose another --output, or delete it",
-                            is_told=rank > 0)
-    return saved, settings
 
 
 def pool_seed(seed, epoch, pool):
@@ -75,7 +42,7 @@ class Training:
     saved, settings: of open_folder. facts: what goes into the checkpoint besides, with the entries of SAME.
     args: epochs, min_epochs, patience, seed, save_minutes. place: of distributed.setup. terms: names of the loss and
     its parts. optimizer, scheduler: None for a method that is fitted in a single epoch, of which only the end is
-    saved.
+    saved. So many arguments, as all that a run goes on with is handed to it in one place, by a script.
 
     epoch counts from 1; step: those that are done of this epoch. finished: whether there is nothing left to do.
     """
@@ -97,8 +64,8 @@ class Training:
         """Go on from a checkpoint. Errors: UserError if it is another run's."""
         for name, what in SAME.items():
             if saved.get(name, BEFORE.get(name)) != self.facts.get(name, BEFORE.get(name)):
-                raise UserError(f"{self.target} was begun with other data: {what} changed; restore it, choose another --output, or "
-                                "delete it to start anew", is_told=self.rank > 0)
+                raise UserError(f"{self.target} was begun with other data: {what} changed; restore it, choose another "
+                                "--output, or delete it to start anew", is_told=self.rank > 0)
         state = saved["training"]
         try:
             for part, values in state["parts"].items():
@@ -181,16 +148,18 @@ class Training:
         """
         if step is None or step.is_finite():
             return
-        pools = sorted(sum(distributed.gather([(number, names, values.tolist()) for number, names, values in step.pools]), []))
+        pools = [(number, names, values.tolist()) for number, names, values in step.pools]
+        pools = sorted(sum(distributed.gather(pools), []))
         path = self.target.parent / "nonfinite.json"
         if self.rank == 0:
             with written_whole(path) as file:
                 json.dump({"epoch": step.epoch, "step": step.step, "gradient_norm": str(step.norm()), "pools": [
                     {"pool": number, **{term: str(value) for term, value in zip(self.terms, values)}, "tiles": names}
                     for number, names, values in pools]}, file, indent=1)
-        distributed.gather(None)                                              # torchrun ends all when the first one leaves
-        raise UserError(f"{path.parent}: loss or gradient is not finite in epoch {step.epoch}, step {step.step}; its tiles and their "
-                        f"losses are in {path.name}. No checkpoint was written since. If a tile is at fault, mend it; else try a lower --lr",
+        distributed.gather(None)    # torchrun ends all when the first one leaves
+        raise UserError(f"{path.parent}: loss or gradient is not finite in epoch {step.epoch}, step {step.step}; its "
+                        f"tiles and their losses are in {path.name}. No checkpoint was written since. If a tile is at "
+                        "fault, mend it; else try a lower --lr",
                         is_told=self.rank > 0)
 
     def look_up(self):
@@ -214,7 +183,8 @@ class Training:
         pools.epoch, pools.start = self.epoch, self.step
         if self.rank == 0 and self.epoch == self.starts[-1]["epoch"] and pools.idle():
             print(pools.idle(), file=sys.stderr)
-        bar = tqdm(total=pools.tiles, initial=pools.before(self.step), desc=f"{what} {self.epoch}/{self.args.epochs}", unit="tile",
+        bar = tqdm(total=pools.tiles, initial=pools.before(self.step), unit="tile",
+                   desc=f"{what} {self.epoch}/{self.args.epochs}",
                    leave=False, disable=self.rank > 0)
         if self.history and self.keeps_best:
             bar.set_postfix_str(f"val {scores_of(self.history[-1])}; kept epoch {self.best_epoch}")
@@ -232,8 +202,8 @@ class Training:
         """
         for name, value in record.items():
             if not math.isfinite(value):
-                raise UserError(f"{self.target.parent}: {name} is {value} in epoch {self.epoch}; no checkpoint has this epoch; try a "
-                                "lower --lr", is_told=self.rank > 0)
+                raise UserError(f"{self.target.parent}: {name} is {value} in epoch {self.epoch}; no checkpoint has "
+                                "this epoch; try a lower --lr", is_told=self.rank > 0)
         self.history = [*self.history, {"epoch": self.epoch} | record | {"hours": self.hours()}]
         if self.best is None or list(score) > self.best:
             self.best, self.best_epoch = list(score), self.epoch
@@ -267,11 +237,14 @@ class Training:
         if self.rank == 0:
             weights = self.model.state_dict()
             state = None if self.finished else {
-                "parts": {"model": weights, "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()},
-                "sums": self.sums, "epoch": self.epoch, "step": self.step, "best": self.best, "best_epoch": self.best_epoch}
+                "parts": {"model": weights, "optimizer": self.optimizer.state_dict(),
+                          "scheduler": self.scheduler.state_dict()},
+                "sums": self.sums, "epoch": self.epoch, "step": self.step, "best": self.best,
+                "best_epoch": self.best_epoch}
             checkpoint.save(self.target, self.facts | {
                 "kind": self.kind, "finished": self.finished, "settings": self.settings, "starts": self.starts,
-                "weights": self.kept if self.keeps_best else weights, "epoch": self.best_epoch if self.keeps_best else self.epoch - 1,
+                "weights": self.kept if self.keeps_best else weights,
+                "epoch": self.best_epoch if self.keeps_best else self.epoch - 1,
                 "hours": self.hours(), "history": self.history, "training": state})
         self.saved_at = time.time()
 

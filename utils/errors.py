@@ -38,8 +38,9 @@ def run(main):
         return main()
     except UserError as error:
         text = str(error).split("UserError: ")[-1].strip()    # a worker's error comes wrapped in its trace
-        if not error.is_told:                                 # on a line of its own: another process may be drawing a bar
-            print(f"{'' if is_one else chr(10)}{script}: {'' if isinstance(error, Stopped) else 'error: '}{text}", file=sys.stderr)
+        if not error.is_told:    # on a line of its own: another process may be drawing a bar
+            print(f"{'' if is_one else chr(10)}{script}: {'' if isinstance(error, Stopped) else 'error: '}{text}",
+                  file=sys.stderr)
         sys.exit(error.code)
     except OSError as error:
         if error.filename is None and error.errno is None:
@@ -47,7 +48,8 @@ def run(main):
         where = f"{error.filename}: " if error.filename is not None else ""
         sys.exit(f"{script}: error: {where}{error.strerror}")
     except KeyboardInterrupt:
-        print(f"{script}: interrupted; the same command goes on with what was saved (SIGTERM saves first)", file=sys.stderr)
+        print(f"{script}: interrupted; the same command goes on with what was saved (SIGTERM saves first)",
+              file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
         if is_one or not is_lost_process(error):
@@ -58,5 +60,6 @@ def run(main):
 def is_lost_process(error):
     """Whether an error of torch.distributed says that another process is gone. error: RuntimeError."""
     text = str(error)
-    return any(words in text for words in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed",
+    return any(words in text for words in ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
+                                           "Socket closed",
                                            "remote process exited", "NCCL Error 6", "connection was closed"))

@@ -31,12 +31,13 @@ def written_whole(path, mode="w"):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with open(temporary, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        with suppress(OSError):                                               # of the new name too, where the system can
+        with suppress(OSError):    # of the new name too, where the system can
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -53,7 +54,8 @@ def check_pointer(path):
     """Errors: UserError if a file is the few lines that Git LFS leaves in place of one, whatever its name."""
     with suppress(OSError), open(path, "rb") as file:
         if file.read(len(POINTER)) == POINTER:
-            raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` there, or download it again")
+            raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` there, or download it "
+                            "again")
 
 
 def lock(path, doing):
@@ -68,11 +70,12 @@ def lock(path, doing):
     if not has_locks():
         return file
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)                      # not flock: child processes would inherit it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)    # not flock: child processes would inherit it
     except OSError as error:
         file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"{path}: cannot be locked ({error.strerror}); choose a folder on a file system that has locks") from error
+            raise UserError(f"{path}: cannot be locked ({error.strerror}); choose a folder on a file system that has "
+                            "locks") from error
         raise UserError(f"{path}: another process {doing}; wait for it, or choose another folder", code=BUSY) from error
     return file
 
@@ -80,8 +83,8 @@ def lock(path, doing):
 def has_locks():
     """Whether the system has locks of files; if not, one line says what does not work, once."""
     if fcntl is None and not _told:
-        print("warning: this system has no fcntl, as Windows: without locks, see to it that no two processes work in one folder or write to "
-              "one table", file=sys.stderr)
+        print("warning: this system has no fcntl, as Windows: without locks, see to it that no two processes work in "
+              "one folder or write to one table", file=sys.stderr)
         _told.append(True)
     return fcntl is not None
 

@@ -52,7 +52,9 @@ def best_threshold(logits, labels):
     a logit.
     """
     thresholds = sorted((np.log(p / (10 - p)) for p in range(1, 10)), key=abs)
-    return max(thresholds, key=lambda threshold: f1_scores(count(np.asarray(logits) - threshold, labels))["f1_weighted"])
+    def f1(threshold):
+        return f1_scores(count(np.asarray(logits) - threshold, labels))["f1_weighted"]
+    return max(thresholds, key=f1)
 
 
 def mean_average_precision(logits, labels):

@@ -18,7 +18,8 @@ def whole_list(least, most=MOST):
 
 def number(least, most=math.inf):
     """A number from least to most, both allowed; NaN never is."""
-    return _type(float, f"a number from {least:g}" + ("" if most == math.inf else f" to {most:g}"), lambda value: least <= value <= most)
+    text = f"a number from {least:g}" + ("" if most == math.inf else f" to {most:g}")
+    return _type(float, text, lambda value: least <= value <= most)
 
 
 def number_over(least, most=math.inf):

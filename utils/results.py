@@ -9,14 +9,16 @@ from utils.files import wait_for_lock, written_whole
 
 CELLS = Path(__file__).parent.parent / "results" / "paper" / "cells.csv"
 TABLES = ("table2", "table3", "table4", "table5")
-SCORED = ("ok", "random-weights")    # statuses of rows with a score; the second is the demo's where published weights are not there
+# statuses of rows with a score; the second is the demo's where published weights are not there
+SCORED = ("ok", "random-weights")
 KEYS = ("table", "dataset", "model", "pretraining", "ablation", "modality", "label_percent")    # as in cells.csv
 # "": not noted, in rows of before. commit, torch, device, processes (nodes x GPUs): of all starts, with + between;
 # dirty: whether any had changes that no commit has; date: of the first/last start; _hash: of a list of tiles, or a file
 COLUMNS = KEYS + (
     "seed", "f1_weighted", "f1_macro", "f1_micro", "map", "n_test", "test_hash", "params", "pretrain_hours",
     "finetune_hours", "s1", "rate", "rate_from", "scale", "status", "commit", "dirty", "command", "split_hash",
-    "val_hash", "checkpoint_hash", "torch", "device", "processes", "date", "starts", "pretrain_commit", "pretrain_dirty",
+    "val_hash", "checkpoint_hash", "torch", "device", "processes", "date", "starts", "pretrain_commit",
+    "pretrain_dirty",
     "pretrain_hash", "pretrain_device", "pretrain_processes", "test_commit", "test_dirty")
 # of frozen evaluation, probe.py; _low and _high: the middle 95 % of a bootstrap over the test tiles
 PROBE_KEYS = ("dataset", "model", "pretraining", "ablation", "modality", "features", "classifier", "label_percent")
@@ -76,7 +78,8 @@ def pretraining_folder(runs, dataset, model, modality, ablation, seed):
 
 
 def finetuning_folder(runs, dataset, model, pretraining, ablation, modality, percent, seed):
-    """Where a fine-tuning is kept: runs/treesatai-ts/omnisat-self-all-100percent-seed0."""
+    """Where a fine-tuning is kept: runs/treesatai-ts/omnisat-self-all-100percent-seed0. Each argument is a word of it.
+    """
     name = pretraining if ablation == "none" else ablation
     return Path(runs, dataset, f"{model}-{name}-{modality}-{percent}percent-seed{seed}")
 
@@ -105,7 +108,7 @@ def write_row(path, row, counts=None, keys=KEYS):
         lines += [dict(zip(keys + ("seed", "scale", "s1"), identity(row, keys))) | counts] if counts else []
         with written_whole(beside) as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
-        with written_whole(path) as file:                                     # last: a row without counts would not be noticed
+        with written_whole(path) as file:    # last: a row without counts would not be noticed
             writer = csv.DictWriter(file, COLUMNS_OF[keys], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

@@ -38,7 +38,8 @@ def unpack(root, skipped=()):
     zips = sorted(path for path in files if path.endswith(".zip"))
     # in the folder of another zip there may be other files of the same name and size: of a release with a zip a region
     folders = {path.removesuffix(".zip") for path in zips}
-    by_hand = [path for path in files if zips and folders.isdisjoint(map(str, Path(path).parents)) and os.path.exists(path)]
+    by_hand = [path for path in files
+               if zips and folders.isdisjoint(map(str, Path(path).parents)) and os.path.exists(path)]
     there = {place for path in by_hand for place in places(path, os.path.getsize(path))}
     lines, unpacked, findings = [], 0, []
     for path in zips:
@@ -73,7 +74,8 @@ def unpack_one(archive, path, there):
             members.append(member)
     needed, free = sum(member.file_size for member in members), shutil.disk_usage(path.parent).free
     if needed > free:
-        raise UserError(f"{path}: to unpack it {needed / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB are free in {path.parent}")
+        raise UserError(f"{path}: to unpack it {needed / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB are free in "
+                        f"{path.parent}")
     with tqdm(total=needed, desc=f"unpacking {path.name}", unit="B", unit_scale=True, disable=not members) as bar:
         for member in members:
             try:

@@ -28,14 +28,18 @@ class Weights(NamedTuple):
 
 
 TABLE = {
-    "resnet34": Weights("resnet34-b627a593.pth", "https://download.pytorch.org/models/resnet34-b627a593.pth", "b627a593",
+    "resnet34": Weights("resnet34-b627a593.pth",
+                        "https://download.pytorch.org/models/resnet34-b627a593.pth", "b627a593",
                         "ResNet-34, ImageNet (torchvision, IMAGENET1K_V1)"),
-    "resnet50": Weights("resnet50-0676ba61.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61",
+    "resnet50": Weights("resnet50-0676ba61.pth",
+                        "https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61",
                         "ResNet-50, ImageNet (torchvision, IMAGENET1K_V1)"),
     "dofa": Weights("dofa_base_patch16_224-a0275954.pth",
-                    "https://hf.co/torchgeo/dofa/resolve/b8db318b64a90b9e085ec04ba8851233c5893666/dofa_base_patch16_224-a0275954.pth",
+                    "https://hf.co/torchgeo/dofa/resolve/b8db318b64a90b9e085ec04ba8851233c5893666/"
+                    "dofa_base_patch16_224-a0275954.pth",
                     "", "DOFA ViT-B after 100 epochs (torchgeo's copy of DOFA_ViT_base_e100.pth)"),
-    "presto": Weights("presto_default_model.pt", "https://github.com/nasaharvest/presto/raw/main/data/default_model.pt", "559c9d76",
+    "presto": Weights("presto_default_model.pt",
+                      "https://github.com/nasaharvest/presto/raw/main/data/default_model.pt", "559c9d76",
                       "PRESTO (nasaharvest/presto, default_model.pt)"),
 }
 
@@ -47,7 +51,8 @@ def find(name, folder=None):
     weights = TABLE[name]
     path = Path(folder or FOLDER) / weights.file
     if not path.is_file():
-        raise UserError(f"{path}: no such file, it is to hold {weights.about}; python prepare.py weights downloads it from {weights.url}"
+        raise UserError(f"{path}: no such file, it is to hold {weights.about}; python prepare.py weights downloads it "
+                        f"from {weights.url}"
                         + (f" (sha256 {weights.sha256}...)" if weights.sha256 else ""))
     return path
 
@@ -63,8 +68,8 @@ def load(name, folder=None):
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:    # damaged archives raise many kinds
-        raise UserError(f"{path}: cannot be read as weights ({type(error).__name__}): cut off, or another file; python prepare.py weights "
-                        "downloads it again") from error
+        raise UserError(f"{path}: cannot be read as weights ({type(error).__name__}): cut off, or another file; python "
+                        "prepare.py weights downloads it again") from error
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise UserError(f"{path}: holds other things than a dict of tensors")
     return state
@@ -73,8 +78,8 @@ def load(name, folder=None):
 def check(source, digest, weights):
     """Errors: UserError if a sha256 of what was read from the source is not that of the published weights."""
     if not digest.hexdigest().startswith(weights.sha256):
-        raise UserError(f"{source}: its sha256 is {digest.hexdigest()[:8]}..., that of {weights.about} is {weights.sha256}...: cut off, or "
-                        "another file; python prepare.py weights downloads it again")
+        raise UserError(f"{source}: its sha256 is {digest.hexdigest()[:8]}..., that of {weights.about} is "
+                        f"{weights.sha256}...: cut off, or another file; python prepare.py weights downloads it again")
 
 
 def fetch(name, folder=None):
@@ -113,4 +118,5 @@ def download(url, path):
             if done < size:
                 raise OSError(f"it ended after {done} of {size} bytes")
     except (OSError, HTTPException) as error:
-        raise UserError(f"{url}: cannot be downloaded ({str(error).strip('<>')}); without a network, put it at {path} by hand") from error
+        raise UserError(f"{url}: cannot be downloaded ({str(error).strip('<>')}); without a network, put it at {path} "
+                        "by hand") from error

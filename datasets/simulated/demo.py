@@ -1,9 +1,11 @@
 """Demo data in the raw formats of the real data sets: simulated ground with the real layouts, types, names and defects.
 
-    python -m datasets.simulated.demo --root DIR                       # TreeSatAI: 320 + 160 tiles, 330 MB, half a minute on 2 cores
+    python -m datasets.simulated.demo --root DIR                       # TreeSatAI: 320 + 160 tiles, 330 MB
     python -m datasets.simulated.demo --root DIR --train 30 --test 10  # a handful
-    python -m datasets.simulated.demo --root DIR --dataset pastis-hd   # 100 + 40 patches, 280 MB, half a minute
-    python -m datasets.simulated.demo --root DIR --dataset flair       # 100 + 40 patches, 120 MB, half a minute
+    python -m datasets.simulated.demo --root DIR --dataset pastis-hd   # 100 + 40 patches, 280 MB
+    python -m datasets.simulated.demo --root DIR --dataset flair       # 100 + 40 patches, 120 MB
+
+Each takes half a minute on 2 cores.
 
 Nothing here is measured: numbers obtained on demo data say that the code works, not how good the method is.
 
@@ -29,8 +31,8 @@ def generate(root, wanted, counts, write, jobs, finish, workers=None, unit='tile
 
     wanted: what DEMO.json will hold. counts: {glob pattern below root: files it matches when complete}. write: does
     one of `jobs`, in any process. finish: called with the list of what write returned, in the order of jobs. unit:
-    what a job is. Does nothing when the same data is there already. UserError: `root` holds other files, or data of
-    other arguments.
+    what a job is. The arguments are all that the releases differ in. Does nothing when the same data is there already.
+    UserError: `root` holds other files, or data of other arguments.
     """
     root = Path(root)
     marker, unfinished = root / 'DEMO.json', root / 'DEMO.json.unfinished'
@@ -42,7 +44,8 @@ def generate(root, wanted, counts, write, jobs, finish, workers=None, unit='tile
         if marker.exists():
             lost = [pattern for pattern, count in counts.items() if len(list(root.glob(pattern))) != count]
             if lost:
-                raise UserError(f'{marker} says complete, but files are missing in {lost}: delete the folder {root} and run again')
+                raise UserError(f'{marker} says complete, but files are missing in {lost}: delete the folder {root} '
+                                'and run again')
             print(f'{root}: already there, complete; nothing to do')
             return root
         if root.exists() and any(root.iterdir()) and not unfinished.exists():
@@ -50,7 +53,7 @@ def generate(root, wanted, counts, write, jobs, finish, workers=None, unit='tile
         for folder in {os.path.dirname(pattern) for pattern in counts} | {''}:
             if '**' not in folder:
                 (root / folder).mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(wanted))                                            # an interrupted run is redone
+        unfinished.write_text(json.dumps(wanted))    # an interrupted run is redone
 
         workers = max(1, min(workers or os.cpu_count() or 1, len(jobs)))
         bar = dict(total=len(jobs), desc=f'demo {wanted["dataset"]}', unit=unit)
@@ -71,7 +74,7 @@ def write_treesatai(root, train=320, test=160, seed=0, workers=None, as_2017=Fal
     train, test: tiles in split/{train,test}_filenames.lst. seed: decides every byte. workers: processes (default: all
     cores). as_2017: Sentinel-1 of the 2017 files scrambled, as in the release (docs/sentinel1-2017.md); by default all
     are in order. side: Sentinel pixels a side (real: 6); tiles of another one are quicker to learn from, and have no
-    single dates.
+    single dates. These are the options of the command, one each.
     Does nothing when the same data is there already. UserError: `root` holds other files, or data of other arguments.
     """
     root = Path(root)
@@ -85,8 +88,10 @@ def write_treesatai(root, train=320, test=160, seed=0, workers=None, as_2017=Fal
             (root / 'split' / f'{split}_filenames.lst').write_bytes(lines.encode())
     wanted = dict(demo=True, dataset='treesatai', train=train, test=test, seed=seed, version=treesatai.VERSION)
     wanted |= (dict(as_2017=True) if as_2017 else {}) | (dict(side=side) if side != treesatai.SIDE else {})
-    counts = {f'{folder}/*': train + test for folder in (treesatai.FOLDERS if side == treesatai.SIDE else treesatai.FOLDERS[:2])}
-    return generate(root, wanted, counts, treesatai.write_tile, [(root, seed, i, side, as_2017) for i in range(train + test)], finish, workers)
+    folders = treesatai.FOLDERS if side == treesatai.SIDE else treesatai.FOLDERS[:2]
+    counts = {f'{folder}/*': train + test for folder in folders}
+    jobs = [(root, seed, i, side, as_2017) for i in range(train + test)]
+    return generate(root, wanted, counts, treesatai.write_tile, jobs, finish, workers)
 
 
 def write_pastis(root, train=100, test=40, seed=0, workers=None, side=32):
@@ -133,17 +138,22 @@ def write_flair(root, train=100, test=40, seed=0, workers=None, layout='original
 def main(argv=None):
     writers = {'treesatai': write_treesatai, 'pastis-hd': write_pastis, 'flair': write_flair}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--root', required=True, help='folder to write to: new, empty, or an earlier run of this command')
+    parser.add_argument('--root', required=True, help='folder to write to: new, empty, or an earlier run of this '
+                                                      'command')
     parser.add_argument('--dataset', default='treesatai', choices=list(writers), help='which data set to imitate')
-    parser.add_argument('--train', type=whole(1), help='treesatai: tiles in the train list (default 320; 30 are meant to be hard, '
-                        '300 learnable); pastis-hd: patches in folds 1 to 4; flair: patches in training and validation domains '
-                        '(default 100; one in five is for validation)')
-    parser.add_argument('--test', type=whole(1), help='treesatai: tiles in the test list (default 160); pastis-hd: patches in fold 5; '
-                        'flair: patches in test domains (default 40); few tiles make noisy scores')
+    parser.add_argument('--train', type=whole(1), help='treesatai: tiles in the train list (default 320; 30 are meant '
+                                                       'to be hard, 300 learnable); pastis-hd: patches in folds 1 to '
+                                                       '4; flair: patches in training and validation domains (default '
+                                                       '100; one in five is for validation)')
+    parser.add_argument('--test', type=whole(1), help='treesatai: tiles in the test list (default 160); pastis-hd: '
+                                                      'patches in fold 5; flair: patches in test domains (default 40); '
+                                                      'few tiles make noisy scores')
     parser.add_argument('--seed', type=whole(0), default=0, help='decides every byte; the number of processes does not')
-    parser.add_argument('--as-2017', action='store_true', help='of treesatai: Sentinel-1 of the 2017 files scrambled, as in the release')
-    parser.add_argument('--side', type=whole(2), help='of treesatai: Sentinel pixels a side (default 6, as in the release); tiles of another '
-                        'side are quicker to learn from, and have no single dates')
+    parser.add_argument('--as-2017', action='store_true', help='of treesatai: Sentinel-1 of the 2017 files scrambled, '
+                                                               'as in the release')
+    parser.add_argument('--side', type=whole(2), help='of treesatai: Sentinel pixels a side (default 6, as in the '
+                                                      'release); tiles of another side are quicker to learn from, and '
+                                                      'have no single dates')
     args = parser.parse_args(argv)
     if args.side is not None and args.dataset != 'treesatai':
         raise UserError(f'--side: it is about tiles of treesatai, not of {args.dataset}; leave it out')

@@ -13,7 +13,8 @@ import numpy as np
 import tifffile
 
 from datasets.simulated.forest import UNLABELLED, draw_crowns, photo, smooth_noise, stream
-from datasets.simulated.landscape import Ground, Shape, draw_traits, ground_map, local, paint, parcels, s2_series, shares
+from datasets.simulated.landscape import (Ground, Shape, draw_traits, ground_map, local, paint, parcels, s2_series,
+                                          shares)
 
 VERSIONS = {"original": 1, "domains": 2}               # of what is generated, by layout
 SIDE, PIXEL = 312, .2                                  # aerial pixels a side, m
@@ -31,11 +32,13 @@ LAND = {                                               # zone letter: covers of 
 ZONES = ("UA", "NF", "AU", "FN", "UN", "AN", "FA", "UF", "NU", "AF")    # the first letter covers more
 TREES = {"deciduous": "Quercus_robur", "coniferous": "Picea_abies"}
 DOMAINS = {
-    "train": ("D006_2020 D007_2020 D008_2019 D009_2019 D013_2020 D016_2020 D017_2018 D021_2020 D023_2020 D030_2021 D032_2019 "
-              "D033_2021 D034_2021 D035_2020 D038_2021 D041_2021 D044_2020 D046_2019 D049_2020 D051_2019 D052_2019 D055_2018 "
-              "D060_2021 D063_2019 D070_2020 D072_2019 D074_2020 D078_2021 D080_2021 D081_2020 D086_2020 D091_2021").split(),
+    "train": ("D006_2020 D007_2020 D008_2019 D009_2019 D013_2020 D016_2020 D017_2018 D021_2020 D023_2020 D030_2021 "
+              "D032_2019 D033_2021 D034_2021 D035_2020 D038_2021 D041_2021 D044_2020 D046_2019 D049_2020 D051_2019 "
+              "D052_2019 D055_2018 D060_2021 D063_2019 D070_2020 D072_2019 D074_2020 D078_2021 D080_2021 D081_2020 "
+              "D086_2020 D091_2021").split(),
     "val": "D004_2021 D014_2020 D029_2021 D031_2019 D058_2020 D066_2021 D067_2021 D077_2021".split(),
-    "test": "D015_2020 D022_2021 D026_2020 D036_2020 D061_2020 D064_2021 D068_2021 D069_2020 D071_2020 D084_2021".split(),
+    "test": ("D015_2020 D022_2021 D026_2020 D036_2020 D061_2020 D064_2021 D068_2021 D069_2020 D071_2020 "
+             "D084_2021").split(),
 }
 
 
@@ -65,7 +68,8 @@ def areas(train, test):
 
 def corners(area):
     """Upper left corner of each patch in m from that of the Sentinel array: [(y, x)]."""
-    return [tuple(10. * area.margin[j] + STEP * divmod(k, area.grid[1])[j] for j in (0, 1)) for k in range(len(area.tiles))]
+    return [tuple(10. * area.margin[j] + STEP * divmod(k, area.grid[1])[j] for j in (0, 1))
+            for k in range(len(area.tiles))]
 
 
 def sentinel_size(area):
@@ -179,7 +183,8 @@ def sentinel(seed, z, area, ground, traits):
         granule = "T31TFM" if t == 0 or days[t - 1] != day else "T31TGM"
         made = when + timedelta(minutes=int(rng.integers(80, 300)))
         satellite = "AB"[day.timetuple().tm_yday // 5 % 2]
-        names.append(f"S2{satellite}_MSIL2A_{when:%Y%m%dT%H%M%S}_N0{day.year - 1806}_R008_{granule}_{made:%Y%m%dT%H%M%S}")
+        names.append(f"S2{satellite}_MSIL2A_{when:%Y%m%dT%H%M%S}_N0{day.year - 1806}_R008_{granule}_"
+                     f"{made:%Y%m%dT%H%M%S}")
     return data.astype((np.uint16, np.int16)[z % 2]), np.rint(masks).astype(np.uint8), names
 
 
@@ -218,7 +223,8 @@ def write_area(job):
         centres[f"IMG_{tile:06d}.tif"] = centre
         day = date(int(area.domain[-4:]), 5, 15) + timedelta(int(rng.integers(30)))
         about[f"IMG_{tile:06d}"] = {
-            "domain": area.domain, "zone": area.zone, "patch_centroid_x": round(9e5 + 1000 * z + corner[1] + STEP / 2, 1),
+            "domain": area.domain, "zone": area.zone,
+            "patch_centroid_x": round(9e5 + 1000 * z + corner[1] + STEP / 2, 1),
             "patch_centroid_y": round(6.4e6 - corner[0] - STEP / 2, 1),
             "patch_centroid_z": round(float(rng.uniform(-1, 900)), 2),
             "date": f"{day}", "time": "09h30", "camera": "UCE-M3-f120-s07"}

@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-PIXEL, BORDER, PER_PIXEL = 0.2, 2, 50  # aerial pixel in m; px around the Sentinel pixels; px in one of these, along a side
+# aerial pixel in m; px around the Sentinel pixels; px in one of these, along a side
+PIXEL, BORDER, PER_PIXEL = 0.2, 2, 50
 UNLABELLED = 255                       # ground map value of ground that no label covers (a track, bare ground)
 
 
@@ -42,18 +43,26 @@ class Genus(NamedTuple):
 BROAD = (235, 500, 240, 970, 2900, 3700, 3900, 4050, 1750, 790)
 NEEDLE = (190, 330, 190, 610, 1800, 2200, 2350, 2480, 1000, 440)
 GENERA = {
-    'Abies': Genus(.08, ('Abies_alba',), (3.6, 4.2), (130, 290), NEEDLE, (-9.4, -15.2, .2), (7.4, 7, 1.1, .08), (196, 107, 94, 94)),
-    'Betula': Genus(.10, ('Betula_spec.',), (.2, 3.6), (120, 293), (245, 530, 255, 1010, 2800, 3500, 3700, 3850, 1800, 830),
+    'Abies': Genus(.08, ('Abies_alba',), (3.6, 4.2), (130, 290), NEEDLE, (-9.4, -15.2, .2), (7.4, 7, 1.1, .08),
+                   (196, 107, 94, 94)),
+    'Betula': Genus(.10, ('Betula_spec.',), (.2, 3.6), (120, 293),
+                    (245, 530, 255, 1010, 2800, 3500, 3700, 3850, 1800, 830),
                     (-10.4, -16.8, .9), (4.2, 3, 2.4, .12), (236, 128, 103, 114)),
-    'Cleared': Genus(.10, ('Cleared',), (.4, 1.5), (110, 300), (290, 600, 340, 1050, 2600, 3200, 3350, 3500, 2000, 1000),
+    'Cleared': Genus(.10, ('Cleared',), (.4, 1.5), (110, 300),
+                     (290, 600, 340, 1050, 2600, 3200, 3350, 3500, 2000, 1000),
                      (-11.8, -18.2, .2), (1.2, .6, 2., .80), (190, 122, 106, 116)),
-    'Fagus': Genus(.17, ('Fagus_sylvatica',), (.2, 4.6), (110, 280), BROAD, (-9.9, -15.3, 1.0), (8.2, 5, 2.4, .03), (236, 126, 102, 110)),
-    'Larix': Genus(.11, ('Larix_decidua', 'Larix_kaempferi'), (.4, 3.9), (114, 305), NEEDLE, (-9.7, -15.3, .8), (4.0, 6, 1.1, .10),
+    'Fagus': Genus(.17, ('Fagus_sylvatica',), (.2, 4.6), (110, 280), BROAD, (-9.9, -15.3, 1.0), (8.2, 5, 2.4, .03),
+                   (236, 126, 102, 110)),
+    'Larix': Genus(.11, ('Larix_decidua', 'Larix_kaempferi'), (.4, 3.9), (114, 305), NEEDLE, (-9.7, -15.3, .8),
+                   (4.0, 6, 1.1, .10),
                    (202, 113, 97, 100)),
-    'Picea': Genus(.15, ('Picea_abies',), (3.6, 4.2), (130, 290), NEEDLE, (-9.7, -15.8, .1), (3.5, 6, 1.1, .08), (196, 107, 94, 94)),
+    'Picea': Genus(.15, ('Picea_abies',), (3.6, 4.2), (130, 290), NEEDLE, (-9.7, -15.8, .1), (3.5, 6, 1.1, .08),
+                   (196, 107, 94, 94)),
     'Pinus': Genus(.16, ('Pinus_sylvestris', 'Pinus_nigra', 'Pinus_strobus'), (2.7, 3.4), (130, 290),
-                   (195, 345, 210, 630, 1780, 2150, 2300, 2430, 1050, 490), (-8.7, -13.2, .1), (4.1, 5, 1.3, .12), (198, 110, 96, 99)),
-    'Quercus': Genus(.17, ('Quercus_robur', 'Quercus_petraea', 'Quercus_rubra'), (.2, 4.4), (133, 307), BROAD, (-9.9, -15.4, 1.0),
+                   (195, 345, 210, 630, 1780, 2150, 2300, 2430, 1050, 490), (-8.7, -13.2, .1), (4.1, 5, 1.3, .12),
+                   (198, 110, 96, 99)),
+    'Quercus': Genus(.17, ('Quercus_robur', 'Quercus_petraea', 'Quercus_rubra'), (.2, 4.4), (133, 307), BROAD,
+                     (-9.9, -15.4, 1.0),
                      (7.8, 5, 2.4, .05), (234, 126, 102, 110)),
 }
 SOIL = np.array([300, 410, 470, 690, 1000, 1180, 1330, 1420, 1650, 1050.])  # bark, litter, soil
@@ -65,7 +74,7 @@ class Tile(NamedTuple):
     year: int            # of both Sentinel series
     species: list        # one per stand, the main stand first
     fields_seed: int     # of the ground map
-    overlap: float       # > 0: polygons overlap, the first label is too large by this share (a defect of the real labels)
+    overlap: float    # > 0: polygons overlap, the first label is too large by this share (a defect of the real labels)
     bare: bool           # a strip without a label runs through the tile
 
 
@@ -87,7 +96,8 @@ def plan(seed, i):
     if i % 40 == 39:                                                           # an id may occur twice
         number, source = number - 7, 'BI' if (i - 1) % 6 else 'WEFL'
     return Tile(f'{shown}_{rng.integers(12)}_{number}_{source}_NLF.tif', int(rng.integers(2017, 2021)), species,
-                int(rng.integers(2 ** 31)), float(rng.uniform(.05, .9)) if rng.random() < .02 else 0., bool(rng.random() < .15))
+                int(rng.integers(2 ** 31)), float(rng.uniform(.05, .9)) if rng.random() < .02 else 0.,
+                bool(rng.random() < .15))
 
 
 def smooth_noise(rng, cells, at):
@@ -149,9 +159,10 @@ def draw_crowns(rng, species, stands):
     side = len(stands)
     at = (np.arange(side) + .5) / side
     axis = np.arange(side, dtype=np.float32)
-    ragged = .16 * smooth_noise(rng, 62, at) + .12 * smooth_noise(rng, 150, at)          # crown outlines are not circles
+    ragged = .16 * smooth_noise(rng, 62, at) + .12 * smooth_noise(rng, 150, at)    # crown outlines are not circles
     height = .3 * smooth_noise(rng, 100, at)
-    color = np.float32([122, 84, 78, 84]) * (1 + .10 * smooth_noise(rng, 60, at))[..., None]   # ground between the crowns
+    # ground between the crowns
+    color = np.float32([122, 84, 78, 84]) * (1 + .10 * smooth_noise(rng, 60, at))[..., None]
     color[stands == UNLABELLED] *= np.float32([1.25, 1.3, 1.3, 1.45])
     age = np.exp(.11 * rng.standard_normal())                                           # old trees have wide crowns
     for k, name in enumerate(species):
@@ -166,7 +177,8 @@ def draw_crowns(rng, species, stands):
         n = int(side / spacing) + 2
         grid = np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).reshape(-1, 2)
         centres = (grid + rng.uniform(-.42, .42, (n * n, 2))) * spacing
-        radii, lights = diameter / 2 * np.exp(.16 * rng.standard_normal(n * n)), np.exp(.09 * rng.standard_normal(n * n))
+        radii = diameter / 2 * np.exp(.16 * rng.standard_normal(n * n))
+        lights = np.exp(.09 * rng.standard_normal(n * n))
         peaks, open_ = top + 2 * rng.standard_normal(n * n), rng.random(n * n) < gaps
         for (cy, cx), radius, light, peak, skip in zip(centres, radii, lights, peaks, open_):
             if skip or not (0 <= cy < side and 0 <= cx < side) or stands[int(cy), int(cx)] != k:
@@ -191,7 +203,8 @@ def photo(rng, height, color):
     side = len(height)
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(38, 58))
     to_sun = np.array([np.cos(azimuth), np.sin(azimuth)])
-    slope_y, slope_x = (np.clip(s, -2.5, 2.5) for s in np.gradient(height, 2 * PIXEL))   # half slopes: leaves scatter light
+    # half slopes: leaves scatter light
+    slope_y, slope_x = (np.clip(s, -2.5, 2.5) for s in np.gradient(height, 2 * PIXEL))
     lit = np.sin(elevation) - (slope_y * to_sun[0] + slope_x * to_sun[1]) * np.cos(elevation)
     lit = np.clip(lit / np.sqrt(1 + slope_y ** 2 + slope_x ** 2), 0, 1)
     shadow, around = np.zeros((side, side), bool), np.pad(height, 80)
@@ -203,7 +216,7 @@ def photo(rng, height, color):
     sky = np.float32([.52, .55, .68, .55])                                              # shadows are blue
     image = color * (sky + (1.25 - sky) * lit[..., None])
     image *= np.exp(.10 * rng.standard_normal() + .03 * rng.standard_normal(4)).astype(np.float32)
-    for along in (0, 1):                                                                # the lens: [1 2 1] / 4 along y and x
+    for along in (0, 1):    # the lens: [1 2 1] / 4 along y and x
         image = (np.roll(image, 1, along) + 2 * image + np.roll(image, -1, along)) / 4
     image += 1.5 * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(image, 1, 254).astype(np.uint8)

@@ -56,7 +56,8 @@ COVERS = {
     "corn": Cover((0, 4.), (165, 275), CROP, EARTH, (*FIELD, 1.2, 4.), (165, 116, 74, 88)),
     "sunflower": Cover((0, 3.6), (162, 270), CROP, EARTH, (*FIELD, 3.4, .8), (165, 142, 66, 140)),
     "beet": Cover((0, 4.), (150, 318), CROP, EARTH, (*FIELD, 1.6, 3.4), (166, 119, 75, 87)),
-    "grapevine": Cover((.2, 1.5), (120, 296), CROP, EARTH, (-9.8, -16.4, .4, .9), (140, 126, 92, 122), ("rows", 4.5, .55)),
+    "grapevine": Cover((.2, 1.5), (120, 296), CROP, EARTH, (-9.8, -16.4, .4, .9), (140, 126, 92, 122),
+                       ("rows", 4.5, .55)),
     "orchard": Cover((.2, 1.6), (117, 298), CROP, EARTH, (-9.7, -16.2, .4, .9), (140, 121, 88, 112), ("dots", 8., .45)),
     "wood": Cover((.3, 4.2), (112, 296), BROAD, tuple(SOIL), (-9.4, -15.6, .2, .6), (150, 84, 58, 60)),
     "track": Cover((.5, .3), (100, 290), GRASS, STONE, (-11.5, -19., 0, 0), (140, 150, 128, 158)),
@@ -175,7 +176,8 @@ def clear_s2(covers, traits, share, day):
         cover = COVERS[name]
         leaf_area = (cover.leaf_area[0] + cover.leaf_area[1] * in_season(cover, trait, day)) * trait["vigour"]
         hidden = (1 - np.exp(-.75 * leaf_area))[:, None]                                 # (T, 1): ground below leaves
-        spectrum = hidden * np.array(cover.leaf) * trait["leaf"] + (1 - hidden) * np.array(cover.ground) * trait["ground"]
+        leaf = hidden * np.array(cover.leaf) * trait["leaf"]
+        spectrum = leaf + (1 - hidden) * np.array(cover.ground) * trait["ground"]
         if cover.bloom:
             since = (day % 365 - cover.bloom - trait["shift"][0]) / 9
             spectrum = spectrum + np.exp(-since ** 2)[:, None] * BLOOM
@@ -229,7 +231,8 @@ def pattern(cover, angle, y, x):
 
 def paint(index, covers, traits, y, x):
     """Colour without light and noise of a ground map seen from the air: (H, W, 4) float32, NIR, G, B, R."""
-    palette = np.array([np.array(COVERS[name].color) * trait["color"] for name, trait in zip(covers, traits)], np.float32)
+    palette = np.array([np.array(COVERS[name].color) * trait["color"] for name, trait in zip(covers, traits)],
+                       np.float32)
     color = palette[index]
     for k in np.unique(index):
         plants = pattern(COVERS[covers[k]], traits[k]["angle"], y, x)

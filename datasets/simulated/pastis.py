@@ -15,7 +15,8 @@ import numpy as np
 import tifffile
 
 from datasets.simulated.forest import smooth_noise, stream
-from datasets.simulated.landscape import Ground, Shape, draw_traits, ground_map, paint, parcels, s1_series, s2_series, shares
+from datasets.simulated.landscape import (Ground, Shape, draw_traits, ground_map, paint, parcels, s1_series, s2_series,
+                                          shares)
 
 VERSION = 1
 FOLDERS = ("DATA_S2", "DATA_S1A", "DATA_S1D", "DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019", "ANNOTATIONS")
@@ -46,7 +47,8 @@ def plan(seed, i, train):
     crops = [str(name) for name in rng.choice(names, rng.integers(2, 6), replace=False, p=odds)]
     fold = (1, 4, 2, 3, 1 + i // 5 % 3)[i % 5] if i < train else 5
     number = i // 4 * 173 % 541                                          # 541 is prime: every number once, with gaps
-    return Patch(10000 * (i % 4 + 1) + number, fold, i % 4, [] if rng.random() < .04 else crops, bool(rng.random() < .06))
+    return Patch(10000 * (i % 4 + 1) + number, fold, i % 4, [] if rng.random() < .04 else crops,
+                 bool(rng.random() < .06))
 
 
 def dates(region):
@@ -68,7 +70,8 @@ def fields(seed, i, train, side):
     """
     patch, rng = plan(seed, i, train), stream(seed, i, 1)
     extent = side * 10.
-    centres, metric = parcels(rng, (-100, -100), (extent + 100, extent + 100), rng.uniform(75, 105), rng.uniform(1.2, 2.4))
+    centres, metric = parcels(rng, (-100, -100), (extent + 100, extent + 100), rng.uniform(75, 105),
+                              rng.uniform(1.2, 2.4))
     shapes = []
     if rng.random() < .4:                                                # a road
         shapes.append(Shape(*rng.uniform(.2, .8, 2) * extent, 9 * extent, 5., rng.uniform(0, np.pi)))
@@ -145,7 +148,8 @@ def write_patch(job):
     tifffile.imwrite(root / FOLDERS[3] / f"SPOT6_RVB_1M00_2019_{patch.id}.tif", spot(rng, ground, traits, index),
                      photometric="rgb", planarconfig="contig", compression="lzw", metadata=None, software=False)
     share = shares(index, BLOCK, len(ground.covers))
-    series = {key: np.array([(d - date(2019, 1, 1)).days + 1. for d in days]) for key, days in dates(patch.region).items()}
+    series = {key: np.array([(d - date(2019, 1, 1)).days + 1. for d in days])
+              for key, days in dates(patch.region).items()}
     rng = stream(seed, i, 3)
     s2 = s2_series(rng, ground.covers, traits, share, series["S2"])[0].astype(np.int16)
     spoil_s2(rng, s2)
@@ -165,13 +169,15 @@ def metadata(seed, train, side, parcels_of):
     patches = sorted((plan(seed, i, train), i) for i in range(len(parcels_of)))
     features = []
     for n, (patch, i) in enumerate(patches):
-        properties = {"Fold": patch.fold, "ID_PATCH": patch.id, "N_Parcel": parcels_of[i][0], "Parcel_Cover": parcels_of[i][1],
+        properties = {"Fold": patch.fold, "ID_PATCH": patch.id, "N_Parcel": parcels_of[i][0],
+                      "Parcel_Cover": parcels_of[i][1],
                       "TILE": REGIONS[patch.region][0], "id": str(patch.id)}
         for key, days in dates(patch.region).items():
             numbers = {str(t): int(f"{day:%Y%m%d}") for t, day in enumerate(days)}
             numbers = {t: numbers[t] for t in sorted(numbers)}           # "10" before "2": a reader has to sort
             properties[f"dates-{key}"] = json.dumps(numbers) if seed % 2 else numbers    # new geopandas writes text
-        x, y, extent = 4e5 + 1e5 * patch.region + 400 * (patch.id % 100), 6.6e6 + 400 * (patch.id // 100 % 100), side * 10
+        x, y = 4e5 + 1e5 * patch.region + 400 * (patch.id % 100), 6.6e6 + 400 * (patch.id // 100 % 100)
+        extent = side * 10
         ring = [[x + (a - .02 * b) * extent, y + (b + .02 * a) * extent]  # UTM squares are turned in Lambert-93
                 for a, b in ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))]
         is_multi = n % 3 == 1

@@ -49,12 +49,13 @@ def observe_s2(rng, clear, texture):
     """
     light = np.exp(.07 * rng.standard_normal((len(clear), 1, 1, 1)))
     aerosol = rng.exponential(35, (len(clear), 1, 1, 1)) * np.linspace(1.4, 0, 10)[:, None, None]
-    return aerosol + clear * texture * light * (1 + .03 * rng.standard_normal(clear.shape)) + 15 * rng.standard_normal(clear.shape)
+    noise = 1 + .03 * rng.standard_normal(clear.shape)
+    return aerosol + clear * texture * light * noise + 15 * rng.standard_normal(clear.shape)
 
 
 def digital_numbers(seen):
     """Repeat the first 10 m pixel of each 20 m pixel in the 20 m bands, round. seen (T, 10, H, W)."""
-    start = 7 % 6 if seen.shape[-1] == 20 else 0                                         # the centre tile begins at pixel 7
+    start = 7 % 6 if seen.shape[-1] == 20 else 0    # the centre tile begins at pixel 7
     j = np.arange(seen.shape[-1]) - start
     first = j // 6 * 6 + FIRST_20M[j % 6] + start
     seen[:, BANDS_20M] = seen[:, BANDS_20M][..., first, :][..., first]
@@ -76,13 +77,14 @@ def weather(rng, data, winter):
     if kind == 'haze':
         data = data + rng.uniform(100, 900) * np.linspace(1, .3, 10)[:, None, None] * (1 + .1 * field)
         cloud[:] = rng.choice([0, 0, 9, 15, 30])
-    elif kind == 'shadow':                                                              # of a cloud elsewhere; no mask tells
+    elif kind == 'shadow':    # of a cloud elsewhere; no mask tells
         data = data * rng.uniform(.15, .4)
     elif kind == 'snow':
         data = .2 * data + rng.uniform(3600, 7200) * np.array([1] * 8 + [.25, .26])[:, None, None] * (1 + .05 * field)
         snow[:] = rng.choice([20, 48, 100])
     elif kind in ('cloud', 'partial'):
-        thick = 1 / (1 + np.exp(-6 * (field + rng.uniform(-.3, .3)))) if kind == 'partial' else np.full((H, W), rng.uniform(.85, 1))
+        thick = (1 / (1 + np.exp(-6 * (field + rng.uniform(-.3, .3)))) if kind == 'partial' else
+                 np.full((H, W), rng.uniform(.85, 1)))
         deck = rng.uniform(3200, 10000) * np.array([1, .96, .95, .98, .99, .99, 1.02, .99, .66, .52])
         deck = (deck * np.exp(.04 * rng.standard_normal(10)))[:, None, None] * (1 + .04 * field)
         data = data * (1 - thick) + deck * thick
@@ -98,7 +100,8 @@ def s2_series(rng, traits, shares, texture, year):
     """A year of Sentinel-2: data (T, 10, H, W) digital numbers, masks (T, 2, H, W) snow and cloud, product names (T).
     """
     dates = []
-    for first, orbit, hour in [(2, 65, 10.4), (5, 108, 10.57)][:rng.integers(1, 3)]:     # one or two relative orbits, every 5 days
+    # one or two relative orbits, every 5 days
+    for first, orbit, hour in [(2, 65, 10.4), (5, 108, 10.57)][:rng.integers(1, 3)]:
         dates += [(day, orbit, hour, 'AB'[n % 2]) for n, day in enumerate(range(first, 366, 5))]
     kept = rng.permutation(len(dates))[:max(60, round(len(dates) * rng.uniform(.82, 1)))]
     dates = sorted(dates[k] for k in kept)
@@ -111,7 +114,8 @@ def s2_series(rng, traits, shares, texture, year):
     for d, orbit, hour, satellite in dates:
         when = datetime(year, 1, 1) + timedelta(days=d - 1, hours=hour, seconds=int(rng.integers(60)))
         made = when + timedelta(minutes=int(rng.integers(80, 300)))
-        names.append(f'S2{satellite}_MSIL2A_{when:%Y%m%dT%H%M%S}_N02{year - 2006:02d}_R{orbit:03d}_T32UNC_{made:%Y%m%dT%H%M%S}')
+        names.append(f'S2{satellite}_MSIL2A_{when:%Y%m%dT%H%M%S}_N02{year - 2006:02d}_R{orbit:03d}_T32UNC_'
+                     f'{made:%Y%m%dT%H%M%S}')
     return digital_numbers(data).astype(np.float32), np.stack([snow, cloud], 1), names
 
 
@@ -138,14 +142,15 @@ def s1_series(rng, traits, shares, year, orbits, rain, doubled):
     """A year of one orbit direction. Returns data (T, 2, H, W) VV and VH in LINEAR power, products (T) names.
 
     orbits: relative orbit numbers. rain (366) dB by day of year, shared by all pixels. doubled: share of dates that
-    occur twice, as two consecutive slices with identical pixels.
+    occur twice, as two consecutive slices with identical pixels. Ground, weather and orbits are drawn by the caller, as
+    others share them.
     """
     rows, names, side = [], [], shares.shape[-1]
-    reference, lap = datetime(2020, 1, 3, 17, 8, 41), timedelta(days=12) / 175           # S1A flew relative orbit 117 then
+    reference, lap = datetime(2020, 1, 3, 17, 8, 41), timedelta(days=12) / 175    # S1A flew relative orbit 117 then
     for orbit in orbits:
-        offset, twin = rng.normal(0, .5, 2), rng.integers(0, side - 1)                         # each orbit looks at its own angle
+        offset, twin = rng.normal(0, .5, 2), rng.integers(0, side - 1)    # each orbit looks at its own angle
         first = reference + (orbit - 117) * lap + timedelta(minutes=21 if orbit in (66, 139) else 0)
-        pass_0 = (datetime(year, 1, 1) - first) // timedelta(days=6) + 1                # A and B take turns, every 6 days
+        pass_0 = (datetime(year, 1, 1) - first) // timedelta(days=6) + 1    # A and B take turns, every 6 days
         for k in (pass_0 + rng.permutation(60)[:rng.integers(41, 58)]).tolist():
             when = first + k * timedelta(days=6) + timedelta(seconds=int(rng.integers(3)))
             number = (30639, 19743)[k % 2] + orbit - 117 + k // 2 * 175                  # absolute orbit

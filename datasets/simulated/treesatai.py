@@ -8,7 +8,8 @@ import numpy as np
 import tifffile
 
 from datasets.sentinel1 import scrambled
-from datasets.simulated.forest import (BORDER, PER_PIXEL, PIXEL, UNLABELLED, aerial, ground_map, labels, plan, stand_map,
+from datasets.simulated.forest import (BORDER, PER_PIXEL, PIXEL, UNLABELLED, aerial, ground_map, labels, plan,
+                                       stand_map,
                                        stream)
 from datasets.simulated.sentinel import (backscatter, digital_numbers, observe_s2, reflectance, s1_series, s2_series,
                                          speckle, spoil_s1, stand_traits)
@@ -60,7 +61,7 @@ def write_tile(job):
     species, stands = ground_map(seed, i, side)
     values = list(range(len(species))) + [UNLABELLED]
 
-    def per_pixel(fine, block):                                                          # share of each stand in each pixel
+    def per_pixel(fine, block):    # share of each stand in each pixel
         side = len(fine) // block
         return np.stack([(fine == v).reshape(side, block, side, block).mean((1, 3)) for v in values])
     shares = per_pixel(stands[BORDER:-BORDER, BORDER:-BORDER], PER_PIXEL)                # (K, H, W)
