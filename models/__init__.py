@@ -4,11 +4,12 @@ from models.compared.fitted import RandomFeatures, Trees
 from models.compared.self_supervised import AnyBands, PixelTransformer, RadarOptical, SatMAE, ScaleMAE
 from models.compared.supervised import Perceptron, PixelSets, PixelSetSeries, ResNet50, UTAEs, VisionTransformer
 from models.compared.utt import UTT
-from models.fast.omnisat import FastOmniSat
+from models.fast.omnisat import fast_form
+from models.omnisat import OmniSat
 
-MODELS = {"omnisat": FastOmniSat, "pse": PixelSets, "vit": VisionTransformer, "mlp": Perceptron, "resnet50": ResNet50,
-          "pse_ltae": PixelSetSeries, "utt": UTT, "utae": UTAEs, "lightgbm": Trees, "mosaiks": RandomFeatures, "satmae": SatMAE,
-          "scalemae": ScaleMAE, "croma": RadarOptical, "dofa": AnyBands, "presto": PixelTransformer}
+MODELS = {"omnisat": OmniSat, "pse": PixelSets, "vit": VisionTransformer, "mlp": Perceptron, "resnet50": ResNet50,
+          "pse_ltae": PixelSetSeries, "utt": UTT, "utae": UTAEs, "lightgbm": Trees, "mosaiks": RandomFeatures,
+          "satmae": SatMAE, "scalemae": ScaleMAE, "croma": RadarOptical, "dofa": AnyBands, "presto": PixelTransformer}
 
 
 def max_dates(name, dataset):
@@ -19,4 +20,4 @@ def max_dates(name, dataset):
 
 def build_model(name, sensors, **options):
     """A new model. sensors: list of datasets.sensors.Sensor; options: of the model's constructor."""
-    return MODELS[name](sensors, **options)
+    return fast_form(MODELS[name](sensors, **options))

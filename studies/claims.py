@@ -24,7 +24,8 @@ from sklearn.ensemble import RandomForestClassifier
 import probe
 from engine.log import provenance
 from models.handmade import handmade
-from models.omnisat import ABLATIONS, OmniSat
+from models.fast.omnisat import FastOmniSat as OmniSat
+from models.omnisat import ABLATIONS
 from studies.data import crops_fold, forest
 from studies.finetuning import OUT, PRETRAIN_STEPS, STEPS, append, features, finetune, pretrain, read, start_from
 from utils.files import written_whole

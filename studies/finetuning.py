@@ -39,9 +39,9 @@ from torch import nn
 from engine.log import provenance
 from losses.reconstruction import top_dates
 from models import combiner
-from models.image import ImageEncoder, images, rows as pixels
+from models.fast.image import GeluPool, ImageEncoder, images, rows as pixels
+from models.fast.omnisat import FastOmniSat as OmniSat, fast_form
 from models.norms import BatchNorm
-from models.omnisat import OmniSat
 from studies.data import crops, forest, rows_of
 from utils.errors import UserError
 from utils.files import wait_for_lock, written_whole
@@ -96,8 +96,7 @@ class RawToken(ImageEncoder):
     """The last max-pool without its GELU."""
 
     def forward(self, x):
-        from models.image import GeluPool
-        x, indices = self.stem(x), []
+        x, indices = self.stem(x.contiguous(memory_format=torch.channels_last)), []
         for block in self.blocks:
             x, index = GeluPool.apply(x, None, 2)
             indices.append(index)
@@ -185,7 +184,7 @@ def build(variant, sensors, statistics, classes=0):
                 nn.init.normal_(weight, 0, math.sqrt(2 / model.encoders[key].query.shape[1]))
     if variant == "dropout":
         add_dropout(model)
-    return model
+    return fast_form(model)
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -221,7 +220,7 @@ def chosen_dates(model, split):
     reconstruction at these; attention: the share of it that the chosen dates have.
     """
     masks, found = model.eval().draw_masks(split, torch.Generator().manual_seed(0)), {}
-    tokens, _, context = model.encode(split)
+    tokens, _, (context,) = model.encode(split)                               # one part
     f = model.combine(tokens, masks["is_masked"], model.grid(split)).flatten(0, 1)
     for key, sensor in model.sensors.items():
         if sensor.kind == "series":
