@@ -16,6 +16,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from engine import distributed
+from utils import plain
 from utils.errors import UserError
 from utils.files import written_whole
 
@@ -50,7 +51,7 @@ def provenance(script, argv, device):
         f"torchrun {f'--nnodes={len(nodes)} ' if len(nodes) > 1 else ''}--nproc_per_node={nodes[0]}")
     return in_words(everyone) | {
         "processes": f"{len(nodes)} x {nodes[0]}" if len(set(nodes)) == 1 else f"nodes of {', '.join(map(str, nodes))}",
-        "command": f"{start} {script} {shlex.join(argv)}",
+        "command": f"{f'{plain.NAME}=1 ' if plain.is_plain() else ''}{start} {script} {shlex.join(argv)}",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 

@@ -10,6 +10,7 @@ from torch.utils._triton import has_triton
 from datasets import default_modalities
 from datasets.sensors import SENSORS
 from datasets.splits import differs_from_release
+from utils import plain
 from utils.errors import UserError
 from utils.numbers import number, number_over, whole
 
@@ -106,9 +107,11 @@ def add_tiles_at_once(group):
 
 
 def check_tiles_at_once(tiles, name):
-    """Errors: UserError for --tiles-at-once of a compared method, in which it does nothing."""
+    """Errors: UserError for --tiles-at-once where it does nothing: of a compared method, or where OMNISAT_PLAIN=1."""
     if tiles is not None and name != "omnisat":
         raise UserError(f"--tiles-at-once does nothing in {name}; leave it out")
+    if plain.is_plain():
+        plain.refuse(tiles_at_once=tiles)
 
 
 def add_model_options(options, default_dim, default_depth):
@@ -163,7 +166,13 @@ def chosen_precision(args, device):
 
 
 def chosen_compile(args, device, is_worth_it):
-    """--compile, or what it is by default on the device. is_worth_it: whether the run is long enough on a GPU."""
+    """--compile, or what it is by default on the device. is_worth_it: whether the run is long enough on a GPU.
+
+    Errors: UserError for --compile and --tiles-at-once where OMNISAT_PLAIN=1.
+    """
+    if plain.is_plain():
+        plain.refuse(compile=args.compile, tiles_at_once=args.tiles_at_once)
+        return False
     if args.compile is not None or device.type != "cuda":
         return bool(args.compile)
     compilers = os.environ.get("CC", "cc"), "gcc", "clang"

@@ -1,17 +1,13 @@
 """Modality combiner (section 3.1, equations 1 and 2, figure 3c) with Euclidean relative positions (Wu et al., 2021).
 
 Dimensions: B tiles, M modalities, P patches, D embedding, H heads, K buckets of distances.
+Attention, faster and in less memory: models/fast/combiner.py.
 """
 import math
-from itertools import repeat
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.compiler import is_compiling
-from torch.utils.checkpoint import checkpoint
 
-PAIRS, PAIRS_GPU = 2 ** 20, 2 ** 24    # of tokens in one matrix of scores; above, attention goes through the queries in parts
 RATIO = 1.9                       # iRPE's default, and with it its alpha, beta and gamma, in patches:
 ALPHA, BETA, GAMMA = RATIO, 2 * RATIO, 8 * RATIO
 BUCKETS = int(BETA) + 1           # 0..3
@@ -48,27 +44,10 @@ class Attention(nn.Module):
         """x (B, N, D) attends to context (B, S, D); buckets (N, S) whole numbers. Returns (B, N, D)."""
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # B x H x N x D/H
         k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        by_bucket = (q @ self.relative.t()) / q.shape[-1] ** 0.5                          # B x H x N x K
-        rows = max(1, (PAIRS_GPU if q.is_cuda else PAIRS) // buckets.shape[1])
-        if rows >= buckets.shape[0]:
-            x = attend(q, k, v, by_bucket, buckets)
-        else:    # many tokens: some queries after the other, their scores computed again in backward
-            x = torch.cat([checkpoint(attend, *part, use_reentrant=False, preserve_rng_state=False) for part in zip(
-                q.split(rows, 2), repeat(k), repeat(v), by_bucket.split(rows, 2), buckets.split(rows))], dim=2)
+        by_bucket = q @ self.relative.t()                                                 # q_i . r, B x H x N x K
+        scores = q @ k.transpose(-1, -2) + by_bucket.gather(-1, buckets.long().expand(*q.shape[:2], -1, -1))
+        x = (scores / q.shape[-1] ** 0.5).softmax(-1) @ v
         return self.out(x.transpose(1, 2).flatten(2))
-
-
-def attend(q, k, v, by_bucket, buckets):
-    """Attention of queries q (B, H, N, D/H) to k, v (B, H, S, D/H), each score plus by_bucket (B, H, N, K) at buckets
-    (N, S).
-    """
-    # a sum of products, not a gather, whose backward would add to four numbers a row one by one
-    is_bucket = (buckets[..., None] == torch.arange(BUCKETS, device=buckets.device)).to(q.dtype)    # N x S x K
-    if is_compiling():                                                        # in one kernel
-        bias = (by_bucket[:, :, :, None] * is_bucket).sum(-1).to(q.dtype)
-    else:
-        bias = torch.einsum("bhnk,nsk->bhns", by_bucket, is_bucket)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 class Block(nn.Module):

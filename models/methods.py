@@ -12,7 +12,8 @@ from models.compared.mosaiks import NEIGHBOURS
 from models.compared.self_supervised import AnyBands, PixelTransformer, RadarOptical, SatMAE, ScaleMAE
 from models.compared.supervised import Perceptron, PixelSets, PixelSetSeries, ResNet50, UTAEs, VisionTransformer
 from models.compared.utt import UTT
-from models.fast.omnisat import FastOmniSat
+from models.fast.omnisat import fast_form
+from models.omnisat import OmniSat
 
 
 class Method(NamedTuple):
@@ -88,7 +89,7 @@ AUTOENCODER = {"pretraining": "self", "sees": {"all": ("vhr", "s2")}, "pools": {
 METHODS = {
     # fine-tuning not as in the paper, 2e-5 for pretrained weights: too slow for the short trainings, see the rehearsal
     # in PAPER.md
-    "omnisat": Method(FastOmniSat, rate=2e-4, scratch_rates={"flair": 2e-3}, pretrain_rate=1e-4),
+    "omnisat": Method(OmniSat, rate=2e-4, scratch_rates={"flair": 2e-3}, pretrain_rate=1e-4),
     "pse": Method(PixelSets, {"treesatai": {"s1": 1e-3, "s2": 4e-3, "all": 2e-3}}, published=("all",), all_bands=True),
     "vit": Method(VisionTransformer, {"treesatai": {"vhr": 1e-3, "s2": 1e-3, "s1": 1e-5, "all": 2e-3}}, all_bands=True),
     "mlp": Method(Perceptron, {"treesatai": {"s1": 1e-3, "s2": 1e-3, "all": 2e-3}}, published=("all",), all_bands=True),
@@ -130,4 +131,4 @@ def build_model(name, sensors, **options):
     """
     method = METHODS[name]
     form = {"form": method.forms[options["dataset"]]} if method.forms else {}
-    return method.network(sensors, **options, **form)
+    return fast_form(method.network(sensors, **options, **form))

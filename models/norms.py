@@ -1,9 +1,18 @@
-"""Norms that leave padding out of their statistics.
+"""Norms that leave padding out of their statistics, and one that leaves the type of its input alone.
 
 Dimensions: B tiles, P pixels, T dates, C channels, G groups of channels.
 """
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm in the type of its input, which autocast would widen."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 def mean_variance(x, padded, count, dims):
@@ -27,7 +36,8 @@ class BatchNorm(nn.BatchNorm1d):
         with torch.autocast(x.device.type, enabled=False):
             y, mean, variance = x.to(self.running_mean.dtype), self.running_mean, self.running_var
             if self.training:
-                mean, variance = self.batch_statistics(y, x.new_zeros((), dtype=torch.bool) if padded is None else padded)
+                padded = x.new_zeros((), dtype=torch.bool) if padded is None else padded
+                mean, variance = self.batch_statistics(y, padded)
             y = (y - mean) * (variance + self.eps).rsqrt()
             return (y * self.weight + self.bias if self.affine else y).to(x.dtype)
 
@@ -36,12 +46,16 @@ class BatchNorm(nn.BatchNorm1d):
         padded = padded.expand(x.shape[:-1]).flatten()[:, None]
         count = (~padded).sum()
         mean, variance = torch.cat(mean_variance(x.flatten(0, -2), padded, count, 0))
+        self.move(mean, variance, count)
+        return mean, variance
+
+    def move(self, mean, variance, count):
+        """Move the running statistics by a pool's mean and variance (C,) of so many rows."""
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.num_batches_tracked += (count > 1)                           # one row says nothing of the variance
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
                 running += self.momentum * (new - running) * (count > 1)
-        return mean, variance
 
 
 def series_group_norm(x, padded, groups, epsilon=1e-5):

@@ -23,7 +23,8 @@ from sklearn.ensemble import RandomForestClassifier
 
 from engine.log import provenance
 from models.handmade import handmade
-from models.omnisat import ABLATIONS, OmniSat
+from models.fast.omnisat import FastOmniSat as OmniSat
+from models.omnisat import ABLATIONS
 from studies.data import crops_fold, forest
 from studies.finetuning import PRETRAIN_STEPS, STEPS
 from studies.frozen import features

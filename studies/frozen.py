@@ -11,7 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from losses.reconstruction import top_dates
-from models.omnisat import OmniSat
+from models.fast.omnisat import FastOmniSat as OmniSat
 from studies.data import forest, rows_of
 from studies import results
 from studies.results import append, commit
@@ -103,7 +103,7 @@ def chosen_dates(model, split):
     reconstruction at these; attention: the share of it that the chosen dates have.
     """
     masks, found = model.eval().draw_masks(split, torch.Generator().manual_seed(0)), {}
-    tokens, _, context = model.encode(split)
+    tokens, _, (context,) = model.encode(split)                               # one part
     f = model.combine(tokens, masks["is_masked"], model.grid(split)).flatten(0, 1)
     for key, sensor in model.sensors.items():
         if sensor.kind == "series":

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import combiner
-from models.image import GeluPool, ImageEncoder, images, rows as pixels
+from models.fast.image import GeluPool, ImageEncoder, images, rows as pixels
+from models.fast.omnisat import FastOmniSat as OmniSat, fast_form
 from models.norms import BatchNorm
-from models.omnisat import OmniSat
 
 DIM, DEPTH = 64, 2
 DROP = 0.2                    # of variant dropout: the official code's
@@ -55,7 +55,7 @@ class RawToken(ImageEncoder):
     """The last max-pool without its GELU."""
 
     def forward(self, x):
-        x, indices = self.stem(x), []
+        x, indices = self.stem(x.contiguous(memory_format=torch.channels_last)), []
         for block in self.blocks:
             x, index = GeluPool.apply(x, None, 2)
             indices.append(index)
@@ -143,4 +143,4 @@ def build(variant, sensors, statistics, classes=0):
                 nn.init.normal_(weight, 0, math.sqrt(2 / model.encoders[key].query.shape[1]))
     if variant == "dropout":
         add_dropout(model)
-    return model
+    return fast_form(model)

@@ -26,8 +26,8 @@ OWN = {sensor.key: sensor for sensor in (
     Sensor("height", "image", ("h",), 2, 10, files="height/{tile}.npy", nodata=-9999),
     Sensor("planet", "series", ("B", "G"), 10, 2, 366, files="planet/{tile}.npz"),
     Sensor("water", "series", ("w",), 20, 1, 1200, "2019-01-01", files="water/{tile}.npz", nodata=65535))}
-KEYS = {"treesatai-ts": ("vhr", "s2", "s1", "s1-des"), "treesatai": ("vhr", "s2", "s1"), "pastis-hd": ("vhr", "s2", "s1"),
-        "flair": ("vhr", "s2"), "own": tuple(OWN)}
+KEYS = {"treesatai-ts": ("vhr", "s2", "s1", "s1-des"), "treesatai": ("vhr", "s2", "s1"),
+        "pastis-hd": ("vhr", "s2", "s1"), "flair": ("vhr", "s2"), "own": tuple(OWN)}
 
 
 # ---- releases --------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def build(name, root):
     else:
         write_treesatai(root, train=16, test=2, workers=1)
         train, test = (root / "split" / f"{split}_filenames.lst" for split in ("train", "test"))
-        if name == "treesatai":                                                  # a list for validation, which some releases have
+        if name == "treesatai":                                                  # some have a list for validation
             tiles = train.read_text().split()
             for path, some in ((train.with_name("val_filenames.lst"), tiles[:2]), (train, tiles[2:])):
                 path.write_text("".join(f"{tile}\r\n" for tile in some))
@@ -53,7 +53,8 @@ def build(name, root):
             for folder, file in (("aerial", f"{STEM}.tif"), ("sentinel-ts", f"{STEM}_2020.h5")):
                 shutil.copyfile(REAL / folder / file, root / folder / file)
             labels = root / "labels" / "TreeSatBA_v9_60m_multi_labels.json"
-            labels.write_text(json.dumps(json.loads(labels.read_text()) | {f"{STEM}.tif": [["Abies", 0.93], ["Larix", 0.05]]}))
+            real = {f"{STEM}.tif": [["Abies", 0.93], ["Larix", 0.05]]}
+            labels.write_text(json.dumps(json.loads(labels.read_text()) | real))
             test.write_text(test.read_text() + f"{STEM}.tif\n")
 
 
@@ -76,7 +77,8 @@ def write_own(root):
     for n in range(18):
         tile, year, save = f"north_{n}", 2019 + n % 3, (np.savez, np.savez_compressed)[n % 2]
         lines.append(f"{tile},{'train' if n < 16 else 'test'},{n % 2},{n // 2 % 2}")
-        tifffile.imwrite(root / "photo" / f"{tile}.tif", rng.integers(0, 255, (60, 40, 3)).astype(np.uint8), photometric="rgb",
+        photo = rng.integers(0, 255, (60, 40, 3)).astype(np.uint8)
+        tifffile.imwrite(root / "photo" / f"{tile}.tif", photo, photometric="rgb",
                          compression=(None, "lzw", "zlib")[n % 3])
         height = rng.normal(20, 5, (1, 30, 20))
         height[0, :n, 3] = -9999
@@ -101,15 +103,16 @@ def demand(holds, text):
 
 
 def plain_tif(path):
-    """(C, H, W) of an image in strips or tiles, every one of them whole or, in sparse files, without bytes and place: 0."""
+    """(C, H, W) of an image in strips or tiles, each of them whole or, in sparse files, without bytes and place: 0."""
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         demand(page.predictor == 1 and page.fillorder == 1, f"{path}: layout that nothing here writes")
-        decode = {1: lambda code: code, 5: imagecodecs.lzw_decode, 8: zlib.decompress, 32946: zlib.decompress}[int(page.compression)]
+        decode = {1: lambda code: code, 5: imagecodecs.lzw_decode, 8: zlib.decompress, 32946: zlib.decompress}
+        decode = decode[int(page.compression)]
         content, dtype = Path(path).read_bytes(), page.dtype.newbyteorder(file.byteorder)
         bands, height, width = page.samplesperpixel, page.imagelength, page.imagewidth
         rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, height), width)
-        planes, samples = (bands, 1) if page.planarconfig == 2 else (1, bands)   # each band by itself, or all of a pixel
+        planes, samples = (bands, 1) if page.planarconfig == 2 else (1, bands)   # a band by itself, or all of a pixel
         blocks = iter(list(zip(page.dataoffsets, page.databytecounts, strict=True)))
         image = np.zeros((planes, height, width, samples), dtype.newbyteorder("="))
         for plane in range(planes):
@@ -153,7 +156,8 @@ def plain_series(data, i, sensor):
         return image[None, bands], [120], None, None
     if data.name == "pastis-hd":
         features = json.loads((Path(data.root) / "metadata.geojson").read_text("utf-8-sig"))["features"]
-        (about,) = [feature["properties"] for feature in features if str(feature["properties"]["ID_PATCH"]) == data.names[i]]
+        (about,) = [about for about in (feature["properties"] for feature in features)
+                    if str(about["ID_PATCH"]) == data.names[i]]
         dates = about["dates-S2" if sensor.key == "s2" else "dates-S1A"]
         dates = json.loads(dates) if isinstance(dates, str) else dates
         series = np.load(path)
@@ -162,9 +166,11 @@ def plain_series(data, i, sensor):
     if data.name == "flair":
         series, masks = (np.load(path.replace("data.npy", end)) for end in ("data.npy", "masks.npy"))
         texts = Path(path.replace("data.npy", "products.txt")).read_text("utf-8-sig").split()
-        row, column = json.loads(next(Path(data.root).rglob("flair-2_cent*")).read_text("utf-8-sig"))[f"{data.names[i][-10:]}.tif"]
+        centroids = json.loads(next(Path(data.root).rglob("flair-2_cent*")).read_text("utf-8-sig"))
+        row, column = centroids[f"{data.names[i][-10:]}.tif"]
         side = data.side // 50
-        top, left = (max(0, min(round(at) - side // 2, size - side)) for at, size in zip((row, column), series.shape[2:]))
+        top, left = (max(0, min(round(at) - side // 2, size - side))
+                     for at, size in zip((row, column), series.shape[2:]))
         series, masks = (array[:, :, top:top + side, left:left + side] for array in (series, masks))
         is_cloudy = masks[:, :2].max(1).mean((1, 2)) > data.choices.max_cloud if data.choices.max_cloud else None
         return series, plain_days([text[11:19] for text in texts]), is_cloudy, None
@@ -174,9 +180,12 @@ def plain_series(data, i, sensor):
 
 
 def plain_clean(series, days, is_cloudy, nodata, lowest=None):
-    """What datasets.series.clean documents, date by date. Returns {day: image (C, H, W) float64} and the number of repairs."""
+    """What datasets.series.clean documents, date by date. Returns {day: image (C, H, W) float64} and the number of
+    repairs.
+    """
     is_cloudy = [False] * len(days) if is_cloudy is None else is_cloudy
-    demand(len(series) == len(days) == len(is_cloudy), f"{len(series)} images, {len(days)} dates, {len(is_cloudy)} cloud masks")
+    demand(len(series) == len(days) == len(is_cloudy),
+           f"{len(series)} images, {len(days)} dates, {len(is_cloudy)} cloud masks")
     images, repairs = {}, 0
     for image, day, is_out in zip(series.astype(np.float64), days, is_cloudy):
         if series.dtype.kind == "f" and series.dtype.itemsize == 8:
@@ -217,7 +226,8 @@ def plain_label(data, i):
     """The numbers of the tile's classes."""
     root, tile = Path(data.root), data.names[i]
     if data.name.startswith("treesatai"):
-        names = "Abies Acer Alnus Betula Cleared Fagus Fraxinus Larix Picea Pinus Populus Prunus Pseudotsuga Quercus Tilia".split()
+        names = ("Abies Acer Alnus Betula Cleared Fagus Fraxinus Larix Picea Pinus Populus Prunus Pseudotsuga Quercus "
+                 "Tilia").split()
         entries = json.loads(next(root.rglob("TreeSatBA*.json")).read_text("utf-8-sig"))[tile]
         return {names.index(genus) for genus, area in entries if area > 0.07}
     if data.name == "pastis-hd":
@@ -225,4 +235,5 @@ def plain_label(data, i):
     if data.name == "flair":
         return {min(int(k), 13) - 1 for k in np.unique(plain_tif(next(root.rglob(f"MSK_{tile[-6:]}.tif"))))}
     lines = [line.split(",") for line in (root / "labels.csv").read_text("utf-8-sig").split("\n")]
-    return {k for line in lines if line[0].strip('"') == tile for k, value in enumerate(line[2:]) if value.strip('"\r') == "1"}
+    return {k for line in lines if line[0].strip('"') == tile
+            for k, value in enumerate(line[2:]) if value.strip('"\r') == "1"}

@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-import losses.contrastive as contrastive
+import losses.contrastive
+import models.fast.contrastive as contrastive
 from datasets.sensors import Sensor
-from losses.contrastive import contrastive_loss
 from losses.reconstruction import token_error, top_dates
 from models.omnisat import OmniSat, random_mask
 
@@ -35,6 +35,11 @@ SHAPES = [(2, 3, 2), (3, 2, 4), (1, 4, 3), (4, 2, 1)]         # B, M, P
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=[losses.contrastive, contrastive], ids=["plain", "fast"])
+def contrastive_loss(request):
+    return request.param.contrastive_loss
 
 
 def some_tokens(batch, modalities, patches, dim=5):
@@ -75,7 +80,7 @@ def assert_same(value, expected, inputs):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("naive", [False, True])
 @pytest.mark.parametrize("temperature", [0.1, 0.7])
-def test_contrastive_is_equation_3(shape, naive, temperature):
+def test_contrastive_is_equation_3(shape, naive, temperature, contrastive_loss):
     """Section 3.2, equation 3, and table 5's variant, whose denominator leaves out the anchor only."""
     tokens, present = some_tokens(*shape), torch.ones(shape[:2], dtype=torch.bool)
     loss = contrastive_loss(tokens, present, temperature, naive)
@@ -92,9 +97,9 @@ def test_contrastive_in_blocks_is_the_dense_form(shape, block, naive, monkeypatc
     present[0] = True
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         tokens = torch.randn(*shape, 16, dtype=dtype, requires_grad=True)
-        losses = [contrastive_loss(tokens, present, naive=naive, dense=dense) for dense in (False, True)]
-        ours, dense = (torch.autograd.grad(loss, tokens)[0] for loss in losses)
-        torch.testing.assert_close(*losses, rtol=bound, atol=bound)
+        values = [module.contrastive_loss(tokens, present, naive=naive) for module in (contrastive, losses.contrastive)]
+        ours, dense = (torch.autograd.grad(loss, tokens)[0] for loss in values)
+        torch.testing.assert_close(*values, rtol=bound, atol=bound)
         assert (ours - dense).norm() <= bound * dense.norm()
 
 
@@ -105,7 +110,7 @@ def test_contrastive_memory_does_not_grow_with_the_square(monkeypatch):
     monkeypatch.setattr(contrastive, "block_exponentials", lambda *a: (e := original(*a), sizes.append(e.numel()))[0])
     tokens = torch.randn(40, 3, 8, 4, requires_grad=True)    # 960 tokens
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-        contrastive_loss(tokens, torch.ones(40, 3, dtype=torch.bool)).backward()
+        contrastive.contrastive_loss(tokens, torch.ones(40, 3, dtype=torch.bool)).backward()
     assert max(sizes) == max(64 * 64, tokens.numel()) and len(sizes) > 2 * 15 * 16 / 2
 
 
@@ -118,22 +123,27 @@ def test_contrastive_in_autocast_rounds_only_the_factors_of_products(naive, monk
     is_token, group = present[:, :, None].expand(-1, -1, 9).flatten(), 1 if naive else 9
     rounded = contrastive.Denominator.apply(f, is_token, group, 0.1, torch.bfloat16, False)
     assert rounded.dtype == torch.float32
-    torch.testing.assert_close(rounded, contrastive.dense_denominator(f.bfloat16().float(), is_token, group, 0.1), rtol=1e-5, atol=1e-5)
-    whole = contrastive_loss(tokens, present, naive=naive)
+    f, number = f.bfloat16().float(), torch.arange(len(f)) // group
+    is_excluded = (number[:, None] == number) | ~is_token
+    dense = (f @ f.t() / 0.1).masked_fill(is_excluded, -torch.inf).logsumexp(-1)
+    torch.testing.assert_close(rounded, dense, rtol=1e-5, atol=1e-5)
+    whole = contrastive.contrastive_loss(tokens, present, naive=naive)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = contrastive_loss(tokens, present, naive=naive)
+        loss = contrastive.contrastive_loss(tokens, present, naive=naive)
+        plain = losses.contrastive.contrastive_loss(tokens, present, naive=naive)
+    torch.testing.assert_close(plain, whole, rtol=1e-5, atol=1e-5)  # which rounds nothing
     assert loss.dtype == torch.float32 and 0 < abs(loss - whole) < 1e-3
     gradient, wanted = (torch.autograd.grad(value, tokens)[0] for value in (loss, whole))
     assert 0 < (gradient - wanted).norm() < 1e-2 * wanted.norm()
 
 
-def test_contrastive_default_temperature_is_a_tenth():
+def test_contrastive_default_temperature_is_a_tenth(contrastive_loss):
     """Section 3.4: gamma = 0.1; T(m, p) is excluded by default."""
     tokens, present = some_tokens(2, 3, 2), torch.ones(2, 3, dtype=torch.bool)
     assert_same(contrastive_loss(tokens, present), equation_3(tokens, present, 0.1), tokens)
 
 
-def test_contrastive_matches_figure_4():
+def test_contrastive_matches_figure_4(contrastive_loss):
     """Figure 4: the loss built from the printed matrix, two tiles, three modalities, two patches."""
     tokens = some_tokens(2, 3, 2)
     f = [token / token.norm() for token in tokens.flatten(0, 2)]
@@ -146,7 +156,7 @@ def test_contrastive_matches_figure_4():
     assert_same(contrastive_loss(tokens, torch.ones(2, 3, dtype=torch.bool)), loss, tokens)
 
 
-def test_contrastive_of_equal_tokens_counts_matches():
+def test_contrastive_of_equal_tokens_counts_matches(contrastive_loss):
     """Equation 3 by hand: all similarities are 1, a row of figure 4 gives log((2 + 8) / 2), naively log(11 / 2)."""
     tokens, present = torch.ones(2, 3, 2, 4, dtype=torch.float64), torch.ones(2, 3, dtype=torch.bool)
     assert contrastive_loss(tokens, present).item() == pytest.approx(math.log(5))
@@ -154,7 +164,7 @@ def test_contrastive_of_equal_tokens_counts_matches():
 
 
 @pytest.mark.parametrize("naive", [False, True])
-def test_contrastive_leaves_missing_modalities_out(naive):
+def test_contrastive_leaves_missing_modalities_out(naive, contrastive_loss):
     """Section 3.2 over the tokens that are there: a missing one is neither anchor, positive nor negative."""
     present = torch.tensor([[True, True, True], [True, False, True], [False, True, False], [True, True, False]])
     tokens = some_tokens(4, 3, 2)
@@ -169,7 +179,7 @@ def test_contrastive_leaves_missing_modalities_out(naive):
 
 
 @pytest.mark.parametrize("present", [[[1], [1]], [[1, 0], [0, 1]], [[0, 0], [0, 0]]])
-def test_contrastive_without_positives_is_zero(present):
+def test_contrastive_without_positives_is_zero(present, contrastive_loss):
     """Equation 3 has no numerator with one modality a tile: loss 0, gradient 0."""
     present = torch.tensor(present).bool()
     tokens = some_tokens(2, present.shape[1], 3)
@@ -178,7 +188,7 @@ def test_contrastive_without_positives_is_zero(present):
     assert loss == 0 and (tokens.grad == 0).all()
 
 
-def test_contrastive_ignores_the_length_of_tokens():
+def test_contrastive_ignores_the_length_of_tokens(contrastive_loss):
     """Cosine similarity: only the direction of a token counts."""
     tokens, present = some_tokens(2, 3, 2).detach(), torch.ones(2, 3, dtype=torch.bool)
     scaled = tokens * (10 * torch.rand(2, 3, 2, 1, dtype=torch.float64) + 0.1)
@@ -187,7 +197,7 @@ def test_contrastive_ignores_the_length_of_tokens():
     assert not torch.isclose(contrastive_loss(scaled, present), contrastive_loss(tokens, present))
 
 
-def test_contrastive_survives_float32_and_a_low_temperature():
+def test_contrastive_survives_float32_and_a_low_temperature(contrastive_loss):
     """exp(1 / 0.001) overflows; the logarithms of equation 3 do not."""
     tokens, present = some_tokens(2, 3, 2).float(), torch.ones(2, 3, dtype=torch.bool)
     loss, wanted = (contrastive_loss(x, present, temperature=0.001) for x in (tokens, tokens.double()))
@@ -198,15 +208,15 @@ def test_contrastive_survives_float32_and_a_low_temperature():
 def test_contrastive_in_blocks_down_to_its_lowest_temperature(spread, bound, monkeypatch):
     """In float32, tokens that are nearly equal or opposed: exp(1 / 0.025) is 2e17."""
     monkeypatch.setattr(contrastive, "BLOCK", 10)
-    monkeypatch.setattr(contrastive, "dense_denominator", None)     # blocks it is
+    monkeypatch.setattr(contrastive, "plain_loss", None)            # blocks it is
     direction, sign = torch.randn(16), torch.tensor([1., -1.]).repeat(2)
     tokens = (direction * sign[:, None, None, None] + spread * torch.randn(4, 3, 7, 16)).requires_grad_()
     present, found = torch.ones(4, 3, dtype=torch.bool), []
     for values in (tokens, tokens.double()):
-        loss = contrastive_loss(values, present, temperature=0.025)
+        loss = contrastive.contrastive_loss(values, present, temperature=0.025)
         found.append((loss.item(), torch.autograd.grad(loss, tokens)[0]))
     monkeypatch.undo()
-    loss = contrastive_loss(tokens.double(), present, temperature=0.025, dense=True)
+    loss = losses.contrastive.contrastive_loss(tokens.double(), present, temperature=0.025)
     gradient = torch.autograd.grad(loss, tokens)[0]
     for value, ours in found:
         assert value == pytest.approx(loss.item(), rel=1e-5, abs=1e-5) and (ours - gradient).norm() <= bound * gradient.norm()

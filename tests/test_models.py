@@ -8,6 +8,8 @@ from torch import nn
 from datasets.sensors import SENSORS, Sensor
 from models.combiner import Attention, Block, Combiner, distance_buckets
 from models.fast import winograd
+from models.fast.forms import change_classes
+from models.fast.omnisat import FORMS
 from models.image import ImageDecoder, ImageEncoder, pooled_sizes
 from models.omnisat import OmniSat, patchify, random_mask
 from models.series import SeriesDecoder, SeriesEncoder
@@ -40,8 +42,15 @@ def make_batch(sensors, batch=3, side=2, valid=(6, 2, 4)):
     return out
 
 
-def toy(sensors, **options):
-    return OmniSat(sensors, embed_dim=32, depth=2, **options)
+@pytest.fixture(params=["plain", "fast"])
+def form(request):
+    """What makes a plain model or part of one what it is called."""
+    return (lambda model: model) if request.param == "plain" else lambda model: change_classes(model, FORMS)
+
+
+@pytest.fixture
+def toy(form):
+    return lambda sensors, **options: form(OmniSat(sensors, embed_dim=32, depth=2, **options))
 
 
 def assert_same(values, expected, inputs):
@@ -113,9 +122,9 @@ def naive_ltae(encoder, x, dates, padded):
     return torch.stack(tokens).view(*x.shape[:2], dim), attention
 
 
-def test_series_encoder_is_ltae():
+def test_series_encoder_is_ltae(form):
     """Section 3.1 (b): token and attention against the loop; padded dates take no part."""
-    encoder, x = SeriesEncoder(3, 30, 32).double(), double(2, 2, 4, 3).requires_grad_()
+    encoder, x = form(SeriesEncoder(3, 30, 32)).double(), double(2, 2, 4, 3).requires_grad_()
     dates = torch.tensor([[3, 30, 17, 0], [8, 1, 29, 12]])
     padded = torch.tensor([[False, False, False, False], [False, True, False, True]])
     values = encoder(x, dates, padded)
@@ -127,9 +136,9 @@ def test_series_encoder_is_ltae():
     assert (gradient[1, :, [1, 3]] == 0).all()
 
 
-def test_series_encoder_ignores_padding_and_order():
+def test_series_encoder_ignores_padding_and_order(form):
     """Section 3.1: appended padded dates, whatever they hold, and the order of the dates change nothing."""
-    encoder, x, dates = SeriesEncoder(3, 30, 32).double(), double(2, 5, 4, 3), torch.randint(31, (2, 4))
+    encoder, x, dates = form(SeriesEncoder(3, 30, 32)).double(), double(2, 5, 4, 3), torch.randint(31, (2, 4))
     padded = torch.zeros(2, 4, dtype=torch.bool)
     token, attention = encoder(x, dates, padded)
     more = encoder(torch.cat([x, 1e3 * double(2, 5, 3, 3)], 2), torch.cat([dates, torch.randint(31, (2, 3))], 1),
@@ -154,10 +163,10 @@ def test_series_decoder_is_repeat_encode_mlp():
 
 # Combiner
 
-def test_attention_is_contextual_relative_attention():
+def test_attention_is_contextual_relative_attention(form):
     """Section 3.1 with Wu et al.: softmax_j of q_i . (k_j + r_bucket(i,j)) / sqrt(d), one table r for all heads."""
     heads, dim, size = 2, 8, 4
-    attention = Attention(dim, heads).double()
+    attention = form(Attention(dim, heads)).double()
     x, context = double(2, 3, dim).requires_grad_(), double(2, 5, dim).requires_grad_()
     nn.init.normal_(attention.relative)
     buckets, rows = torch.randint(4, (3, 5)), []
@@ -175,12 +184,12 @@ def test_attention_is_contextual_relative_attention():
     assert_same([attention(x, context, buckets)], [plain], [x, context, *attention.parameters()])
 
 
-def test_blocks_are_residual():
+def test_blocks_are_residual(form):
     """Section 3.1, "residual self-attention blocks": x + attention(norm x), then y + MLP(y); the context has its own norm."""
     x, context, buckets = double(2, 3, 8), double(2, 5, 8), torch.randint(4, (3, 5))
     norm = nn.LayerNorm(8).double()
     for block, inputs in ((Block(8, 2), (buckets[:, :3],)), (Block(8, 2, cross=True), (buckets, context))):
-        block.double()
+        form(block).double()
         y = x + block.attention(norm(x), norm(inputs[1]) if len(inputs) > 1 else norm(x), inputs[0])
         assert_same([block(x, *inputs)], [y + block.mlp(y)], [*block.attention.parameters(), *block.mlp.parameters()])
 
@@ -188,17 +197,17 @@ def test_blocks_are_residual():
 @pytest.mark.parametrize("pairs", [1, 1000, 3000])
 def test_attention_in_parts_is_attention(pairs, monkeypatch):
     """Queries one after the other, some at a time with a shorter rest, and all but a few: values and all gradients."""
-    combiner = Combiner(32, 2, 4).double()
+    combiner = change_classes(Combiner(32, 2, 4), FORMS).double()
     tokens = double(2, 3, 16, 32).requires_grad_()    # 48 tokens
     positions = torch.cartesian_prod(torch.arange(4), torch.arange(4))
     whole = combiner(tokens, positions)
-    monkeypatch.setattr("models.combiner.PAIRS", pairs)
+    monkeypatch.setattr("models.fast.combiner.PAIRS", pairs)
     assert_same([combiner(tokens, positions)], [whole], [tokens, *combiner.parameters()])
 
 
 def test_attention_in_parts_keeps_no_matrix_of_all_scores(monkeypatch):
-    monkeypatch.setattr("models.combiner.PAIRS", 2 ** 10)
-    attention, x = Attention(16, 2), torch.randn(1, 512, 16)
+    monkeypatch.setattr("models.fast.combiner.PAIRS", 2 ** 10)
+    attention, x = change_classes(Attention(16, 2), FORMS), torch.randn(1, 512, 16)
     sizes, buckets = [], torch.zeros(512, 512, dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t):
         attention(x, x, buckets).sum().backward()
@@ -221,18 +230,18 @@ def grid(side):
     return torch.cartesian_prod(torch.arange(side), torch.arange(side))
 
 
-def sharp_combiner():
+def sharp_combiner(form):
     """A combiner in which the relative positions weigh enough to be seen."""
-    combiner = Combiner(32, 2, 8).double()
+    combiner = form(Combiner(32, 2, 8)).double()
     for name, p in combiner.named_parameters():
         if name.endswith("relative"):
             nn.init.normal_(p)
     return combiner
 
 
-def test_combiner_sees_only_relative_positions():
+def test_combiner_sees_only_relative_positions(form):
     """Section 3.1: shifting the tile, or swapping two patches with their positions, changes nothing but the order."""
-    combiner, tokens, swap = sharp_combiner(), double(2, 3, 36, 32), torch.arange(36)
+    combiner, tokens, swap = sharp_combiner(form), double(2, 3, 36, 32), torch.arange(36)
     f = combiner(tokens, grid(6))
     for offset in ([1, 0], [-3, 5], [1000, -777], [0.25, 0.5]):
         torch.testing.assert_close(combiner(tokens, grid(6) + torch.tensor(offset)), f)
@@ -242,9 +251,9 @@ def test_combiner_sees_only_relative_positions():
         assert not torch.allclose(other, f[:, swap], atol=1e-3) and not torch.allclose(other, f, atol=1e-3)
 
 
-def test_combiner_is_equations_1_and_2():
+def test_combiner_is_equations_1_and_2(form):
     """Equations 1 and 2: a token sits where its patch is, whatever its modality; one copy of f^comb at each patch."""
-    combiner, tokens = sharp_combiner(), double(2, 3, 6, 32)
+    combiner, tokens = sharp_combiner(form), double(2, 3, 6, 32)
     where = torch.tensor([[0, 0], [0, 1], [0, 3], [2, 0], [2, 1], [9, 9]])
     bucket, pairs = distance_buckets(where), [(m, p) for m in range(3) for p in range(6)]
     to_pairs = torch.tensor([[bucket[p, q] for _, q in pairs] for p in range(6)])
@@ -259,10 +268,10 @@ def test_combiner_is_equations_1_and_2():
     assert not torch.allclose(combiner(tokens, where), f, atol=1e-3)
 
 
-def test_biases_and_the_residual_that_the_official_combiner_has_otherwise():
+def test_biases_and_the_residual_that_the_official_combiner_has_otherwise(form):
     """PAPER.md says that they change nothing that can be learned: the residual of equation 2 and a bias of values are
     constants, which the bias behind the attention can be; a bias of queries is one of the layer norm before."""
-    combiner, g = sharp_combiner(), double(2, 12, 32)
+    combiner, g = sharp_combiner(form), double(2, 12, 32)
     cross, buckets = combiner.cross, distance_buckets(grid(2)).repeat(1, 3)
     f = combiner.token.expand(2, 4, 32)
     expected = cross(f, buckets, g)
@@ -333,13 +342,15 @@ def test_patchify_by_hand():
 # Images
 
 class Keep(nn.Module):
+    weight = torch.zeros(1, 1, 3, 3)                                # too few for Winograd's filters
+
     def forward(self, x, output_size=None):
         return x
 
 
-def test_image_decoder_puts_the_maximum_back_where_it_was():
+def test_image_decoder_puts_the_maximum_back_where_it_was(form):
     """Section 3.1, index bypass: without convolutions only each channel's maximum is left, at its own place."""
-    encoder, decoder = ImageEncoder(4, 50, 8), ImageDecoder(4, 50, 8)
+    encoder, decoder = form(ImageEncoder(4, 50, 8)), form(ImageDecoder(4, 50, 8))
     encoder.stem = decoder.last = Keep()
     for blocks in (encoder.blocks, decoder.blocks):
         for i in range(len(blocks)):
@@ -354,9 +365,9 @@ def test_image_decoder_puts_the_maximum_back_where_it_was():
 
 
 @pytest.mark.parametrize("patch", [4, 10, 16, 22, 40, 50])
-def test_image_sizes_and_reach(patch):
+def test_image_sizes_and_reach(patch, form):
     """Section 3.1: any patch side collapses to one token and comes back; every pixel counts, in and out."""
-    encoder, decoder = ImageEncoder(2, patch, 8), ImageDecoder(2, patch, 8)
+    encoder, decoder = form(ImageEncoder(2, patch, 8)), form(ImageDecoder(2, patch, 8))
     x = torch.randn(24, 2, patch, patch, requires_grad=True)
     token, indices = encoder(x)
     assert token.shape == (24, 8) and [index.shape[1] for index in indices] == [8] * len(pooled_sizes(patch))
@@ -409,7 +420,7 @@ def test_where_winograds_filters_are_used(channels, sides, more, wanted):
 # OmniSat
 
 @pytest.mark.parametrize("sensors", MIXTURES, ids=lambda sensors: "+".join(s.key for s in sensors))
-def test_any_mixture_of_sensors_pretrains_and_classifies(sensors):
+def test_any_mixture_of_sensors_pretrains_and_classifies(sensors, toy):
     """Section 3: one to four modalities, any kinds; gradients reach all that trains, and nothing else (equation 4)."""
     model, batch = toy(sensors), make_batch(sensors)
     loss, terms = model.pretrain_loss(batch, model.draw_masks(batch))
@@ -423,7 +434,7 @@ def test_any_mixture_of_sensors_pretrains_and_classifies(sensors):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == ["mask_token"]
 
 
-def test_logits_are_the_mean_of_f_and_one_layer():
+def test_logits_are_the_mean_of_f_and_one_layer(toy):
     """Not in the paper: mean of the P outputs f*, batch norm, one linear layer. Equation 4: f^mask replaces the masked."""
     model, batch = toy([VHR, S2], num_classes=5), make_batch([VHR, S2], side=3)
     tokens, present, _ = model.encode(batch)
@@ -438,7 +449,7 @@ def test_logits_are_the_mean_of_f_and_one_layer():
     torch.testing.assert_close(model.combine(tokens, is_masked, (3, 3)), model.combiner(replaced, grid(3)))
 
 
-def test_a_tile_alone_can_be_trained_on():
+def test_a_tile_alone_can_be_trained_on(toy):
     """The last pool of a pass may have one tile: its batch norm has no variance, moves no statistics, and is no error."""
     model, batch = toy([S2], num_classes=5), make_batch([S2], batch=1, valid=(6,))
     logits = model(batch)
@@ -447,7 +458,7 @@ def test_a_tile_alone_can_be_trained_on():
     assert model.head[0].num_batches_tracked == 0 and model.head[1].bias.grad.eq(1).all()
 
 
-def test_modalities_on_different_grids():
+def test_modalities_on_different_grids(toy):
     """Section 3.1: all modalities share the patches, in rows and columns; the error names them, or the one that does not fit."""
     model, batch = toy([S2, S1]), make_batch([S2, S1], side=4)
     for shape in ((3, 3), (2, 8)):                                  # 2 x 8 patches are as many as 4 x 4
@@ -464,7 +475,7 @@ def test_image_patches_that_would_lose_pixels_are_refused(patch):
         ImageEncoder(4, patch, 8)
 
 
-def test_empty_series_counts_as_masked():
+def test_empty_series_counts_as_masked(toy):
     """Equation 4: in classification the mask token stands for a missing modality, and only there."""
     model, batch = toy([VHR, S2, S1], num_classes=5), make_batch([VHR, S2, S1], valid=(6, 0, 4))
     logits = model(batch)
@@ -478,7 +489,7 @@ def test_empty_series_counts_as_masked():
     assert changed.tolist() == [False, True, False]
 
 
-def test_empty_series_is_in_no_loss():
+def test_empty_series_is_in_no_loss(toy):
     """Equations 3 and 5: tokens of an empty series are neither matched nor reconstructed."""
     model, batch = toy([VHR, S2]), make_batch([VHR, S2], valid=(6, 0, 4))
     batch["s2"].requires_grad_()
@@ -493,7 +504,7 @@ def test_empty_series_is_in_no_loss():
 
 
 @pytest.mark.parametrize("sensors", [[VHR, S2, S1], [S2, S1], [S2]])
-def test_modality_missing_in_all_tiles_stays_finite(sensors):
+def test_modality_missing_in_all_tiles_stays_finite(sensors, toy):
     """Equations 3 and 5 over what is there, possibly nothing: finite loss, finite gradients, finite logits."""
     model, batch = toy(sensors), make_batch(sensors)
     batch["s2_padded"][:] = True
@@ -504,7 +515,7 @@ def test_modality_missing_in_all_tiles_stays_finite(sensors):
     assert toy(sensors, num_classes=5)(batch).isfinite().all()
 
 
-def test_inputs_are_standardised():
+def test_inputs_are_standardised(toy):
     """Not in the paper: (x - mean) / std of each band, also of bytes; the statistics are set, and saved, by modality."""
     model, mean, std = toy([VHR, S1]), torch.tensor([1., 2., 3.]), torch.tensor([4., 5., 6.])
     model.standardize.set({"s1": {"mean": [100., 20.], "std": [50., 10.]},
@@ -517,7 +528,7 @@ def test_inputs_are_standardised():
     torch.testing.assert_close(model.patches("vhr", batch["vhr"])[0, 3, :, 9, 0], (batch["vhr"][0, :, 19, 10] - mean) / std)
 
 
-def test_tiles_are_not_mixed():
+def test_tiles_are_not_mixed(toy):
     """Section 3: in evaluation the logits of a tile are its own (in training, batch norm sees the pool)."""
     model, batch = toy([VHR, S2, S1], num_classes=5), make_batch([VHR, S2, S1], valid=(6, 0, 4))
     model(batch)                                                    # running statistics other than 0 and 1

@@ -5,7 +5,9 @@ import pytest
 import torch
 from test_step import S1, S2, VHR, compiler, make_batch, model  # noqa: F401: fixtures
 
+import benchmarks.measure
 import benchmarks.run
+import benchmarks.tasks
 from engine.pool_step import PoolStep, pad_dates
 from models.fast.omnisat import FastOmniSat as OmniSat
 
@@ -91,7 +93,7 @@ def graphs(monkeypatch):
     def capture(function, memory=None):
         graphs.append(Graph(function))
         return graphs[-1], graphs[-1].values
-    for where in ("benchmarks.run", "engine.pool_step"):
+    for where in ("benchmarks.tasks", "engine.pool_step"):
         monkeypatch.setattr(f"{where}.capture", capture)
     return graphs
 
@@ -124,15 +126,15 @@ def test_a_recording_does_what_the_step_does(model, device, request):
 def test_recorded_rows_of_the_benchmark(part, compiler, graphs, monkeypatch):
     """What `python -m benchmarks.run --record` does on a GPU, but for the compiler's kernels and the graph itself."""
     compiler("eager")
-    monkeypatch.setattr(benchmarks.run, "reuse_memory", lambda: None)
-    monkeypatch.setattr(benchmarks.run, "DIM", 32)
+    monkeypatch.setattr(benchmarks.measure, "reuse_memory", lambda: None)
+    monkeypatch.setattr(benchmarks.tasks, "DIM", 32)
     monkeypatch.setitem(benchmarks.run.DATASETS, "treesatai-ts", (3, 10, 2))
     args = benchmarks.run.command_line().parse_args(["--forms", "ours", "--datasets", "treesatai-ts", "--parts", part, "--repeats", "2",
                                                      "--precision", "bfloat16", "--tiles", "2", "--compile", "--record"])
     row = benchmarks.run.rows_of(args, torch.device("cpu"))[0]
-    figures = benchmarks.run.measure(row)
+    figures = benchmarks.measure.measure(row)
     assert len(graphs) == 1 and figures["seconds"] > 0 and figures["gflop"] > 0
     value = graphs[0].values.flatten()[0]
     if part != "step":                                              # whose weights have moved
-        torch.testing.assert_close(value, benchmarks.run.task(row, torch.device("cpu"))(is_counted=True), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(value, benchmarks.tasks.task(row, torch.device("cpu"))(is_counted=True), rtol=1e-3, atol=1e-3)
     assert value.isfinite()                                         # it was replayed

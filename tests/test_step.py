@@ -1,4 +1,4 @@
-"""The pretraining step that is fast against the one that is plain (benchmarks/plain.py), and what must not change its result."""
+"""The pretraining step that is fast against the one that is plain, and what must not change its result."""
 import argparse
 import copy
 import json
@@ -9,15 +9,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import benchmarks.run
+import benchmarks.tasks
 import models.omnisat
 import pretrain
-from benchmarks import plain
 from datasets.sensors import Sensor
 from engine import options
 from engine.pool_step import PoolStep
 from engine.training import Training
-from losses.contrastive import compile_once
-from models.fast import winograd
+from models.fast import contrastive, winograd
+from models.fast.contrastive import compile_once
+from models.fast.forms import change_classes
+from models.fast.omnisat import FORMS
 from models.fast.omnisat import FastOmniSat as OmniSat
 from models.image import ImageDecoder, ImageEncoder
 from utils.errors import UserError
@@ -46,29 +48,43 @@ def model():
     return model
 
 
-def results(model, batch, loss=OmniSat.pretrain_loss):
+def plain_form(model):
+    """models.omnisat.OmniSat with the weights and in the type of the model."""
+    plain = models.omnisat.OmniSat([VHR, S2, S1], embed_dim=32, depth=2)
+    plain.load_state_dict(model.state_dict())
+    return plain.to(model.mask_token.dtype)
+
+
+def results(model, batch):
     """Loss, terms, gradients and buffers after one pass of a copy of the model."""
     model = copy.deepcopy(model)
-    total, terms = loss(model, batch, model.draw_masks(batch, torch.Generator().manual_seed(3)))
+    total, terms = model.pretrain_loss(batch, model.draw_masks(batch, torch.Generator().manual_seed(3)))
     total.backward()
     return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()},
             "gradients": {name: p.grad for name, p in model.named_parameters()}, "buffers": dict(model.named_buffers())}
 
 
 def test_the_step_is_the_plain_form(model):
-    """Equations 1 to 5 with tile-by-tile loops, packed dates in torch's batch norm, whole matrices and everything decoded."""
-    model.double()
-    ours, wanted = results(model, make_batch()), results(model, make_batch(), plain.pretrain_loss)
+    """Equations 1 to 5 in torch's own layers: loss, terms, gradients and running statistics, then features."""
+    plain, batch = plain_form(model.double()), make_batch()
+    ours, wanted = results(model, batch), results(plain, batch)
     torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
     assert all(gradient.abs().max() > 0 for gradient in ours["gradients"].values())
+    for level in ("tokens", "patch", "tile"):
+        torch.testing.assert_close(model.eval().features(batch, level), plain.eval().features(batch, level), rtol=1e-10,
+                                   atol=1e-12)
 
 
 def test_the_fast_model_is_the_method(model):
-    """models.omnisat.OmniSat, which a reader follows, gives what runs: loss, gradients, buffers and features, bit by bit."""
-    method = models.omnisat.OmniSat([VHR, S2, S1], embed_dim=32, depth=2)
-    method.load_state_dict(model.state_dict())
+    """OmniSat's own methods, which a reader follows, on the fast parts give what runs: loss, gradients, buffers and
+    features, bit by bit.
+    """
+    parts = {plain: fast for plain, fast in FORMS.items() if plain is not models.omnisat.OmniSat}
+    method = change_classes(plain_form(model), parts)
+    method.contrast = contrastive.contrastive_loss
+    assert type(method) is models.omnisat.OmniSat
     batch = make_batch(torch.float32)
-    ours, wanted = results(model, batch), results(method, batch, models.omnisat.OmniSat.pretrain_loss)
+    ours, wanted = results(model, batch), results(method, batch)
     torch.testing.assert_close(ours, wanted, rtol=0, atol=0)
     model.eval(), method.eval()
     for level in ("tokens", "patch", "tile"):
@@ -83,11 +99,11 @@ def test_image_networks_of_full_size_are_the_plain_form(monkeypatch):
     used, convolution = [], winograd.convolution
     monkeypatch.setattr(winograd, "convolution", lambda x, *others: used.append(x.shape[-1]) or convolution(x, *others))
     torch.manual_seed(0)
-    encoder, decoder = ImageEncoder(4, 50, 256).double(), ImageDecoder(4, 50, 256).double()
+    networks = torch.nn.ModuleList([ImageEncoder(4, 50, 256), ImageDecoder(4, 50, 256)]).double()
     x, found = torch.randn(3, 4, 50, 50, dtype=torch.float64), []
-    for encode, decode in ((ImageEncoder.forward, ImageDecoder.forward), (plain.encode_image, plain.decode_image)):
-        token, indices = encode(encoder, x)
-        image = decode(decoder, token, indices)
+    for encoder, decoder in (change_classes(copy.deepcopy(networks), FORMS), networks):
+        token, indices = encoder(x)
+        image = decoder(token, indices)
         loss = (image * torch.linspace(-1, 1, image.numel()).view_as(image)).sum() + token.square().sum()
         parameters = [*encoder.parameters(), *decoder.parameters()]
         found.append((token.detach(), image.detach(), torch.autograd.grad(loss, parameters)))
@@ -168,8 +184,8 @@ def test_nothing_waits_for_the_device(model, tiles_at_once, times):
         model.pretrain_loss(batch, masks)[0].backward()
     assert ours.seen == times * 3 * ["index"]
     with Waits() as other:
-        plain.pretrain_loss(model, batch, masks)
-    assert len(other.seen) > 20                                     # the plain form does, so they would be seen
+        plain_form(model).pretrain_loss(batch, masks)
+    assert other.seen == ["index"]                                  # the plain form does, for equation 3's anchors: it would be seen
     classifier = OmniSat([VHR, S2, S1], embed_dim=32, depth=1, num_classes=4)
     with Waits() as ours:
         classifier(batch).sum().backward()
@@ -245,7 +261,8 @@ def test_the_compilers_forms_of_the_image_networks(patch, bypass, compiler):
     """Odd sizes, of which a pool leaves out a row and a column; last windows of 2 and 3; stems with and without padding."""
     compiler("eager")
     torch.manual_seed(0)
-    networks = ImageEncoder(3, patch, 32).double(), ImageDecoder(3, patch, 32, bypass).double()
+    networks = [change_classes(network, FORMS).double() for network in (ImageEncoder(3, patch, 32),
+                                                                        ImageDecoder(3, patch, 32, bypass))]
     x, found = torch.randn(4, 3, patch, patch, dtype=torch.float64), []
     for encode, decode in (networks, [torch.compile(network) for network in networks]):
         token, indices = encode(x)
@@ -293,7 +310,7 @@ def test_record_is_refused_where_it_does_nothing():
 
 @pytest.mark.parametrize("dataset", benchmarks.run.DATASETS)
 def test_every_row_of_the_benchmark_runs(dataset, monkeypatch):
-    monkeypatch.setattr(benchmarks.run, "DIM", 32)
+    monkeypatch.setattr(benchmarks.tasks, "DIM", 32)
     monkeypatch.setitem(benchmarks.run.DATASETS, dataset, (3, 10, 1))
     args = benchmarks.run.command_line().parse_args(["--datasets", dataset, "--tiles", "1"])
     args.precision, args.compile, args.record = "float32", False, False
@@ -302,7 +319,7 @@ def test_every_row_of_the_benchmark_runs(dataset, monkeypatch):
                                                            for form in ("ours", "plain")}
     values = {}
     for row in rows:
-        value = benchmarks.run.task(row, torch.device("cpu"))()
+        value = benchmarks.tasks.task(row, torch.device("cpu"))()
         assert value is None if row["part"] == "optimiser" else value.shape == () and value.isfinite()
         values.setdefault((row["part"], *row["keys"]), []).append(value)
     for part, (first, *others) in values.items():                   # all forms do the same

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.compared.ltae import LTAE, scaled
-from models.image import GroupNorm
+from models.norms import GroupNorm
 
 HEADS, KEY_DIM = 16, 4                     # of the temporal attention
 GROUP = 8                                  # channels that its norms take together: 128 / 16 heads, as published

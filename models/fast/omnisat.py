@@ -1,5 +1,5 @@
-"""OmniSat, faster and in less memory: a large pool in parts, networks compiled, shapes that do not follow from the
-draw.
+"""OmniSat, faster and in less memory: its parts in their fast forms, a large pool in parts, networks compiled, shapes
+that do not follow from the draw.
 
 What it computes is models.omnisat.OmniSat, to rounding; tests hold the two together, values and gradients.
 """
@@ -9,8 +9,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from engine.distributed import send
-from losses.contrastive import contrastive_loss
+from models import combiner, image, norms, series
+from models.fast import combiner as fast_combiner
+from models.fast import image as fast_image
+from models.fast import series as fast_series
+from models.fast.forms import change_classes
+from models.fast.contrastive import contrastive_loss
 from models.omnisat import MASK_SHARE, OmniSat
+from utils.plain import is_plain
 
 WHOLE, PART = 2 ** 14, 2 ** 12    # patches: a pool of more than WHOLE, as 128 tiles of PASTIS-HD, goes in parts
 
@@ -35,6 +41,10 @@ class FastOmniSat(OmniSat):
     """
     tiles_at_once, is_compiled = None, False
 
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        change_classes(self, FORMS)
+
     def compile_networks(self):
         """Have torch.compile fuse what is done to a modality's patches, each block of the combiner, and the
         contrastive loss.
@@ -45,11 +55,16 @@ class FastOmniSat(OmniSat):
         for block in (*self.combiner.blocks, self.combiner.cross):
             block.compile()
 
+    # ---- in parts
+
     def parts(self, batch):
         """Slices of the tiles that are worked on at a time."""
         rows, columns = self.grid(batch)
-        tiles = len(batch[next(iter(self.sensors))])
-        size = self.tiles_in_a_part(tiles, rows * columns)
+        return self.parts_of(len(batch[next(iter(self.sensors))]), rows * columns)
+
+    def parts_of(self, tiles, patches):
+        """Slices of so many tiles of so many patches."""
+        size = self.tiles_in_a_part(tiles, patches)
         return [slice(at, at + size) for at in range(0, tiles, size)]
 
     def tiles_in_a_part(self, tiles, patches):
@@ -65,26 +80,26 @@ class FastOmniSat(OmniSat):
 
     def encode(self, batch):
         """As OmniSat.encode, but of contexts there is a list, one for each of parts(batch)."""
-        parts = self.parts(batch)
-        if len(parts) == 1:
-            tokens, context = self.encode_part(batch)
-            return tokens, self.present(batch), [context]
+        encode, parts, statistics = super().encode, self.parts(batch), {}
 
         def patches_of(key):
             return lambda tiles: (self.patches(key, batch[key][tiles]), batch[f"{key}_padded"][tiles])
-        statistics = {key: self.encoders[key].pool_statistics(patches_of(key), parts, self.in_parts)
-                      for key, sensor in self.sensors.items() if sensor.kind == "series"}
-        tokens, contexts = zip(*self.in_parts(lambda tiles: self.encode_part(part_of(batch, tiles), statistics), parts))
-        return torch.cat(tokens), self.present(batch), contexts
+        for key in [key for key in self.sensors if f"{key}_padded" in batch and len(parts) > 1]:    # series
+            statistics[f"{key}_statistics"] = self.encoders[key].pool_statistics(patches_of(key), parts, self.in_parts)
+        tokens, present, contexts = zip(*self.in_parts(lambda tiles: encode(part_of(batch, tiles) | statistics), parts))
+        return torch.cat(tokens), torch.cat(present), contexts
 
-    def features(self, batch, level="tile"):
-        """As OmniSat.features."""
-        tokens, present, _ = self.encode(batch)
-        grid = self.grid(batch)
+    def calendar(self, key, batch):
+        """As OmniSat.calendar, and of a part of a pool statistics of the whole."""
+        statistics = batch.get(f"{key}_statistics")
+        return super().calendar(key, batch) + ([] if statistics is None else [statistics])
 
-        def of_part(tiles):
-            return self.level_of(level, tokens[tiles], present[tiles], grid)
-        return torch.cat(self.in_parts(of_part, self.parts(batch)))
+    def combine(self, tokens, is_masked, grid):
+        """As OmniSat.combine."""
+        combine, parts = super().combine, self.parts_of(len(tokens), tokens.shape[2])
+        return torch.cat(self.in_parts(lambda tiles: combine(tokens[tiles], is_masked[tiles], grid), parts))
+
+    # ---- pretraining
 
     def fixed_size(self, masks):
         """The same masks, whose shapes do not follow from the draw: of "<key>_targets", (N,), "<key>_weights" is 0
@@ -109,31 +124,37 @@ class FastOmniSat(OmniSat):
 
     def pretrain_loss(self, batch, masks):
         """As OmniSat.pretrain_loss. masks: on the CPU, also those of fixed_size."""
-        tokens, present, contexts = self.encode(batch)
-        terms = {}
-        if "contrastive" in self.terms:
-            terms["contrastive"] = contrastive_loss(tokens, present, naive=self.ablation == "naive_contrastive",
-                                                    compiled=self.is_compiled)
-        if "reconstruction" in self.terms:
-            is_masked, count = send(masks["is_masked"], tokens.device), send(masks["count"], tokens.device)
-            grid = self.grid(batch)
+        sent = {name: send(masks[name], self.mask_token.device) for name in ("is_masked", "count") if name in masks}
+        return super().pretrain_loss(batch, masks | sent)
 
-            def error_of_part(part):
-                tiles, context = part
-                f = self.combine(tokens[tiles], is_masked[tiles], grid)
-                targets = masks if len(contexts) == 1 else part_of_targets(masks, tiles, tokens.shape[2])
-                return self.reconstruct(f, targets, part_of(batch, tiles), context).sum()
-            errors = self.in_parts(error_of_part, list(zip(self.parts(batch), contexts)))
-            terms["reconstruction"] = torch.stack(errors).sum() / count
-        return sum(terms.values()), terms
+    def contrast(self, tokens, present, naive):
+        """Equation 3."""
+        return contrastive_loss(tokens, present, naive=naive, compiled=self.is_compiled)
 
-    def reconstruct(self, f, targets, batch, context):
-        """As OmniSat.reconstruct. targets: of draw_masks or fixed_size, for these tiles, on the CPU."""
-        errors = []
-        for key in self.sensors:
-            target, weights = send(targets[f"{key}_targets"], f.device), targets.get(f"{key}_weights")
-            if self.is_compiled and weights is None:
-                torch._dynamo.maybe_mark_dynamic(target, 0)                   # next time their number is another
-            error = self.errors_of(key, target, f, batch[key], *self.calendar(key, batch), *context[key])
-            errors.append(error if weights is None else error * send(weights, f.device))
-        return torch.cat(errors)
+    def reconstruct(self, f, masks, batch, contexts):
+        """As OmniSat.reconstruct, but the sums of the summands of each part. masks: on the CPU, also those of
+        fixed_size; contexts: of encode.
+        """
+        reconstruct, parts = super().reconstruct, self.parts(batch)
+
+        def error_of_part(part):
+            tiles, context = part
+            targets = masks if len(parts) == 1 else part_of_targets(masks, tiles, f.shape[1])
+            sent = {name: send(targets[name], f.device) for name in targets if name.endswith(("_targets", "_weights"))}
+            weights = [sent[f"{key}_weights"] for key in self.sensors if f"{key}_weights" in sent]
+            for key in self.sensors if self.is_compiled and not weights else ():
+                torch._dynamo.maybe_mark_dynamic(sent[f"{key}_targets"], 0)   # next time their number is another
+            errors = reconstruct(f[tiles], sent, part_of(batch, tiles), context)
+            return (errors * torch.cat(weights) if weights else errors).sum()
+        return torch.stack(self.in_parts(error_of_part, list(zip(parts, contexts))))
+
+
+# what is plain, and its fast form
+FORMS = {OmniSat: FastOmniSat, image.ImageEncoder: fast_image.ImageEncoder, image.ImageDecoder: fast_image.ImageDecoder,
+         image.ResidualBlock: fast_image.ResidualBlock, norms.GroupNorm: fast_image.GroupNorm,
+         series.SeriesEncoder: fast_series.SeriesEncoder, combiner.Attention: fast_combiner.Attention}
+
+
+def fast_form(model):
+    """The model in its fast form, or as it is where OMNISAT_PLAIN=1."""
+    return model if is_plain() else change_classes(model, FORMS)

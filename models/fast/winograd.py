@@ -19,8 +19,9 @@ def is_faster(x, weight):
     """Whether convolution can be used, and is worth its transforms: measured for the patches of a tile and more (N >=
     36).
     """
-    return (x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-            and min(weight.shape[:2]) >= 256 and x.shape[-1] == x.shape[-2] >= 8 and x.shape[-1] % 4 == 0)
+    return (x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+            and not torch.is_autocast_enabled("cpu") and min(weight.shape[:2]) >= 256
+            and x.shape[-1] == x.shape[-2] >= 8 and x.shape[-1] % 4 == 0)
 
 
 def turned(weight):

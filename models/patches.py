@@ -1,0 +1,44 @@
+"""Tiles to patches (section 3.4), and which of their tokens are masked (equation 4).
+
+Dimensions: B tiles, M modalities, P patches, T dates, C bands.
+"""
+import torch
+
+
+def patchify(x, patch):
+    """Cut into patches of patch x patch pixels, row by row (section 3.4, tokenization).
+
+    x (B, C, H, W) -> (B, P, C, patch, patch), or a series (B, T, C, H, W) -> (B, P, T, C, patch, patch).
+    """
+    x = x.unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))               # ... C x rows x patch x columns x patch
+    return x.movedim((-4, -2), (1, 2)).flatten(1, 2)
+
+
+def shared_grid(sizes):
+    """Rows and columns of patches that all modalities share. sizes: {key: height, width, side of a patch; pixels}.
+
+    Errors: ValueError if a modality cannot be cut into whole patches, or if they do not share one grid.
+    """
+    grids = {}
+    for key, (height, width, patch) in sizes.items():
+        if height % patch or width % patch:
+            raise ValueError(f"{key}: {height} x {width} pixels cannot be cut into patches of {patch}")
+        grids[key] = height // patch, width // patch
+    if len(set(grids.values())) > 1:
+        raise ValueError("the modalities must share one grid of patches, here it is "
+                         + ", ".join(f"{rows} x {columns} for {key}" for key, (rows, columns) in grids.items()))
+    return grids[key]
+
+
+def random_mask(present, patches, share, generator=None):
+    """K of equation 4: `share` of each tile's tokens, rounded, but one stays, uniformly; the tokens of a missing
+    modality besides.
+
+    present (B, M) bool. Returns (B, M, P) bool, True where the token is masked.
+    """
+    missing = ~present[:, :, None].expand(-1, -1, patches).flatten(1)         # B x MP
+    noise = torch.rand(missing.shape, generator=generator, device=present.device).masked_fill(missing, 2)
+    rank = noise.argsort(1).argsort(1)
+    there = (~missing).sum(1, keepdim=True)
+    wanted = torch.minimum((there * share).round(), there - 1)                # of two tokens one stays
+    return ((rank < wanted) | missing).view(len(present), -1, patches)
