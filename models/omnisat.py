@@ -162,18 +162,25 @@ class OmniSat(nn.Module):
 
     def features(self, batch, level="tile"):
         """Features by name: "tokens" (B, M, P, D), the encoders'; "patch" (B, P, D), f*; "tile" (B, D), the mean of f*
-        over the patches.
+        over the patches; "dates", the attention of each series over its dates, a dict {key: (B, P, T)}.
 
-        Tokens of a sensor that a tile lacks are masked in f*; their own values mean nothing. Errors: ValueError for
-        another name.
+        Tokens of a sensor that a tile lacks are masked in f*; their own values mean nothing. Attention is that of the
+        encoders, the mean of their heads; it sums to 1 over the dates that there are and is 0 where padded. Errors:
+        ValueError for another name.
         """
-        tokens, present, _ = self.encode(batch)
+        tokens, present, context = self.encode(batch)
+        if level == "dates":
+            return self.attention_of(context)
         return self.level_of(level, tokens, present, self.grid(batch))
+
+    def attention_of(self, context):
+        """{key: (B, P, T)} of the series. context: of encode."""
+        return {key: attention for key, (attention, *_) in context.items() if self.sensors[key].kind == "series"}
 
     def level_of(self, level, tokens, present, grid):
         """features of tokens (B, M, P, D). present (B, M) bool: what is not is masked. grid: rows, columns."""
         if level not in ("tokens", "patch", "tile"):
-            raise ValueError(f"unknown level {level!r}: there are tokens, patch, tile")
+            raise ValueError(f"unknown level {level!r}: there are tokens, patch, tile, dates")
         if level == "tokens":
             return tokens
         f = self.combine(tokens, ~present[:, :, None].expand(tokens.shape[:3]), grid)

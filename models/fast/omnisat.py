@@ -80,6 +80,11 @@ class FastOmniSat(OmniSat):
         tokens, contexts = zip(*self.in_parts(lambda tiles: self.encode_part(part_of(batch, tiles), statistics), parts))
         return torch.cat(tokens), self.present(batch), contexts
 
+    def attention_of(self, contexts):
+        """As OmniSat.attention_of, of the parts."""
+        found = [super(FastOmniSat, self).attention_of(context) for context in contexts]
+        return {key: torch.cat([part[key] for part in found]) for key in found[0]}
+
     def level_of(self, level, tokens, present, grid):
         """As OmniSat.level_of."""
         whole, parts = super().level_of, self.slices(len(tokens), tokens.shape[2])
