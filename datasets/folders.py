@@ -1,7 +1,8 @@
 """A dataset of one's own: its sensors are a table in datasets/sensors.py, its files lie where these entries say.
 
     labels.csv      tile,split,<class>,<class>,...      a line a tile: its name, train, val or test, then 0 or 1 a class
-Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody.
+Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody. Where no label is
+asked for, split "all", the table need not be there.
 """
 import csv
 import hashlib
@@ -21,6 +22,13 @@ class Folders(Tiles):
     """Tiles listed in labels.csv; see datasets.tiles.Tiles."""
 
     def find(self):
+        marker = os.path.join(self.root, "DEMO.json")
+        if self.split != "all":
+            self.read_table()
+        return marker if os.path.exists(marker) else None
+
+    def read_table(self):
+        """labels.csv: its classes, and its lines as self.index."""
         self.table = os.path.join(self.root, "labels.csv")
         text = read_text(self.table, "expected are lines tile,split,<class>,...")
         try:
@@ -36,8 +44,6 @@ class Folders(Tiles):
                 raise UserError(f"{self.table}: the line {','.join(row)[:99]!r}: expected a tile (once), train, val or test, then 0 or 1 "
                                 f"for each of {', '.join(self.classes)[:400]}, below a header tile,split,<class>,...")
             seen.add(row[0])
-        marker = os.path.join(self.root, "DEMO.json")
-        return marker if os.path.exists(marker) else None
 
     def listed(self, split):
         def rows(split):

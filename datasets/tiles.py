@@ -5,7 +5,9 @@ was changed is taken as it is: only npz files have checksums.
 
 Dimensions: N tiles, K classes, T dates, C bands, H x W pixels.
 """
+import glob
 import os
+import re
 
 import numpy as np
 import torch
@@ -36,7 +38,7 @@ def demo_side(marker, side):
 class Tiles(torch.utils.data.Dataset):
     """Tiles of one split; each dataset is a subclass that finds its files.
 
-    root: the raw files. split: train, val or test. modalities: keys of datasets.sensors. name: the dataset's.
+    root: the raw files. split: train, val or test, or all, every tile that has files, without lists and labels. modalities: keys of datasets.sensors. name: the dataset's.
     label_percent: of the training tiles, a stratified subset that follows the seed. labelled: False leaves labels out
     (pretraining). max_dates: of a series; None keeps all. max_cloud (%): leave out optical dates whose mean
     probability of cloud or snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. all_bands:
@@ -72,6 +74,7 @@ class Tiles(torch.utils.data.Dataset):
         if s1 != "released" and not any(map(self.can_repair, SENSORS[name])):
             raise UserError(f"--s1 {s1}: only treesatai-ts has Sentinel-1 that can be repaired, {name} has not; leave the option out")
         self.s1 = s1 if any(map(self.can_repair, modalities)) else "released"
+        self.split = split
         marker = self.find()
         self.is_demo = marker is not None
         self.release = f"{self.folder or name}-demo" if self.is_demo else self.folder or name
@@ -81,7 +84,7 @@ class Tiles(torch.utils.data.Dataset):
         if max_cloud is not None and not (self.has_cloud_masks and "s2" in modalities):
             raise UserError(f"--max-cloud: {name} has no cloud masks{' without s2' if self.has_cloud_masks else ''}; leave the option out")
 
-        names, labels = self.listed(split)
+        names, labels = self.everything() if split == "all" else self.listed(split)
         self.list_hash, self.list_size = fingerprint(names), len(names)
         if split == "train" and label_percent < 100 and names:
             row = {tile: i for i, tile in enumerate(names)}
@@ -114,6 +117,28 @@ class Tiles(torch.utils.data.Dataset):
     def tile(self, i):
         """The name of the tile that i is, or is a part of."""
         return self.names[i]
+
+    # ---- every tile that there is
+
+    def everything(self):
+        """The tiles that have files, whatever lists say, in the order of their names, and no label, (N, K) False.
+
+        Errors: UserError naming a sensor of which there is no file.
+        """
+        found = {sensor.key: self.there(sensor) for sensor in self.sensors}
+        if lacks := [sensor for sensor in self.sensors if not found[sensor.key]]:
+            form = f" ({lacks[0].files})" if lacks[0].files else ""
+            raise UserError(f"{self.root}: no file of {lacks[0].key}{form} of any tile; is this the folder of {self.name}? "
+                            "else leave the sensor out, see --modalities")
+        names = sorted(set().union(*found.values()))
+        return names, np.zeros((len(names), len(self.classes)), bool)
+
+    def there(self, sensor):
+        """The names of the tiles that have a file of a sensor; here of one with `files`, which is looked for by it."""
+        form = sensor.files or "{tile}"                                           # without: paths_of tells
+        same = re.escape(form).replace(r"\{tile\}", "(?P<tile>[^/]+)", 1).replace(r"\{tile\}", "(?P=tile)")
+        paths = glob.glob("*".join(map(glob.escape, form.split("{tile}"))), root_dir=self.base())
+        return {match["tile"] for match in (re.fullmatch(same, path.replace(os.sep, "/")) for path in paths) if match}
 
     def paths_of(self, sensor):
         """The file of each tile, None where it is missing and `findings` took note. Errors: UserError naming the tile.
