@@ -327,7 +327,7 @@ def main(argv=None):
              "split_hash": train.split_hash, "val_hash": val.list_hash,
              "pretrain_hours": sum(pretrained["hours"] for _, pretrained in start.pretrained),
              "pretrain_source": provenance_of(start.pretrained),
-             "modality": modality, "source": source, "scale": scale, "status": status,
+             "modality": modality, "classes": list(train.classes), "source": source, "scale": scale, "status": status,
              "rate": "" if rate is None else f"{rate:g}", "rate_from": "" if rate is None else rate_from}
     if method.is_fitted:
         args.epochs = 1
