@@ -61,6 +61,20 @@ def joined(batches):
     return found
 
 
+def write_shards(files, pools, batches, model, level, progress):
+    """Write some shards of files, {number: its pools of tiles}, from an iterator over the batches of these pools.
+
+    What a pool is follows from the shard alone, so that a shard is the same whoever writes it.
+    """
+    for number, of_shard in pools.items():
+        parts = []
+        for indices in of_shard:
+            batch = next(batches)
+            parts.append(features_of(model, batch, level, files.dataset.modalities))
+            progress.update(len(indices))
+        files.write(number, joined(parts), model.grid(batch) if hasattr(model, "grid") else None)
+
+
 def command_line():
     """The ArgumentParser."""
     def listed(choices):
@@ -94,12 +108,12 @@ def main(argv=None):
     args = command_line().parse_args(argv)
     rank, world, device = distributed.setup()
     source = provenance("embed.py", argv if argv is not None else sys.argv[1:], device)
-    saved, keys, dataset, model = inference.opened(args, check=lambda saved, keys: check(args, saved, keys))
-    model, pool = model.to(device), inference.pool_of(saved, args)
+    saved, dataset, model = inference.opened(args, check=lambda saved, keys: check(args, saved, keys))
+    model, pool = model.to(device), inference.pool_of(args, saved, dataset, device)
 
     # ---- the folder
     statistics = {key: {name: getattr(model.standardize[key], name).tolist() for name in ("mean", "std")}
-                  for key in keys}
+                  for key in dataset.modalities}
     about = {"checkpoint": saved["sha256"], "dataset": saved["dataset"], "level": args.level,
              "sensors": [asdict(sensor) for sensor in dataset.sensors], "statistics": statistics}
     files = shards.Shards(args.out, args.format, dataset, args.shard, about)
@@ -114,19 +128,11 @@ def main(argv=None):
 
     # ---- shards, each on one process
     mine = [number for number in range(rank, len(files.indices), world) if not files.is_there(number)]
-    pools = {number: [files.indices[number][at:at + pool] for at in range(0, len(files.indices[number]), pool)]
-             for number in mine}
-    todo, start = sum(len(files.indices[number]) for number in mine), time.time()
+    pools, tiles, start = files.pools(mine, pool), sum(len(files.indices[number]) for number in mine), time.time()
     batches = inference.batches(dataset, sum(pools.values(), []), args.workers, device)
-    with tqdm(total=todo, desc="embed", unit="tile", disable=rank > 0) as progress:
-        for number in mine:
-            parts = []
-            for indices in pools[number]:
-                batch = next(batches)
-                parts.append(features_of(model, batch, args.level, keys))
-                progress.update(len(indices))
-            files.write(number, joined(parts), model.grid(batch) if hasattr(model, "grid") else None)
-    done, seconds = sum(distributed.gather(todo)), time.time() - start
+    with tqdm(total=tiles, desc="embed", unit="tile", disable=rank > 0) as progress:
+        write_shards(files, pools, batches, model, args.level, progress)
+    done, seconds = sum(distributed.gather(tiles)), time.time() - start
     if rank == 0:
         print(f"{done:,} tiles in {seconds:.1f} s, {done / seconds:.1f} a second; all {len(dataset):,} are in "
               f"{args.out}", file=sys.stderr)

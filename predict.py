@@ -58,10 +58,11 @@ def command_line():
 def main(argv=None):
     args = command_line().parse_args(argv)
     rank, world, device = distributed.setup()
-    saved, _, dataset, model = inference.opened(args, "finetuned")
-    classes, model, pool = classes_of(args.checkpoint, saved, dataset), model.to(device), inference.pool_of(saved, args)
+    saved, dataset, model = inference.opened(args, "finetuned")
+    classes, model = classes_of(args.checkpoint, saved, dataset), model.to(device)
     if args.geotiff:
         distributed.first_alone(lambda: place_of(dataset, 0))                 # if there is none it is told now
+    pool = inference.pool_of(args, saved, dataset, device)
     pools = [list(range(at, min(at + pool, len(dataset)))) for at in range(0, len(dataset), pool)][rank::world]
     rows = []
     with tqdm(total=sum(map(len, pools)), desc="predict", unit="tile", disable=rank > 0) as progress:

@@ -1,4 +1,6 @@
 """A trained model asked about tiles: its checkpoint, the tiles, and a pass over them; for embed.py and predict.py."""
+import math
+
 from datasets import open_dataset
 from datasets.loading import make_loader
 from datasets.sensors import SENSORS, Sensor
@@ -6,9 +8,11 @@ from datasets.tiles import MAX_DATES
 from engine import checkpoint, distributed, options
 from models import MODELS, build_model
 from utils.errors import UserError
+from utils.numbers import whole
 from utils.results import s1_of
 
 SPLITS = "all", "train", "val", "test"
+PATCHES, GPU_PATCHES = 576, 4608    # in a forward pass: 16 and 128 tiles of TreeSatAI-TS; more are no faster on a CPU
 
 
 def add_options(arguments, which):
@@ -22,11 +26,15 @@ def add_options(arguments, which):
     arguments.add_argument("--modalities", default="all", metavar="KEYS",
                            help="of omnisat: see the tiles by these of the checkpoint's sensors only, such as s2,s1; "
                                 "files of the others are not needed, and their tokens are masked as in pretraining")
-    options.add_tiles_at_once(options.add_loader_options(arguments, None))
+    arguments.add_argument("--workers", type=whole(0), default=4,
+                           help="reading processes beside each process; 0 reads in the process itself")
+    arguments.add_argument("--pool", type=whole(1), metavar="TILES",
+                           help=f"tiles in a forward pass; results depend on it by rounding only (default: of omnisat "
+                                f"as many as have {PATCHES} patches, on a GPU {GPU_PATCHES:,}, of others as in training)")
 
 
 def opened(args, kind=None, check=lambda saved, keys: None):
-    """What --checkpoint, --data-root, --split and --modalities name: checkpoint, keys of the sensors, tiles, model.
+    """What --checkpoint, --data-root, --split and --modalities name: checkpoint, tiles, model.
 
     kind: of checkpoint; None takes any. check(checkpoint, keys) is called before tiles are looked for. To be called by
     all processes. Errors: UserError, told once.
@@ -34,11 +42,9 @@ def opened(args, kind=None, check=lambda saved, keys: None):
     def look():
         saved = checkpoint.load_finished(args.checkpoint, kind)
         keys = chosen_sensors(args.checkpoint, saved, args.modalities)
-        options.check_tiles_at_once(args.tiles_at_once, saved["config"]["model"])
         check(saved, keys)
         model = model_of(args.checkpoint, saved)
-        model.tiles_at_once = args.tiles_at_once
-        return saved, keys, open_tiles(args.checkpoint, saved, args.data_root, args.split, keys), model
+        return saved, open_tiles(args.checkpoint, saved, args.data_root, args.split, keys), model
     return distributed.first_alone(look)
 
 
@@ -81,9 +87,13 @@ def model_of(path, saved):
     return model.eval()
 
 
-def pool_of(saved, args):
-    """Tiles in a forward pass."""
-    return args.pool or MODELS[saved["config"]["model"]].pools.get(saved["dataset"], 128)
+def pool_of(args, saved, dataset, device):
+    """Tiles in a forward pass, --pool or what it is by default."""
+    if args.pool:
+        return args.pool
+    if (name := saved["config"]["model"]) != "omnisat":
+        return MODELS[name].pools.get(saved["dataset"], 128)
+    return max(1, (GPU_PATCHES if device.type == "cuda" else PATCHES) // math.prod(dataset.grid))
 
 
 def batches(dataset, pools, workers, device):

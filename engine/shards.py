@@ -81,6 +81,11 @@ class Shards:
         self.folder, self.kind, self.dataset, self.about = Path(folder), kind, dataset, about
         self.indices = [list(range(at, min(at + size, len(dataset)))) for at in range(0, len(dataset), size)]
 
+    def pools(self, numbers, size):
+        """{number: its tiles, cut into pools of so many} of some shards."""
+        return {number: [self.indices[number][at:at + size] for at in range(0, len(self.indices[number]), size)]
+                for number in numbers}
+
     def paths(self, number):
         """The files of a shard."""
         if self.kind == "geotiff":

@@ -76,6 +76,17 @@ def test_the_real_tile_is_cut_in_its_middle(real):
     assert place[34735] == tags[34735]
 
 
+def test_a_part_of_a_tile_has_its_own_corner(mine):
+    """As of PASTIS-HD, --parts 2: 16 of 32 pixels, the lower left quarter here."""
+    path = mine[1] / "drone" / "t1.tif"
+    whole = open_dataset("mine", mine[1], "all", ("drone",), labelled=False)
+    whole.names, whole.is_part = ["t1-1-0"], lambda i: True
+    whole.paths["drone"] = [path]
+    whole.window = lambda i, size, axis: slice(*[(size // 2, size), (0, size // 2)][axis])
+    tags, corner, patch = shards.place_of(whole, 0)
+    assert corner == [12, 0] and coarser(tags, corner, patch)[33922][3:5] == (600016, 5800000 - 12)
+
+
 @pytest.mark.parametrize("is_point", [False, True])
 @pytest.mark.parametrize("kind", ["scale", "transformation", "points"])
 def test_places_of_each_kind(kind, is_point):
