@@ -206,7 +206,7 @@ def facts_of(args, start, train, val):
             "seed": args.seed, "max_cloud": args.max_cloud, "parts": args.parts,
             "max_dates": METHODS[args.model].max_dates(args.dataset),
             "s1": args.s1, "split_hash": train.split_hash, "val_hash": val.list_hash,
-            "pretrain_hours": sum(saved["hours"] for _, saved in start.pretrained),
+            "classes": list(train.classes), "pretrain_hours": sum(saved["hours"] for _, saved in start.pretrained),
             "pretrain_source": starts.provenance_of(start.pretrained)}
 
 

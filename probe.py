@@ -94,11 +94,7 @@ def kept(path, about, compute, rank):
 
 def read_checkpoint(path):
     """A finished checkpoint, pretrained or fine-tuned. Errors: UserError."""
-    kind = "finetuned" if Path(path).name.startswith("finetuned") else "pretrained"
-    saved = checkpoint.load(path, kind)
-    if not saved["finished"]:
-        raise UserError(f"{path}: its training stopped in epoch {saved['epoch']}; run it to its end first")
-    return saved
+    return checkpoint.load_finished(path)
 
 
 def model_of(path, saved, sensors, classes, weights):

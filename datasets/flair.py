@@ -159,6 +159,11 @@ class Flair(Tiles):
                                 f"{paths[0]}; download it again")
         return names, self.labels_of(names)
 
+    def everything(self):
+        """Those with an image, of any domain, in the order of their numbers."""
+        names = [f"{self._area(number, paths[0])}-IMG_{number}" for number, paths in sorted(self.index["img"].items())]
+        return names, np.zeros((len(names), len(self.classes)), bool)
+
     def _area(self, number, path):
         """Domain and zone of an image, as D004_2021-Z1_NN, from its folders, else from the metadata."""
         if area := area_of(os.path.dirname(path)):

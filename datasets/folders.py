@@ -1,8 +1,9 @@
 """A dataset of one's own: its sensors are a table in datasets/sensors.py, its files lie where these entries say.
 
     labels.csv      tile,split,<class>,<class>,...      a line a tile: its name, train, val or test, then 0 or 1 a class
-Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody. The file of an image
-may be missing in single tiles; a series of which nothing was seen is a file without dates.
+Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody. Where no label is
+asked for, split "all", the table need not be there. The file of an image may be missing in single tiles; a series of
+which nothing was seen is a file without dates.
 """
 import csv
 import hashlib
@@ -23,6 +24,13 @@ class Folders(Tiles):
     may_lack_images = True
 
     def find(self):
+        marker = os.path.join(self.root, "DEMO.json")
+        if self.split != "all":
+            self.read_table()
+        return marker if os.path.exists(marker) else None
+
+    def read_table(self):
+        """labels.csv: its classes, and its lines as self.index."""
         self.table = os.path.join(self.root, "labels.csv")
         text = read_text(self.table, "expected are lines tile,split,<class>,...")
         try:
@@ -41,8 +49,6 @@ class Folders(Tiles):
                                 f"test, then 0 or 1 for each of {', '.join(self.classes)[:400]}, below a header "
                                 "tile,split,<class>,...")
             seen.add(row[0])
-        marker = os.path.join(self.root, "DEMO.json")
-        return marker if os.path.exists(marker) else None
 
     def listed(self, split):
         def rows(split):

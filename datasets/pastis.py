@@ -112,6 +112,10 @@ class Pastis(Tiles):
         names = [tile for tile, entry in self.metadata.items() if entry["fold"] in FOLDS[split]]
         return names, self.labels_of(names)
 
+    def everything(self):
+        """Those of the metadata, which have the dates."""
+        return list(self.metadata), np.zeros((len(self.metadata), len(self.classes)), bool)
+
     def target(self, i):
         return os.path.join(self.base(), "ANNOTATIONS", f"TARGET_{self.tile(i)}.npy")
 

@@ -2,7 +2,9 @@
 
 Dimensions: N tiles, K classes.
 """
+import glob
 import os
+import re
 from dataclasses import dataclass
 from typing import Optional
 
@@ -52,8 +54,8 @@ class Choices:
 class Tiles(Reading):
     """Tiles of one split; each dataset is a subclass that finds its files. How one is read: datasets/reading.py.
 
-    root: the raw files. split: train, val or test. modalities: keys of datasets.sensors. name: the dataset's.
-    choices: of Choices. findings: a list to add what is wrong with single tiles to, as (tile, modality, text), instead
+    root: the raw files. split: train, val or test, or all, every tile that has files, without lists and labels.
+    modalities: keys of datasets.sensors. name: the dataset's. choices: of Choices. findings: a list to add what is wrong with single tiles to, as (tile, modality, text), instead
     of stopping at the first (prepare.py).
 
     A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
@@ -75,7 +77,7 @@ class Tiles(Reading):
     def __init__(self, root, split, modalities, name, choices=Choices(), findings=None):
         if not os.path.isdir(root):
             raise UserError(f"{root}: no such folder; --data-root is the folder of the raw files, see README")
-        self.root, self.name, self.modalities = str(root), name, tuple(modalities)
+        self.root, self.name, self.modalities, self.split = str(root), name, tuple(modalities), split
         self.choices, self.findings = choices, findings
         sensors = [SENSORS[name][key] for key in modalities]
         self.sensors = [sensor.with_all_bands() for sensor in sensors] if choices.all_bands else sensors
@@ -104,7 +106,7 @@ class Tiles(Reading):
         there are none.
         """
         percent = self.choices.label_percent
-        names, labels = self.listed(split)
+        names, labels = self.everything() if split == "all" else self.listed(split)
         self.list_hash, self.list_size = fingerprint(names), len(names)
         if split == "train" and percent < 100 and names:
             row = {tile: i for i, tile in enumerate(names)}
@@ -137,6 +139,28 @@ class Tiles(Reading):
     def tile(self, i):
         """The name of the tile that i is, or is a part of."""
         return self.names[i]
+
+    # ---- every tile that there is
+
+    def everything(self):
+        """The tiles that have files, whatever lists say, in the order of their names, and no label, (N, K) False.
+
+        Errors: UserError naming a sensor of which there is no file.
+        """
+        found = {sensor.key: self.there(sensor) for sensor in self.sensors}
+        if lacks := [sensor for sensor in self.sensors if not found[sensor.key]]:
+            form = f" ({lacks[0].files})" if lacks[0].files else ""
+            raise UserError(f"{self.root}: no file of {lacks[0].key}{form} of any tile; is this the folder of {self.name}? "
+                            "else leave the sensor out, see --modalities")
+        names = sorted(set().union(*found.values()))
+        return names, np.zeros((len(names), len(self.classes)), bool)
+
+    def there(self, sensor):
+        """The names of the tiles that have a file of a sensor; here of one with `files`, which is looked for by it."""
+        form = sensor.files or "{tile}"                                           # without: paths_of tells
+        same = re.escape(form).replace(r"\{tile\}", "(?P<tile>[^/]+)", 1).replace(r"\{tile\}", "(?P=tile)")
+        paths = glob.glob("*".join(map(glob.escape, form.split("{tile}"))), root_dir=self.base())
+        return {match["tile"] for match in (re.fullmatch(same, path.replace(os.sep, "/")) for path in paths) if match}
 
     def paths_of(self, sensor):
         """The file of each tile, None where it is missing and `findings` took note. Errors: UserError naming the tile.

@@ -143,9 +143,9 @@ class TreeSatAI(Tiles):
         self.index, self.others = find_files(self.root)
         self.is_scrambled = {}    # {(tile, key): what its numbers say}, as they are read
         self.has_cloud_masks = self.name == "treesatai-ts"
-        if LABELS_FILE not in self.others:
+        if LABELS_FILE not in self.others and self.split != "all":
             raise UserError(f"{self.root}: no {LABELS_FILE} found, at the root or below")
-        if len(self.others[LABELS_FILE]) > 1:
+        if len(self.others.get(LABELS_FILE, ())) > 1:
             raise UserError(f"{len(self.others[LABELS_FILE])} label files, {' and '.join(self.others[LABELS_FILE])}: "
                             "keep one")
         marker = self.others.get("DEMO.json", [None])[0]
@@ -188,9 +188,16 @@ class TreeSatAI(Tiles):
     def tile(self, i):
         return self.names[i][:-len(".tif")]
 
-    def own_paths(self, sensor):
+    def files_of(self, sensor):
+        """{tile stem: [paths]} of a sensor, and whether these are files of series."""
         is_h5 = self.name == "treesatai-ts" and sensor.key in SERIES
-        found = self.index["ts" if is_h5 else sensor.key]
+        return self.index["ts" if is_h5 else sensor.key], is_h5
+
+    def there(self, sensor):
+        return {f"{stem}.tif" for stem in (super().there(sensor) if sensor.files else self.files_of(sensor)[0])}
+
+    def own_paths(self, sensor):
+        found, is_h5 = self.files_of(sensor)
         return self.one_each(sensor.key, [found.get(self.tile(i), []) for i in range(len(self.names))],
                              "sentinel-ts/<stem>_<year>.h5" if is_h5 else f"tif of {sensor.key}")
 

@@ -25,8 +25,8 @@ def save(path, checkpoint):
             raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
-def load(path, kind):
-    """Read a checkpoint of a kind, see SCRIPTS. Errors: UserError that says what is wrong with it."""
+def load(path, kind=None):
+    """Read a checkpoint of a kind, see SCRIPTS; None takes any. Errors: UserError that says what is wrong with it."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -35,15 +35,25 @@ def load(path, kind):
         check_pointer(path)
         raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}): cut off, or not written by "
                         "these scripts") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("kind") != kind:
-        found = checkpoint.get("kind", "unknown") if isinstance(checkpoint, dict) else "unknown"
-        raise UserError(f"{path}: a checkpoint of kind {found!r}, expected {kind!r}, as {SCRIPTS[kind]} writes it")
+    found = checkpoint.get("kind", "unknown") if isinstance(checkpoint, dict) else "unknown"
+    if found not in SCRIPTS or kind not in (None, found):
+        wanted = " or ".join(f"{name!r}, as {script} writes it" for name, script in SCRIPTS.items() if kind in (None, name))
+        raise UserError(f"{path}: a checkpoint of kind {found!r}, expected {wanted}")
+    kind = found
     if checkpoint.get("sha256") != content_hash(checkpoint):
         raise UserError(f"{path}: its content does not have the hash that was written with it: damaged, or changed "
                         f"since; delete it and run {SCRIPTS[kind]} again")
     if "config" in checkpoint:                                                # words that sensors did not have then
         checkpoint["config"]["sensors"] = [asdict(Sensor(**sensor)) for sensor in checkpoint["config"]["sensors"]]
     return checkpoint
+
+
+def load_finished(path, kind=None):
+    """load, of a training that came to its end. Errors: UserError for one that did not."""
+    saved = load(path, kind)
+    if not saved["finished"]:
+        raise UserError(f"{path}: its training stopped in epoch {saved['epoch']}; run it to its end first")
+    return saved
 
 
 def content_hash(checkpoint):

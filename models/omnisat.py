@@ -3,7 +3,8 @@
 Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K classes.
 A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where
 there is no date; its values are finite), and, where images may be missing, <key>_missing (B,) bool (True where there is
-no image; its values are finite). Values come as they are in the file (dB for radar): the model standardises them.
+no image; its values are finite). Values come as they are in the file (dB for radar): the model standardises them. For
+features a batch may lack a sensor: it is then missing in all its tiles.
 """
 import torch
 from torch import nn
@@ -62,9 +63,10 @@ class OmniSat(nn.Module):
         indices of an image (B, P, D, w, w), or the attention over dates of a series (B, P, T).
         """
         self.grid(batch)                                                      # one of all modalities, or an error
-        found = {key: self.tokens_of(key, batch[key], *self.calendar(key, batch)) for key in self.sensors}
-        tokens = torch.stack([tokens for tokens, _ in found.values()], 1)
-        return tokens, self.present(batch), {key: context for key, (_, context) in found.items()}
+        found = {key: self.tokens_of(key, batch[key], *self.calendar(key, batch)) for key in self.given(batch)}
+        tokens, context = ({key: pair[i] for key, pair in found.items()} for i in (0, 1))
+        none = torch.zeros_like(next(iter(tokens.values())))                  # will be masked, whatever it is
+        return torch.stack([tokens.get(key, none) for key in self.sensors], 1), self.present(batch), context
 
     def tokens_of(self, key, x, *calendar):
         """Tokens (B, P, D) of one modality, and what its decoder needs, a list."""
@@ -77,15 +79,22 @@ class OmniSat(nn.Module):
             context = [attention.detach()]
         return tokens.to(self.mask_token.dtype), context                      # whatever autocast made of them
 
+    def given(self, batch):
+        """The modalities of which the batch has values; the others are missing in all its tiles."""
+        return [key for key in self.sensors if key in batch]
+
     def calendar(self, key, batch):
         """What else an encoder is given: dates and padded (B, T) of a series, nothing of an image."""
         return [batch[f"{key}_{what}"] for what in ("dates", "padded") if self.sensors[key].kind == "series"]
 
     def present(self, batch):
-        """Which modalities each tile has, (B, M) bool: an empty series is missing, and an image where it is said so."""
-        missing = [batch[f"{key}_padded"].all(1) if sensor.kind == "series" else batch[f"{key}_missing"]
-                   if f"{key}_missing" in batch else batch[key].new_zeros(len(batch[key]), dtype=torch.bool)
-                   for key, sensor in self.sensors.items()]
+        """Which modalities each tile has, (B, M) bool: not an empty series, an image that is said to be missing, or what
+        the batch lacks.
+        """
+        x = batch[self.given(batch)[0]]
+        there = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        missing = [~there if key not in batch else batch[f"{key}_padded"].all(1) if sensor.kind == "series"
+                   else batch.get(f"{key}_missing", there) for key, sensor in self.sensors.items()]
         return ~torch.stack(missing, 1)
 
     def patches(self, key, x):
@@ -94,8 +103,8 @@ class OmniSat(nn.Module):
         return x if self.sensors[key].kind == "image" else x.flatten(3)
 
     def grid(self, batch):
-        """Rows and columns of patches. Errors: ValueError if the modalities do not share one grid."""
-        return shared_grid({key: (*batch[key].shape[-2:], sensor.patch) for key, sensor in self.sensors.items()})
+        """Rows and columns of patches. Errors: ValueError if the modalities do not share one grid, or if there is none."""
+        return shared_grid({key: (*batch[key].shape[-2:], self.sensors[key].patch) for key in self.given(batch)})
 
     def combine(self, tokens, is_masked, grid):
         """Equations 1, 2 and 4: f* (B, P, D). tokens (B, M, P, D), is_masked (B, M, P) bool, grid: rows, columns."""
@@ -104,18 +113,25 @@ class OmniSat(nn.Module):
 
     def features(self, batch, level="tile"):
         """Features by name: "tokens" (B, M, P, D), the encoders'; "patch" (B, P, D), f*; "tile" (B, D), the mean of f*
-        over the patches.
+        over the patches; "dates", the attention of each series over its dates, a dict {key: (B, P, T)}.
 
-        Tokens of a sensor that a tile lacks are masked in f*; their own values mean nothing. Errors: ValueError for
-        another name.
+        Tokens of a sensor that a tile lacks are masked in f*; their own values mean nothing. Attention is that of the
+        encoders, the mean of their heads; it sums to 1 over the dates that there are and is 0 where padded. Errors:
+        ValueError for another name.
         """
-        tokens, present, _ = self.encode(batch)
+        tokens, present, context = self.encode(batch)
+        if level == "dates":
+            return self.attention_of(context)
         return self.level_of(level, tokens, present, self.grid(batch))
 
+    def attention_of(self, context):
+        """{key: (B, P, T)} of the series. context: of encode."""
+        return {key: attention for key, (attention, *_) in context.items() if self.sensors[key].kind == "series"}
+
     def level_of(self, level, tokens, present, grid):
-        """features of tokens."""
+        """features of tokens (B, M, P, D). present (B, M) bool: what is not is masked. grid: rows, columns."""
         if level not in ("tokens", "patch", "tile"):
-            raise ValueError(f"unknown level {level!r}: there are tokens, patch, tile")
+            raise ValueError(f"unknown level {level!r}: there are tokens, patch, tile, dates")
         if level == "tokens":
             return tokens
         f = self.combine(tokens, ~present[:, :, None].expand(tokens.shape[:3]), grid)

@@ -17,8 +17,11 @@ def patchify(x, patch):
 def shared_grid(sizes):
     """Rows and columns of patches that all modalities share. sizes: {key: height, width, side of a patch; pixels}.
 
-    Errors: ValueError if a modality cannot be cut into whole patches, or if they do not share one grid.
+    Errors: ValueError if there is no modality, if one cannot be cut into whole patches, or if they do not share one
+    grid.
     """
+    if not sizes:
+        raise ValueError("the batch has none of the model's sensors")
     grids = {}
     for key, (height, width, patch) in sizes.items():
         if height % patch or width % patch:

@@ -386,6 +386,8 @@ def test_values_that_are_no_class(release, value):
 def test_pretraining_reads_no_labels(release):
     shutil.rmtree(release / "flair_labels_train")
     assert flair(release, labelled=False).names == NAMES
+    every = {name for split in ("train", "val", "test") for name in flair(release, split, labelled=False).names}
+    assert set(flair(release, "all", labelled=False).names) == every and len(every) > len(NAMES)
 
 
 # ---- prepare.py's way: what is wrong with single tiles is collected ------------------------------------------------

@@ -430,6 +430,25 @@ def test_compared_methods_refuse_a_missing_image(folder, monkeypatch):
 
 # ---- splits ---------------------------------------------------------------------------------------------------------
 
+def test_all_tiles_that_have_files_need_no_table(folder):
+    """Listed or not; a name stands for itself in each place of a pattern; what a system hides beside them is no tile."""
+    (folder / "labels.csv").unlink()
+    for key in ALL:
+        write(folder, key, "z[9]")
+    write(folder, "height", "._b2")
+    (folder / "height" / "b2" / "other.npy").write_bytes(b"")
+    (folder / "photo" / "notes.txt").write_text("")
+    data = mine(folder, "all", labelled=False)
+    assert data.names == ["a1", "b2", "c3", "d4", "e5", "z[9]"] and data.labels.shape == (6, 0) and data.grid == (3, 2)
+    assert np.array_equal(data[5]["photo"], values("photo").transpose(2, 0, 1))
+    write(folder, "thermal", "f6")
+    assert mine(folder, "all", ["thermal"], labelled=False).names[-2:] == ["f6", "z[9]"]
+    with pytest.raises(UserError, match=r"f6: no file of water \(water_{tile}.npz\)"):
+        mine(folder, "all", ["thermal", "water"], labelled=False)
+    with pytest.raises(UserError, match="labels.csv: cannot be read"):
+        mine(folder, "train")
+
+
 def test_validation_is_drawn_where_there_is_none(folder):
     lines = [f"t{k},train,{int(k < 20)},{int(k % 4 == 0)}" for k in range(40)]
     write_lines(folder, [LINES[0], *lines, "d4,test,0,1"])

@@ -340,6 +340,7 @@ def test_a_tile_without_crops_keeps_its_empty_label(release):
 def test_pretraining_reads_no_labels(release):
     shutil.rmtree(release / "ANNOTATIONS")
     assert pastis(release, labelled=False).names == ["10000", "10002", "20005"]
+    assert pastis(release, "all", labelled=False).names == ["10000", "10002", "10007", "20005", "30001"]
 
 
 # ---- one ground -----------------------------------------------------------------------------------------------------

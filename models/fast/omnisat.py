@@ -60,7 +60,7 @@ class FastOmniSat(OmniSat):
     def parts(self, batch):
         """Slices of the tiles that are worked on at a time."""
         rows, columns = self.grid(batch)
-        return self.parts_of(len(batch[next(iter(self.sensors))]), rows * columns)
+        return self.parts_of(len(batch[self.given(batch)[0]]), rows * columns)
 
     def parts_of(self, tiles, patches):
         """Slices of so many tiles of so many patches."""
@@ -88,6 +88,11 @@ class FastOmniSat(OmniSat):
             statistics[f"{key}_statistics"] = self.encoders[key].pool_statistics(patches_of(key), parts, self.in_parts)
         tokens, present, contexts = zip(*self.in_parts(lambda tiles: encode(part_of(batch, tiles) | statistics), parts))
         return torch.cat(tokens), torch.cat(present), contexts
+
+    def attention_of(self, contexts):
+        """As OmniSat.attention_of, of the parts."""
+        found = [super(FastOmniSat, self).attention_of(context) for context in contexts]
+        return {key: torch.cat([part[key] for part in found]) for key in found[0]}
 
     def calendar(self, key, batch):
         """As OmniSat.calendar, and of a part of a pool statistics of the whole."""
