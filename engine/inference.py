@@ -6,7 +6,7 @@ from datasets.loading import make_loader
 from datasets.sensors import SENSORS, Sensor
 from datasets.tiles import MAX_DATES
 from engine import checkpoint, distributed, options
-from models import MODELS, build_model
+from models.methods import METHODS, build_model
 from utils.errors import UserError
 from utils.numbers import whole
 from utils.results import s1_of
@@ -65,7 +65,7 @@ def open_tiles(path, saved, data_root, split, keys):
 
     Errors: UserError for sensors that are not today's, besides those of the reader.
     """
-    name, settings, all_bands = saved["dataset"], saved["settings"], MODELS[saved["config"]["model"]].all_bands
+    name, settings, all_bands = saved["dataset"], saved["settings"], METHODS[saved["config"]["model"]].all_bands
     for sensor in (Sensor(**sensor) for sensor in saved["config"]["sensors"] if sensor["key"] in keys):
         today = SENSORS.get(name, {}).get(sensor.key)
         if today is None or sensor != (today.with_all_bands() if all_bands else today):
@@ -92,7 +92,7 @@ def pool_of(args, saved, dataset, device):
     if args.pool:
         return args.pool
     if (name := saved["config"]["model"]) != "omnisat":
-        return MODELS[name].pools.get(saved["dataset"], 128)
+        return METHODS[name].pools.get(saved["dataset"], 128)
     return max(1, (GPU_PATCHES if device.type == "cuda" else PATCHES) // math.prod(dataset.grid))
 
 
