@@ -136,6 +136,16 @@ def chosen_modalities(text, dataset):
     return tuple(key for key in SENSORS[dataset] if key in keys)
 
 
+def chosen_sensors(text, there, path):
+    """Of a checkpoint's sensors, there (keys), those of "s1,s2" or "all", in its order. Errors: UserError that lists
+    them.
+    """
+    keys = list(there) if text == "all" else text.split(",")
+    if unknown := [key for key in keys if key not in there]:
+        raise UserError(f"--modalities {text}: {path} was trained on {', '.join(there)}, not on {', '.join(map(repr, unknown))}")
+    return [key for key in there if key in keys]
+
+
 def modality_name(modalities, dataset):
     """The word in tables: all, one key, or keys joined by +."""
     return "all" if tuple(modalities) == default_modalities(dataset) else "+".join(modalities)

@@ -3,7 +3,7 @@
 Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K classes.
 A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where
 there is no date; its values are finite). Values come as they are in the file (dB for radar): the model standardises
-them.
+them. For features a batch may lack a sensor: it is then missing in all its tiles.
 """
 import torch
 from torch import nn
@@ -95,12 +95,12 @@ class OmniSat(nn.Module):
         """Tokens and context. statistics: what batch norm needs of the whole pool, by modality, where these are a part
         of it.
         """
-        tokens, context = [], {}
-        for key in self.sensors:
+        tokens, context = {}, {}
+        for key in self.given(batch):
             own = statistics and statistics.get(key)
-            token, context[key] = self.tokens_of(key, batch[key], *self.calendar(key, batch), own)
-            tokens.append(token)
-        return torch.stack(tokens, 1), context
+            tokens[key], context[key] = self.tokens_of(key, batch[key], *self.calendar(key, batch), own)
+        none = torch.zeros_like(next(iter(tokens.values())))                  # masked later, whatever it is
+        return torch.stack([tokens.get(key, none) for key in self.sensors], 1), context
 
     def tokens_of(self, key, x, dates, padded, statistics):
         """Tokens (B, P, D) of one modality, and what its decoder needs, a list. statistics: as pool_statistics, or
@@ -115,14 +115,20 @@ class OmniSat(nn.Module):
             context = [attention.detach()]
         return tokens.to(self.mask_token.dtype), context                      # whatever autocast made of them
 
+    def given(self, batch):
+        """The modalities of which the batch has values; the others are missing in all its tiles."""
+        return [key for key in self.sensors if key in batch]
+
     def calendar(self, key, batch):
         """Dates and padded (B, T) of a series, None and None for an image."""
         return batch.get(f"{key}_dates"), batch.get(f"{key}_padded")
 
     def present(self, batch):
-        """Which modalities each tile has, (B, M) bool: an empty series is missing."""
-        return torch.stack([~batch[f"{key}_padded"].all(1) if sensor.kind == "series" else
-                            torch.ones(len(batch[key]), dtype=torch.bool, device=batch[key].device)
+        """Which modalities each tile has, (B, M) bool: an empty series is missing, and what the batch lacks."""
+        given = self.given(batch)
+        x = batch[given[0]]
+        return torch.stack([~batch[f"{key}_padded"].all(1) if key in given and sensor.kind == "series" else
+                            torch.full((len(x),), key in given, device=x.device)
                             for key, sensor in self.sensors.items()], 1)
 
     def patches(self, key, x):
@@ -131,17 +137,21 @@ class OmniSat(nn.Module):
         return x if self.sensors[key].kind == "image" else x.flatten(3)
 
     def grid(self, batch):
-        """Rows and columns of patches. Errors: ValueError if the modalities do not share one grid."""
+        """Rows and columns of patches. Errors: ValueError if the modalities do not share one grid, or if none is
+        there.
+        """
         grids = {}
-        for key, sensor in self.sensors.items():
-            height, width = batch[key].shape[-2:]
-            if height % sensor.patch or width % sensor.patch:
-                raise ValueError(f"{key}: {height} x {width} pixels cannot be cut into patches of {sensor.patch}")
-            grids[key] = height // sensor.patch, width // sensor.patch
+        for key in self.given(batch):
+            (height, width), patch = batch[key].shape[-2:], self.sensors[key].patch
+            if height % patch or width % patch:
+                raise ValueError(f"{key}: {height} x {width} pixels cannot be cut into patches of {patch}")
+            grids[key] = height // patch, width // patch
+        if not grids:
+            raise ValueError(f"the batch has none of {', '.join(self.sensors)}")
         if len(set(grids.values())) > 1:
             raise ValueError("the modalities must share one grid of patches, here it is "
                              + ", ".join(f"{rows} x {columns} for {key}" for key, (rows, columns) in grids.items()))
-        return grids[key]
+        return next(iter(grids.values()))
 
     def combine(self, tokens, is_masked, grid):
         """Equations 1, 2 and 4. tokens (B, M, P, D), is_masked (B, M, P) bool, grid: rows, columns. Returns f* (B, P,
@@ -161,7 +171,7 @@ class OmniSat(nn.Module):
         return self.level_of(level, tokens, present, self.grid(batch))
 
     def level_of(self, level, tokens, present, grid):
-        """features of tokens."""
+        """features of tokens (B, M, P, D). present (B, M) bool: what is not is masked. grid: rows, columns."""
         if level not in ("tokens", "patch", "tile"):
             raise ValueError(f"unknown level {level!r}: there are tokens, patch, tile")
         if level == "tokens":

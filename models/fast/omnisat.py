@@ -48,8 +48,11 @@ class FastOmniSat(OmniSat):
     def parts(self, batch):
         """Slices of the tiles that are worked on at a time."""
         rows, columns = self.grid(batch)
-        tiles = len(batch[next(iter(self.sensors))])
-        size = self.tiles_in_a_part(tiles, rows * columns)
+        return self.slices(len(batch[self.given(batch)[0]]), rows * columns)
+
+    def slices(self, tiles, patches):
+        """parts of so many tiles of so many patches."""
+        size = self.tiles_in_a_part(tiles, patches)
         return [slice(at, at + size) for at in range(0, tiles, size)]
 
     def tiles_in_a_part(self, tiles, patches):
@@ -73,18 +76,14 @@ class FastOmniSat(OmniSat):
         def patches_of(key):
             return lambda tiles: (self.patches(key, batch[key][tiles]), batch[f"{key}_padded"][tiles])
         statistics = {key: self.encoders[key].pool_statistics(patches_of(key), parts, self.in_parts)
-                      for key, sensor in self.sensors.items() if sensor.kind == "series"}
+                      for key in self.given(batch) if self.sensors[key].kind == "series"}
         tokens, contexts = zip(*self.in_parts(lambda tiles: self.encode_part(part_of(batch, tiles), statistics), parts))
         return torch.cat(tokens), self.present(batch), contexts
 
-    def features(self, batch, level="tile"):
-        """As OmniSat.features."""
-        tokens, present, _ = self.encode(batch)
-        grid = self.grid(batch)
-
-        def of_part(tiles):
-            return self.level_of(level, tokens[tiles], present[tiles], grid)
-        return torch.cat(self.in_parts(of_part, self.parts(batch)))
+    def level_of(self, level, tokens, present, grid):
+        """As OmniSat.level_of."""
+        whole, parts = super().level_of, self.slices(len(tokens), tokens.shape[2])
+        return torch.cat(self.in_parts(lambda tiles: whole(level, tokens[tiles], present[tiles], grid), parts))
 
     def fixed_size(self, masks):
         """The same masks, whose shapes do not follow from the draw: of "<key>_targets", (N,), "<key>_weights" is 0
