@@ -17,13 +17,14 @@ import csv
 import sys
 from pathlib import Path
 
-from tables import claims, curves
+from tables import claims, curves, subsets
 from tables.collect import FIGURE5, claims_of, collect, differences, figure5, repairs
 from tables.text import LINES, as_markdown, as_text, difference_lines, figure5_lines, table_lines
 from utils.errors import UserError, run
 from utils.results import KEYS, TABLES, check_test_lists, folder_of
 
 RESULTS = Path(__file__).parent / "results"
+OTHERS = "fig5", "probe", "subsets", "claims"
 DEMO = "DEMO: simulated tiles, small models, not comparable with the paper"
 
 
@@ -38,8 +39,10 @@ def write_csv(path, header, lines):
         csv.writer(file, lineterminator="\n").writerows([header, *lines])
 
 
-def draw(folder, tables, entries, probes, remark):
-    """A picture of each table, of figure 5 and of frozen evaluation; without matplotlib a line that says so."""
+def draw(folder, tables, entries, probes, seen, remark):
+    """A picture of each table, of figure 5, of frozen evaluation and of sets of sensors; without matplotlib a line
+    that says so.
+    """
     try:
         from tables import pictures
     except ModuleNotFoundError as error:
@@ -53,28 +56,34 @@ def draw(folder, tables, entries, probes, remark):
         pictures.draw_figure5(folder / "fig5.png", entries, remark)
     if probes:
         pictures.draw_probe(folder / "probe.png", probes, remark)
+    if seen:
+        subsets.draw(folder / "subsets.png", seen, remark)
 
 
 def main(argv=None):
     # ---- options
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("tables", nargs="*", metavar="TABLE", help="table2 ... table5, fig5, probe, claims (default: all there is, but for claims)")
+    arguments.add_argument("tables", nargs="*", metavar="TABLE",
+                           help="table2 ... table5, fig5, probe, subsets, claims (default: all there is, but for claims)")
     arguments.add_argument("--demo", action="store_true", help="the demo's results instead of the paper-scale ones")
     arguments.add_argument("--results", metavar="DIR", help="folder of the tables (default: results, or results/demo)")
     args = arguments.parse_args(argv)
     folder, scale = Path(args.results or (RESULTS / "demo" if args.demo else RESULTS)), "demo" if args.demo else "paper"
     for name in args.tables:
-        if name not in TABLES + ("fig5", "probe", "claims"):
-            raise UserError(f"unknown table '{name}': there are {', '.join(TABLES)}, fig5, probe, claims")
+        if name not in TABLES + OTHERS:
+            raise UserError(f"unknown table '{name}': there are {', '.join(TABLES + OTHERS)}")
     there = [table for table in TABLES if any((folder_of(folder, s1) / f"{table}.csv").exists() for s1 in LINES)]
-    has_probe = "probe" in args.tables or (not args.tables and (folder / "probe.csv").exists())
-    if not args.tables and not there and not has_probe:
+    has_probe, has_subsets = (name in args.tables or (not args.tables and (folder / f"{name}.csv").exists())
+                              for name in ("probe", "subsets"))
+    if not args.tables and not there and not has_probe and not has_subsets:
         raise UserError(f"no rows yet: {folder} has no table2.csv ... table5.csv; run_tables.sh writes them")
 
     # ---- cells
     blocks, tables, entries, problems = [], {}, [], []    # blocks: (title, (header, lines), notes)
     remark, end = (DEMO, f". {DEMO}") if args.demo else ("", "")
-    shown = there + ["fig5"] * (folder / "table2.csv").exists() if not args.tables else [n for n in args.tables if n not in ("probe", "claims")]
+    shown = [name for name in args.tables if name not in OTHERS[1:]]
+    if not args.tables:
+        shown = there + ["fig5"] * (folder / "table2.csv").exists()
     for name in shown:
         table = "table2" if name == "fig5" else name
         both = [s1 for s1 in LINES if (folder_of(folder, s1) / f"{table}.csv").exists()] if name != "fig5" else []
@@ -110,6 +119,14 @@ def main(argv=None):
     elif has_probe:
         problems.append(f"{folder / 'probe.csv'} has no rows of scale {scale} yet; run_tables.sh probe writes them")
 
+    seen = subsets.collect(folder, scale) if has_subsets else {}
+    if seen:
+        blocks.append((f"subsets: F1 on test of a model that sees less than it was trained on, %{end}",
+                       subsets.lines(seen), []))
+    elif has_subsets:
+        problems.append(f"{folder / 'subsets.csv'} has no rows of scale {scale} yet; evaluate.py --all-subsets writes "
+                        "them")
+
     if "claims" in args.tables:
         found = claims_of(folder, scale)
         blocks.append((f"claims: what {'the demo' if args.demo else 'OmniSat'} shows on {claims.DATASET}{end}", claims.lines(found), []))
@@ -126,7 +143,7 @@ def main(argv=None):
         if entries:
             write_csv(folder / "fig5.csv", FIGURE5, [[decimals(v, 4) if isinstance(v, float) else v for v in row.values()]
                                                      for row in entries])
-        draw(folder, tables, entries, probes, remark)
+        draw(folder, tables, entries, probes, seen, remark)
         print("\n\n".join("\n".join([title, as_text(*lines), *notes]) for title, lines, notes in blocks))
     if problems:
         text = "\n".join(dict.fromkeys(problems))
