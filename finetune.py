@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from datasets import open_dataset
+from datasets import open_dataset, own
 from datasets.band_statistics import training_statistics
 from datasets.files import misfit
 from datasets.loading import Pools, make_loader
@@ -289,7 +289,11 @@ def main(argv=None):
         raise UserError(f"{args.data_root}: {len(train)} training tiles at {args.label_percent} % of the labels; {args.model} looks for the "
                         f"nearest {method.least_tiles}: give it more, or more labels", is_told=rank > 0)
     for path, pretrained in start.pretrained:
-        if pretrained["val_hash"] != val.list_hash:
+        if not pretrained.get("has_list", True):
+            if rank == 0:
+                print(f"warning: {path}: pretrained without a list of tiles, so on those of validation and test too, if "
+                      "without their labels", file=sys.stderr)
+        elif pretrained["val_hash"] != val.list_hash:
             raise UserError(f"{path}: pretrained with another list of validation tiles than {args.data_root} gives now; was a val "
                             "list added? pretrain again")
     train_pools = (Pools(len(train), args.pool, args.pool * world, None, rank, world) if method.is_fitted else
@@ -328,7 +332,8 @@ def main(argv=None):
              "pretrain_hours": sum(pretrained["hours"] for _, pretrained in start.pretrained),
              "pretrain_source": provenance_of(start.pretrained),
              "modality": modality, "source": source, "scale": scale, "status": status,
-             "rate": "" if rate is None else f"{rate:g}", "rate_from": "" if rate is None else rate_from}
+             "rate": "" if rate is None else f"{rate:g}", "rate_from": "" if rate is None else rate_from,
+             **own.table(args.dataset)}
     if method.is_fitted:
         args.epochs = 1
     training = Training(target, "finetuned", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss",))

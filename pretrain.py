@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from datasets import open_dataset
+from datasets import open_dataset, own
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from engine import distributed, options
@@ -164,7 +164,8 @@ def main(argv=None):
     facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
              "val_order": VAL_ORDER, "max_dates": dates, "s1": args.s1, "is_demo": train.is_demo, "source": source,
              "is_paper": options.is_paper(args, arguments, modalities) and is_whole and options.has_release(
-                 args.dataset, {"train": train, "val": val}, rank)}
+                 args.dataset, {"train": train, "val": val}, rank),
+             **own.table(args.dataset), **({} if train.has_list else {"has_list": False})}
     training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler, ("loss", *model.terms))
     if rank == 0:
         size = sum(p.numel() for p in model.parameters())

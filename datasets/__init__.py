@@ -1,4 +1,5 @@
 """Readers of the raw datasets, one file each, by the name used in arguments and CSV."""
+from datasets import own
 from datasets.flair import Flair
 from datasets.folders import Folders
 from datasets.pastis import Pastis
@@ -13,6 +14,7 @@ def open_dataset(name, root, split, modalities, **options):
 
     The other arguments are those of datasets.tiles.Tiles.
     """
+    own.check_beside(name, root)
     return READERS.get(name, Folders)(root, split, modalities, name, **options)
 
 

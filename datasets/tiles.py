@@ -57,6 +57,7 @@ class Tiles(torch.utils.data.Dataset):
     drops_unlabelled = False    # whether a tile without any label is left out of training and test
     has_cloud_masks = False     # whether cloud(i) can tell
     has_label_files = False     # whether labels are collected from a mask a tile, see datasets.splits.saved_labels
+    has_list = True             # whether a list says which tile is in which split
     lost = ()                   # what a split of the release has and is not here, by names such as a region's
     skipped = ()                # folders and zips below the root that are not part of the dataset
 
@@ -211,7 +212,7 @@ class Tiles(torch.utils.data.Dataset):
         if kind in (".tif", ".tiff"):
             data = read_tif(path, len(sensor.bands))
         elif kind == ".npz":
-            data, dates = read_npz(path)
+            data, dates = read_npz(path, sensor.kind == "series")
         else:
             data = read_npy(path)
         if data.ndim != (3 if sensor.kind == "image" else 4) or data.shape[-3] != len(sensor.bands) or data.dtype.kind not in "iuf":

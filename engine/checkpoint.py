@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from datasets import own
 from datasets.files import misfit
 from datasets.sensors import Sensor
 from models import build_model
@@ -26,7 +27,10 @@ def save(path, checkpoint):
 
 
 def load(path, kind):
-    """Read a checkpoint of a kind, see SCRIPTS. Errors: UserError that says what is wrong with it."""
+    """Read a checkpoint of a kind, see SCRIPTS; if its dataset is one's own, that is known from then on.
+
+    Errors: UserError that says what is wrong with it.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -43,6 +47,7 @@ def load(path, kind):
                         f"and run {SCRIPTS[kind]} again")
     if "config" in checkpoint:                                                # words that sensors did not have then
         checkpoint["config"]["sensors"] = [asdict(Sensor(**sensor)) for sensor in checkpoint["config"]["sensors"]]
+        own.adopt(checkpoint["dataset"], checkpoint.get("table", checkpoint["config"]["sensors"]), path)
     return checkpoint
 
 

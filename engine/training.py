@@ -24,7 +24,7 @@ from utils.errors import SIGNALS, Stopped, UserError
 from utils.files import lock, written_whole
 
 # options that may change from one start to the next: they change no weight, or (tiles_at_once, record) only by rounding
-FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes", "record")
+FREE = ("data_root", "sensors", "output", "csv", "workers", "tiles_at_once", "save_minutes", "record")
 # what else has to be as it was, and what to say if it is not
 SAME = {"config": "its sensors or its sizes", "split_hash": "its training tiles", "val_hash": "its validation tiles",
         "val_order": "the order of its validation tiles", "max_dates": "the number of dates it takes of a series"}

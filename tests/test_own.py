@@ -1,0 +1,223 @@
+"""A dataset of one's own by its sensors.json: what docs/own.md promises, by the very lines that it shows."""
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+import evaluate
+import pretrain
+import probe
+from datasets import open_dataset, own
+from datasets.sensors import SENSORS, Sensor
+from engine import checkpoint
+from utils.errors import UserError
+from utils.results import SUBSET_KEYS, read_rows
+
+DOCS = (Path(__file__).parent.parent / "docs" / "own.md").read_text()
+EXAMPLE = json.loads(re.search(r"```json\n(.*?)```", DOCS, re.DOTALL)[1])
+COMMANDS = [shlex.split(line)[1:] for line in re.search(r"```bash\n(.*?)```", DOCS, re.DOTALL)[1].replace("\\\n", "").splitlines()]
+SMALL = {"pretrain.py": ["--embed-dim", "32", "--depth", "1"], "finetune.py": []}
+TRAINING = ["--workers", "0", "--epochs", "1", "--pool", "8", "--batch-size", "8", "--epoch-steps", "1"]
+OTHERS = {"evaluate.py": ["--workers", "0"], "prepare.py": ["--workers", "0"]}
+
+
+@pytest.fixture(autouse=True)
+def anew(tmp_path_factory, monkeypatch):
+    """Lists and statistics of this test only, and no dataset known from another one."""
+    for module in ("splits", "band_statistics"):
+        monkeypatch.setattr(f"datasets.{module}.FOLDER", tmp_path_factory.mktemp(module))
+    forget()
+    yield
+    forget()
+
+
+def forget():
+    """As a new process begins."""
+    for name in list(own.OWN):
+        del SENSORS[name], own.OWN[name]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """data/mine with the example's files, 28 tiles of 2 x 1 patches, and no labels."""
+    monkeypatch.chdir(tmp_path)
+    root, rng = tmp_path / "data" / "mine", np.random.default_rng(0)
+    (root / "drone").mkdir(parents=True)
+    (root / "planet").mkdir()
+    for k in range(28):
+        tifffile.imwrite(root / "drone" / f"t{k}.tif", rng.integers(1, 250, (80, 40, 3)).astype(np.uint8), photometric="rgb")
+        count = 2 + k % 2
+        np.savez(root / "planet" / f"t{k}.npz", data=rng.integers(1, 9999, (count, 4, 2, 1)).astype(np.uint16),
+                 dates=np.array([20200229, 20200301, 20201231])[:count])
+    (root / "sensors.json").write_text(json.dumps(EXAMPLE))
+    return root
+
+
+def label(root):
+    splits = ["train"] * 20 + ["val"] * 4 + ["test"] * 4
+    lines = ["tile,split,Forest,Water", *(f"t{k},{split},{k % 2},{int(k % 3 == 0)}" for k, split in enumerate(splits))]
+    (root / "labels.csv").write_text("\n".join(lines))
+
+
+def call(script, *options):
+    """A line of the docs, small."""
+    more = SMALL[script] + TRAINING if script in SMALL else OTHERS.get(script, [])
+    forget()
+    return importlib.import_module(script.removesuffix(".py")).main([*options, *more])
+
+
+# ---- from files to scores -------------------------------------------------------------------------------------------
+
+def test_the_lines_of_the_docs(folder, tmp_path, capsys):
+    """Pretraining without labels; then with them to the scores of all sets of sensors, of checkpoints without a file."""
+    first, *rest = COMMANDS
+    assert [line[0] for line in COMMANDS] == ["pretrain.py", "prepare.py", "finetune.py", "evaluate.py"]
+    call(*first)
+    saved = checkpoint.load(tmp_path / "runs/mine/pretrain-seed0/pretrained.pt", "pretrained")
+    assert [sensor["key"] for sensor in saved["config"]["sensors"]] == ["drone", "planet"] and saved["finished"]
+    label(folder)
+    capsys.readouterr()
+    for line in rest:
+        if line[0] == "evaluate.py":
+            (folder / "sensors.json").unlink()
+        assert not call(*line)
+    assert re.search("warning: .*pretrained.pt: pretrained without a list of tiles", capsys.readouterr().err)
+    rows = read_rows(tmp_path / "results/subsets.csv", SUBSET_KEYS)
+    assert [row["sensors"] for row in rows] == ["drone+planet", "drone", "planet"]
+    assert {(row["dataset"], row["modality"], row["scale"], row["n_test"]) for row in rows} == {("mine", "all", "custom", "4")}
+    call("probe.py", "--checkpoint", "runs/mine/pretrain-seed0/pretrained.pt", "--data-root", "data/mine", "--workers", "0",
+         "--features", "tile", "--weights", "own", "--classifiers", "logistic", "--label-percent", "100")
+    assert re.search(r"all +tile +pretrained +logistic .*\nplanet|all +tile", capsys.readouterr().err)
+
+
+def test_pretraining_takes_every_tile_where_there_is_no_list(folder):
+    own.find("mine", folder)
+    sets = {split: open_dataset("mine", folder, split, ["drone", "planet"], labelled=False) for split in ("train", "val")}
+    assert sorted(sets["train"].names + sets["val"].names) == sorted(f"t{k}" for k in range(28)) and len(sets["val"]) == 4
+    assert sets["train"].labels.shape == (24, 0)
+    with pytest.raises(UserError, match="labels.csv: cannot be read"):
+        open_dataset("mine", folder, "train", ["drone"])
+    (folder / "labels.csv").write_text("tile,split\nt1,train\nt2,val\nt3,test\n")
+    assert open_dataset("mine", folder, "train", ["drone"], labelled=False).names == ["t1"]
+    with pytest.raises(UserError, match="its header names no class"):
+        open_dataset("mine", folder, "train", ["drone"])
+    (folder / "labels.csv").unlink()
+    (folder / "drone" / "t3.tif").unlink()
+    with pytest.raises(UserError, match="t3: no file of drone"):                   # of planet there is one
+        open_dataset("mine", folder, "train", ["drone", "planet"], labelled=False)
+    with pytest.raises(UserError, match=r"no labels.csv, and no file of drone: drone/\{tile\}.tif"):
+        open_dataset("mine", folder / "planet", "train", ["drone"], labelled=False)
+
+
+@pytest.mark.parametrize("form, names", [("a_{tile}_b.npy", ["a_7_b.npy", "a_x.y_b.npy"]), ("{tile}/h.NPY", ["7/h.NPY", "x.y/h.NPY"]),
+                                         ("h[1]/{tile}/{tile}.tif", ["h[1]/7/7.tif", "h[1]/x.y/x.y.tif", "h[1]/x.y/7.tif"])])
+def test_tiles_are_found_by_their_files(tmp_path, form, names):
+    for name in [*names, "a_7_b.npy.part", "other.npy"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image = np.ones((20, 20), np.uint8)
+        tifffile.imwrite(tmp_path / name, image) if name.endswith("tif") else np.save(open(tmp_path / name, "wb"), image[None])
+    entry = {"key": "h", "kind": "image", "bands": ["h"], "resolution": 1, "patch": 20, "files": form}
+    (tmp_path / "sensors.json").write_text(json.dumps([entry]))
+    own.find("mine", tmp_path)
+    sets = [open_dataset("mine", tmp_path, split, ["h"], labelled=False) for split in ("train",)]
+    assert sets[0].names == ["7", "x.y"]
+
+
+def test_an_image_as_npz(folder):
+    entry = EXAMPLE[0] | {"files": "drone/{tile}.npz"}
+    (folder / "sensors.json").write_text(json.dumps([entry, EXAMPLE[1]]))
+    for path in (folder / "drone").glob("*.tif"):
+        np.savez(path.with_suffix(".npz"), data=tifffile.imread(path).transpose(2, 0, 1))
+    own.find("mine", folder)
+    item = open_dataset("mine", folder, "train", ["drone", "planet"], labelled=False)[0]
+    assert np.array_equal(item["drone"], tifffile.imread(folder / "drone" / f"{item['name']}.tif").transpose(2, 0, 1))
+    np.savez(folder / "drone" / f"{item['name']}.npz", other=np.ones(3))
+    with pytest.raises(UserError, match=r"npz: cannot be read as an npz file with data \("):
+        open_dataset("mine", folder, "train", ["planet", "drone"], labelled=False)[0]
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+def test_the_example_is_these_sensors(folder, tmp_path):
+    own.find("mine", folder)
+    table = {"drone": Sensor("drone", "image", ("R", "G", "B"), 0.1, 40, files="drone/{tile}.tif"),
+             "planet": Sensor("planet", "series", ("B", "G", "R", "NIR"), 4, 1, 366, files="planet/{tile}.npz")}
+    assert SENSORS["mine"] == table and [vars(sensor) for sensor in SENSORS["mine"].values()] == [vars(s) for s in table.values()]
+    (tmp_path / "my.json").write_text(json.dumps(EXAMPLE[:1]))
+    own.find("mine", folder, tmp_path / "my.json")                                # what is asked for goes first
+    assert list(SENSORS["mine"]) == ["drone"]
+
+
+def changed(number=0, **fields):
+    """The example with other fields in one entry; None leaves one out."""
+    entries = json.loads(json.dumps(EXAMPLE))
+    entries[number] = {name: value for name, value in (entries[number] | fields).items() if value is not None}
+    return json.dumps(entries)
+
+
+@pytest.mark.parametrize("content, text", [
+    ("{", "not a list of sensors .*; docs/own.md has an example"), ("{}", "not a list of sensors"), ("[]", "not a list of sensors"),
+    ("[7]", "sensor 1 is 7, expected are fields"), (changed(key=None), "sensor 1: has no field key, expected is letters, digits"),
+    (changed(bands=None), "sensor drone: has no field bands, expected is a list of names"),
+    (changed(files=None), "sensor drone: has no field files, expected is a path with {tile} in it"),
+    (changed(band=["R"]), "sensor drone: 'band' is no field; there are key, kind, bands,"),
+    (changed(key="dr_one"), "sensor dr_one: key is 'dr_one', expected is letters, digits and -"),
+    (changed(kind="video"), "sensor drone: kind is 'video', expected is \"image\" or \"series\""),
+    (changed(bands="RGB"), "sensor drone: bands is 'RGB', expected is a list"), (changed(bands=[]), r"drone: bands is \[\]"),
+    (changed(bands=["R", "R"]), "drone: bands is"), (changed(bands=["R", 7]), "drone: bands is"),
+    (changed(patch=40.5), "sensor drone: patch is 40.5, expected is pixels a side"), (changed(patch=0), "drone: patch is 0"),
+    (changed(patch=True), "drone: patch is True"), (changed(resolution="1 m"), "sensor drone: resolution is '1 m', expected is metres"),
+    (changed(resolution=-1), "drone: resolution is -1"), (changed(period=366), "sensor drone: period is for a series"),
+    (changed(1, period=None), "sensor planet: has no field period, a series needs it"), (changed(1, period=1.5), "planet: period is 1.5"),
+    (changed(1, origin="2018"), "sensor planet: origin is '2018', expected is a date"), (changed(nodata="0"), "drone: nodata is '0'"),
+    (changed(in_all="no"), "drone: in_all is 'no', expected is true or false"), (changed(files="drone.tif"), "drone: files is 'drone.tif'"),
+    (changed(files="{tile}_{year}.tif"), "drone: files is '{tile}_{year}.tif'"), (changed(files="{tile.tif"), "drone: files is"),
+    (changed(files="{tile}.jp2"), "sensor drone: files is '{tile}.jp2', of this kind it must end in .tif or .tiff or .npy or .npz"),
+    (changed(1, files="{tile}.npy"), "sensor planet: files is '{tile}.npy', of this kind it must end in .npz"),
+    (changed(1, key="drone"), "sensor drone: its key is there twice"), (changed(patch=20), "resolution x patch must be the same ground .*: drone 2 m, planet 4 m")])
+def test_what_is_wrong_with_it_is_one_line(folder, content, text):
+    (folder / "sensors.json").write_text(content)
+    with pytest.raises(UserError, match=rf"sensors.json: (sensor )?{text}") as error:
+        own.find("mine", folder)
+    assert "\n" not in str(error.value) and "mine" not in SENSORS
+
+
+def test_names_that_are_not_known_or_taken(folder, capsys):
+    line = ["--dataset", "mine", "--data-root", str(folder / "planet")]
+    with pytest.raises(SystemExit):
+        pretrain.main(line)
+    assert re.search(r"unknown dataset 'mine': there are treesatai-ts, .*--sensors or .*planet/sensors.json", capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        importlib.import_module("prepare").main(["mine", "--root", str(folder / "planet")])
+    with pytest.raises(UserError, match="treesatai-ts is in datasets/sensors.py; give a dataset of your own another name"):
+        pretrain.main(["--dataset", "treesatai-ts", "--data-root", str(folder), "--sensors", str(folder / "sensors.json")])
+    with pytest.raises(UserError, match="nothing.json: cannot be read"):
+        pretrain.main([*line, "--sensors", str(folder / "nothing.json")])
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+def test_a_checkpoint_of_other_sensors_is_refused(folder, tmp_path):
+    call(*COMMANDS[0])
+    label(folder)
+    call(*COMMANDS[2])
+    line = [*COMMANDS[3][1:3], "--data-root", "data/mine", "--workers", "0"]
+    (folder / "sensors.json").write_text(changed(1, bands=["B", "G", "R", "X"]))
+    refused = (r"sensors.json: sensor planet: bands is \('B', 'G', 'R', 'X'\), in .*pt it is \('B', 'G', 'R', 'NIR'\): "
+               "another dataset")
+    for script, checkpoint_of in ((evaluate, line), (probe, ["--checkpoint", "runs/mine/pretrain-seed0/pretrained.pt", *line[2:]])):
+        forget()
+        with pytest.raises(UserError, match=refused):
+            script.main(checkpoint_of)
+    with pytest.raises(UserError, match=refused):                                 # in finetune.py: the file is read first
+        call("finetune.py", *COMMANDS[2][1:], "--output", "other")
+    for path in (folder / "drone").iterdir():                                     # where the files lie may be another place
+        path.rename(path.with_name(f"new_{path.name}"))
+    (folder / "sensors.json").write_text(changed(files="drone/new_{tile}.tif"))
+    forget()
+    evaluate.main(line)
