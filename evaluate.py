@@ -67,6 +67,7 @@ def scores_of(logits, labels):
                                         "n": len(labels)}
 
 
+@torch.no_grad()
 def score(model, dataset, loader, pools, device, after_step, tunes=False, autocast=nullcontext()):
     """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process.
 
@@ -101,14 +102,22 @@ def read_finetuned(path, place, tiles_at_once=None):
     return saved, model
 
 
-def read_test(saved, model, data_root, keys, pool, workers, place, max_dates):
-    """The test split seen by some of the model's sensors, its loader and its pools."""
+def open_test(saved, model, data_root, keys=None, dates=None):
+    """The test split, seen by some of the model's sensors (None: all), of a series at most so many dates (None: as in
+    training).
+    """
+    keys = list(model.sensors) if keys is None else keys
+    return open_dataset(saved["dataset"], data_root, "test", keys, parts=saved["parts"], all_bands=model.all_bands,
+                        max_cloud=saved["max_cloud"] if "s2" in keys else None, s1=s1_of(saved),
+                        max_dates=saved.get("max_dates", MAX_DATES) if dates is None else dates)
+
+
+def feed(saved, model, test, pool, workers, place):
+    """(loader, pools) of a test split. pool: None for the model's default."""
     rank, world, _ = place
-    test = open_dataset(saved["dataset"], data_root, "test", keys, parts=saved["parts"], all_bands=model.all_bands,
-                        max_cloud=saved["max_cloud"] if "s2" in keys else None, max_dates=max_dates, s1=s1_of(saved))
     pool = pool or model.pools.get(saved["dataset"], 128)
     pools = Pools(len(test), pool, pool * world, None, rank, world)
-    return test, make_loader(test, pools, workers), pools
+    return make_loader(test, pools, workers), pools
 
 
 def about(saved, test, rank):
@@ -134,8 +143,8 @@ def score_test(path, data_root, pool, workers, place, csv=None, tiles_at_once=No
     rank, _, device = place
     source = provenance("evaluate.py", [], device)
     saved, model = read_finetuned(path, place, tiles_at_once)
-    test, loader, pools = read_test(saved, model, data_root, list(model.sensors), pool, workers, place,
-                                    saved.get("max_dates", MAX_DATES))
+    test = open_test(saved, model, data_root)
+    loader, pools = feed(saved, model, test, pool, workers, place)
     with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
         scores = score(model, test, loader, pools, device, progress.update)
     if rank == 0 and csv:
@@ -185,7 +194,7 @@ def check_seen(path, saved, keys, subsets, dates):
 
 
 def score_subsets(args, place, source):
-    """Score a checkpoint with less than it was trained on, write and print the rows. args: of command_line."""
+    """Score a checkpoint with less than it was trained on, print and write the rows. args: of command_line."""
     rank, _, device = place
     if args.csv:
         read_rows(args.csv, SUBSET_KEYS)                                      # another kind of table is told now
@@ -195,18 +204,22 @@ def score_subsets(args, place, source):
     check_seen(args.checkpoint, saved, keys, subsets, dates)
     outputs_of = seen_by(model, subsets) if saved["config"]["model"] == "omnisat" else lambda batch: model(batch)[None]
     for number in dates:
-        test, loader, pools = read_test(saved, model, args.data_root, keys, args.pool, args.workers, place,
-                                        saved.get("max_dates", MAX_DATES) if number is None else number)
+        test = open_test(saved, model, args.data_root, keys, number)
+        loader, pools = feed(saved, model, test, args.pool, args.workers, place)
         with tqdm(total=len(test), desc="test", unit="tile", leave=False, disable=rank > 0) as progress:
             logits = logits_of(outputs_of, test, loader, pools, device, progress.update)
-        for subset, some in zip(subsets, logits if rank == 0 else ()):
+        if rank > 0:
+            continue
+        common = about(saved, test, rank) | source | {"checkpoint_hash": saved["sha256"][:12]} | {
+            f"checkpoint_{name}": together(saved["starts"])[name] for name in ("commit", "dirty")}
+        for subset, some in zip(subsets, logits):
+            if number is not None and all(model.sensors[key].kind == "image" for key in subset):
+                continue                                                      # there is nothing to thin
             scores = scores_of(some, test.labels.numpy())
             what = {"sensors": "+".join(subset), "dates": "all" if number is None else str(number)}
             print(json.dumps(what | {name: round(scores[name], 4) for name in (*SCORES, "n")}))
             if args.csv:
-                row = about(saved, test, rank) | what | source | {name: f"{scores[name]:.4f}" for name in SCORES} | {
-                    "checkpoint_hash": saved["sha256"][:12],
-                    **{f"checkpoint_{name}": together(saved["starts"])[name] for name in ("commit", "dirty")}}
+                row = common | what | {name: f"{scores[name]:.4f}" for name in SCORES}
                 write_row(args.csv, row, {"classes": list(test.classes)} | scores["counts"], SUBSET_KEYS)
 
 

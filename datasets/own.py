@@ -87,6 +87,8 @@ def read_sensor(path, entry, number):
         raise UserError(f"{name}: has no field period, a series needs it: {FORMS['period'][1]}")
     if entry["kind"] == "image" and entry.get("period") is not None:
         raise UserError(f"{name}: period is for a series; an image has none")
+    if entry["kind"] == "image" and (entry["patch"] % 2 or not 4 <= entry["patch"] <= 360):
+        raise UserError(f"{name}: patch is {entry['patch']}, of an image it must be an even number of 4 to 360 pixels")
     if Path(entry["files"]).suffix.lower() not in (endings := ENDINGS[entry["kind"]]):
         raise UserError(f"{name}: files is {entry['files']!r:.60}, of this kind it must end in {' or '.join(endings)}")
     return Sensor(**{field: tuple(value) if isinstance(value, list) else value for field, value in entry.items()})

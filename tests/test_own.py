@@ -20,7 +20,8 @@ from utils.results import SUBSET_KEYS, read_rows
 
 DOCS = (Path(__file__).parent.parent / "docs" / "own.md").read_text()
 EXAMPLE = json.loads(re.search(r"```json\n(.*?)```", DOCS, re.DOTALL)[1])
-COMMANDS = [shlex.split(line)[1:] for line in re.search(r"```bash\n(.*?)```", DOCS, re.DOTALL)[1].replace("\\\n", "").splitlines()]
+SHELL = re.search(r"```bash\n(.*?)```", DOCS, re.DOTALL)[1].replace("\\\n", "")
+COMMANDS = [shlex.split(line)[1:] for line in SHELL.splitlines()]
 SMALL = {"pretrain.py": ["--embed-dim", "32", "--depth", "1"], "finetune.py": []}
 TRAINING = ["--workers", "0", "--epochs", "1", "--pool", "8", "--batch-size", "8", "--epoch-steps", "1"]
 OTHERS = {"evaluate.py": ["--workers", "0"], "prepare.py": ["--workers", "0"]}
@@ -50,8 +51,8 @@ def folder(tmp_path, monkeypatch):
     (root / "drone").mkdir(parents=True)
     (root / "planet").mkdir()
     for k in range(28):
-        tifffile.imwrite(root / "drone" / f"t{k}.tif", rng.integers(1, 250, (80, 40, 3)).astype(np.uint8), photometric="rgb")
-        count = 2 + k % 2
+        image, count = rng.integers(1, 250, (80, 40, 3)).astype(np.uint8), 2 + k % 2
+        tifffile.imwrite(root / "drone" / f"t{k}.tif", image, photometric="rgb")
         np.savez(root / "planet" / f"t{k}.npz", data=rng.integers(1, 9999, (count, 4, 2, 1)).astype(np.uint16),
                  dates=np.array([20200229, 20200301, 20201231])[:count])
     (root / "sensors.json").write_text(json.dumps(EXAMPLE))
@@ -74,7 +75,7 @@ def call(script, *options):
 # ---- from files to scores -------------------------------------------------------------------------------------------
 
 def test_the_lines_of_the_docs(folder, tmp_path, capsys):
-    """Pretraining without labels; then with them to the scores of all sets of sensors, of checkpoints without a file."""
+    """Pretraining without labels; then with them to the scores of all sets of sensors, at last without the file."""
     first, *rest = COMMANDS
     assert [line[0] for line in COMMANDS] == ["pretrain.py", "prepare.py", "finetune.py", "evaluate.py"]
     call(*first)
@@ -89,17 +90,19 @@ def test_the_lines_of_the_docs(folder, tmp_path, capsys):
     assert re.search("warning: .*pretrained.pt: pretrained without a list of tiles", capsys.readouterr().err)
     rows = read_rows(tmp_path / "results/subsets.csv", SUBSET_KEYS)
     assert [row["sensors"] for row in rows] == ["drone+planet", "drone", "planet"]
-    assert {(row["dataset"], row["modality"], row["scale"], row["n_test"]) for row in rows} == {("mine", "all", "custom", "4")}
-    call("probe.py", "--checkpoint", "runs/mine/pretrain-seed0/pretrained.pt", "--data-root", "data/mine", "--workers", "0",
-         "--features", "tile", "--weights", "own", "--classifiers", "logistic", "--label-percent", "100")
-    assert re.search(r"all +tile +pretrained +logistic .*\nplanet|all +tile", capsys.readouterr().err)
+    for row in rows:
+        assert [row[name] for name in ("dataset", "modality", "scale", "n_test")] == ["mine", "all", "custom", "4"]
+    call("probe.py", "--checkpoint", "runs/mine/pretrain-seed0/pretrained.pt", "--data-root", "data/mine", "--workers",
+         "0", "--features", "tile", "--weights", "own", "--classifiers", "logistic", "--label-percent", "100")
+    assert re.findall(r"(\w+) +tile +pretrained +logistic", capsys.readouterr().err) == ["all", "drone", "planet"]
 
 
 def test_pretraining_takes_every_tile_where_there_is_no_list(folder):
     own.find("mine", folder)
-    sets = {split: open_dataset("mine", folder, split, ["drone", "planet"], labelled=False) for split in ("train", "val")}
-    assert sorted(sets["train"].names + sets["val"].names) == sorted(f"t{k}" for k in range(28)) and len(sets["val"]) == 4
-    assert sets["train"].labels.shape == (24, 0)
+    keys = ["drone", "planet"]
+    train, val = (open_dataset("mine", folder, split, keys, labelled=False) for split in ("train", "val"))
+    assert sorted(train.names + val.names) == sorted(f"t{k}" for k in range(28)) and len(val) == 4
+    assert train.labels.shape == (24, 0)
     with pytest.raises(UserError, match="labels.csv: cannot be read"):
         open_dataset("mine", folder, "train", ["drone"])
     (folder / "labels.csv").write_text("tile,split\nt1,train\nt2,val\nt3,test\n")
@@ -114,18 +117,21 @@ def test_pretraining_takes_every_tile_where_there_is_no_list(folder):
         open_dataset("mine", folder / "planet", "train", ["drone"], labelled=False)
 
 
-@pytest.mark.parametrize("form, names", [("a_{tile}_b.npy", ["a_7_b.npy", "a_x.y_b.npy"]), ("{tile}/h.NPY", ["7/h.NPY", "x.y/h.NPY"]),
-                                         ("h[1]/{tile}/{tile}.tif", ["h[1]/7/7.tif", "h[1]/x.y/x.y.tif", "h[1]/x.y/7.tif"])])
+@pytest.mark.parametrize("form, names", [
+    ("a_{tile}_b.npy", ["a_7_b.npy", "a_x.y_b.npy"]), ("{tile}/h.NPY", ["7/h.NPY", "x.y/h.NPY"]),
+    ("h[1]/{tile}/{tile}.tif", ["h[1]/7/7.tif", "h[1]/x.y/x.y.tif", "h[1]/x.y/7.tif"])])
 def test_tiles_are_found_by_their_files(tmp_path, form, names):
     for name in [*names, "a_7_b.npy.part", "other.npy"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        image = np.ones((20, 20), np.uint8)
-        tifffile.imwrite(tmp_path / name, image) if name.endswith("tif") else np.save(open(tmp_path / name, "wb"), image[None])
+        with open(tmp_path / name, "wb") as file:
+            if name.endswith("tif"):
+                tifffile.imwrite(file, np.ones((20, 20), np.uint8))
+            else:
+                np.save(file, np.ones((1, 20, 20), np.uint8))
     entry = {"key": "h", "kind": "image", "bands": ["h"], "resolution": 1, "patch": 20, "files": form}
     (tmp_path / "sensors.json").write_text(json.dumps([entry]))
     own.find("mine", tmp_path)
-    sets = [open_dataset("mine", tmp_path, split, ["h"], labelled=False) for split in ("train",)]
-    assert sets[0].names == ["7", "x.y"]
+    assert open_dataset("mine", tmp_path, "train", ["h"], labelled=False).names == ["7", "x.y"]
 
 
 def test_an_image_as_npz(folder):
@@ -135,7 +141,8 @@ def test_an_image_as_npz(folder):
         np.savez(path.with_suffix(".npz"), data=tifffile.imread(path).transpose(2, 0, 1))
     own.find("mine", folder)
     item = open_dataset("mine", folder, "train", ["drone", "planet"], labelled=False)[0]
-    assert np.array_equal(item["drone"], tifffile.imread(folder / "drone" / f"{item['name']}.tif").transpose(2, 0, 1))
+    image = tifffile.imread(folder / "drone" / f"{item['name']}.tif")
+    assert np.array_equal(item["drone"], image.transpose(2, 0, 1))
     np.savez(folder / "drone" / f"{item['name']}.npz", other=np.ones(3))
     with pytest.raises(UserError, match=r"npz: cannot be read as an npz file with data \("):
         open_dataset("mine", folder, "train", ["planet", "drone"], labelled=False)[0]
@@ -147,7 +154,7 @@ def test_the_example_is_these_sensors(folder, tmp_path):
     own.find("mine", folder)
     table = {"drone": Sensor("drone", "image", ("R", "G", "B"), 0.1, 40, files="drone/{tile}.tif"),
              "planet": Sensor("planet", "series", ("B", "G", "R", "NIR"), 4, 1, 366, files="planet/{tile}.npz")}
-    assert SENSORS["mine"] == table and [vars(sensor) for sensor in SENSORS["mine"].values()] == [vars(s) for s in table.values()]
+    assert [*map(vars, SENSORS["mine"].values())] == [*map(vars, table.values())] and SENSORS["mine"] == table
     (tmp_path / "my.json").write_text(json.dumps(EXAMPLE[:1]))
     own.find("mine", folder, tmp_path / "my.json")                                # what is asked for goes first
     assert list(SENSORS["mine"]) == ["drone"]
@@ -161,25 +168,30 @@ def changed(number=0, **fields):
 
 
 @pytest.mark.parametrize("content, text", [
-    ("{", "not a list of sensors .*; docs/own.md has an example"), ("{}", "not a list of sensors"), ("[]", "not a list of sensors"),
-    ("[7]", "sensor 1 is 7, expected are fields"), (changed(key=None), "sensor 1: has no field key, expected is letters, digits"),
-    (changed(bands=None), "sensor drone: has no field bands, expected is a list of names"),
-    (changed(files=None), "sensor drone: has no field files, expected is a path with {tile} in it"),
-    (changed(band=["R"]), "sensor drone: 'band' is no field; there are key, kind, bands,"),
-    (changed(key="dr_one"), "sensor dr_one: key is 'dr_one', expected is letters, digits and -"),
-    (changed(kind="video"), "sensor drone: kind is 'video', expected is \"image\" or \"series\""),
-    (changed(bands="RGB"), "sensor drone: bands is 'RGB', expected is a list"), (changed(bands=[]), r"drone: bands is \[\]"),
+    ("{", "not a list of sensors .*; docs/own.md has an example"), ("{}", "not a list of sensors"),
+    ("[]", "not a list of sensors"), ("[7]", "1 is 7, expected are fields"),
+    (changed(key=None), "1: has no field key, expected is letters, digits"),
+    (changed(bands=None), "drone: has no field bands, expected is a list of names"),
+    (changed(files=None), "drone: has no field files, expected is a path with {tile} in it"),
+    (changed(band=["R"]), "drone: 'band' is no field; there are key, kind, bands,"),
+    (changed(key="dr_one"), "dr_one: key is 'dr_one', expected is letters, digits and -"),
+    (changed(kind="video"), "drone: kind is 'video', expected is \"image\" or \"series\""),
+    (changed(bands="RGB"), "drone: bands is 'RGB', expected is a list"), (changed(bands=[]), r"drone: bands is \[\]"),
     (changed(bands=["R", "R"]), "drone: bands is"), (changed(bands=["R", 7]), "drone: bands is"),
-    (changed(patch=40.5), "sensor drone: patch is 40.5, expected is pixels a side"), (changed(patch=0), "drone: patch is 0"),
-    (changed(patch=True), "drone: patch is True"), (changed(resolution="1 m"), "sensor drone: resolution is '1 m', expected is metres"),
-    (changed(resolution=-1), "drone: resolution is -1"), (changed(period=366), "sensor drone: period is for a series"),
-    (changed(1, period=None), "sensor planet: has no field period, a series needs it"), (changed(1, period=1.5), "planet: period is 1.5"),
-    (changed(1, origin="2018"), "sensor planet: origin is '2018', expected is a date"), (changed(nodata="0"), "drone: nodata is '0'"),
-    (changed(in_all="no"), "drone: in_all is 'no', expected is true or false"), (changed(files="drone.tif"), "drone: files is 'drone.tif'"),
-    (changed(files="{tile}_{year}.tif"), "drone: files is '{tile}_{year}.tif'"), (changed(files="{tile.tif"), "drone: files is"),
-    (changed(files="{tile}.jp2"), "sensor drone: files is '{tile}.jp2', of this kind it must end in .tif or .tiff or .npy or .npz"),
-    (changed(1, files="{tile}.npy"), "sensor planet: files is '{tile}.npy', of this kind it must end in .npz"),
-    (changed(1, key="drone"), "sensor drone: its key is there twice"), (changed(patch=20), "resolution x patch must be the same ground .*: drone 2 m, planet 4 m")])
+    (changed(patch=40.5), "drone: patch is 40.5, expected is pixels a side"), (changed(patch=0), "drone: patch is 0"),
+    (changed(patch=True), "drone: patch is True"), (changed(patch=45), "drone: patch is 45, of an image .* an even"),
+    (changed(resolution="1 m"), "drone: resolution is '1 m', expected is metres"),
+    (changed(resolution=-1), "drone: resolution is -1"), (changed(period=366), "drone: period is for a series"),
+    (changed(1, period=None), "planet: has no field period, a series needs it"),
+    (changed(1, period=1.5), "planet: period is 1.5"),
+    (changed(1, origin="2018"), "planet: origin is '2018', expected is a date"),
+    (changed(nodata="0"), "drone: nodata is '0'"), (changed(in_all="no"), "drone: in_all is 'no', expected is true or"),
+    (changed(files="drone.tif"), "drone: files is 'drone.tif'"), (changed(files="{tile.tif"), "drone: files is"),
+    (changed(files="{tile}_{year}.tif"), "drone: files is '{tile}_{year}.tif'"),
+    (changed(files="{tile}.jp2"), "drone: files is '{tile}.jp2', of this kind it must end in .tif or .tiff or .npy or"),
+    (changed(1, files="{tile}.npy"), "planet: files is '{tile}.npy', of this kind it must end in .npz"),
+    (changed(1, key="drone"), "drone: its key is there twice"),
+    (changed(patch=20), "resolution x patch must be the same ground .*: drone 2 m, planet 4 m")])
 def test_what_is_wrong_with_it_is_one_line(folder, content, text):
     (folder / "sensors.json").write_text(content)
     with pytest.raises(UserError, match=rf"sensors.json: (sensor )?{text}") as error:
@@ -191,11 +203,12 @@ def test_names_that_are_not_known_or_taken(folder, capsys):
     line = ["--dataset", "mine", "--data-root", str(folder / "planet")]
     with pytest.raises(SystemExit):
         pretrain.main(line)
-    assert re.search(r"unknown dataset 'mine': there are treesatai-ts, .*--sensors or .*planet/sensors.json", capsys.readouterr().err)
+    told = capsys.readouterr().err
+    assert re.search(r"unknown dataset 'mine': there are treesatai-ts, .*--sensors or .*planet/sensors.json", told)
     with pytest.raises(SystemExit):
         importlib.import_module("prepare").main(["mine", "--root", str(folder / "planet")])
-    with pytest.raises(UserError, match="treesatai-ts is in datasets/sensors.py; give a dataset of your own another name"):
-        pretrain.main(["--dataset", "treesatai-ts", "--data-root", str(folder), "--sensors", str(folder / "sensors.json")])
+    with pytest.raises(UserError, match="treesatai-ts is in datasets/sensors.py; give a dataset of your own another"):
+        pretrain.main(["--dataset", "treesatai-ts", *line[2:], "--sensors", str(folder / "sensors.json")])
     with pytest.raises(UserError, match="nothing.json: cannot be read"):
         pretrain.main([*line, "--sensors", str(folder / "nothing.json")])
 
@@ -210,13 +223,13 @@ def test_a_checkpoint_of_other_sensors_is_refused(folder, tmp_path):
     (folder / "sensors.json").write_text(changed(1, bands=["B", "G", "R", "X"]))
     refused = (r"sensors.json: sensor planet: bands is \('B', 'G', 'R', 'X'\), in .*pt it is \('B', 'G', 'R', 'NIR'\): "
                "another dataset")
-    for script, checkpoint_of in ((evaluate, line), (probe, ["--checkpoint", "runs/mine/pretrain-seed0/pretrained.pt", *line[2:]])):
+    for script, path in ((evaluate, line[1]), (probe, "runs/mine/pretrain-seed0/pretrained.pt")):
         forget()
         with pytest.raises(UserError, match=refused):
-            script.main(checkpoint_of)
-    with pytest.raises(UserError, match=refused):                                 # in finetune.py: the file is read first
+            script.main(["--checkpoint", path, *line[2:]])
+    with pytest.raises(UserError, match=refused):                                 # here the file is read first
         call("finetune.py", *COMMANDS[2][1:], "--output", "other")
-    for path in (folder / "drone").iterdir():                                     # where the files lie may be another place
+    for path in list((folder / "drone").iterdir()):                               # the files may lie elsewhere
         path.rename(path.with_name(f"new_{path.name}"))
     (folder / "sensors.json").write_text(changed(files="drone/new_{tile}.tif"))
     forget()

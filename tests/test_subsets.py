@@ -145,6 +145,10 @@ def test_series_are_thinned_evenly(finetuned, demo, scored, tmp_path):
     lines = scored("--modalities", "s2", "--dates", "2,5,all")
     assert [line["dates"] for line in lines] == ["2", "5", "all"] == [row["dates"] for row in rows_of(tmp_path)]
     assert lines[2] == scored("--modalities", "s2")[0] and len({line["map"] for line in lines}) == 3
+    few = scored("--all-subsets", "--modalities", "vhr,s2", "--dates", "5,all")
+    assert [(line["sensors"], line["dates"]) for line in few] == [("vhr+s2", "5"), ("s2", "5"), ("vhr+s2", "all"), (
+        "vhr", "all"), ("s2", "all")]                                         # of an image there is nothing to thin
+    assert few[1] == lines[1] and few[0] != few[2] | {"dates": "5"}
     saved = checkpoint.load(finetuned, "finetuned")
     model = checkpoint.rebuild(finetuned, saved).eval()
     test, whole = (open_dataset("treesatai-ts", demo, "test", ["s2"], max_dates=number) for number in (5, None))
