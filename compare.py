@@ -121,7 +121,7 @@ def main(argv=None):
 
     seen = subsets.collect(folder, scale) if has_subsets else {}
     if seen:
-        blocks.append((f"subsets: F1 on test of a model that sees less than it was trained on, %{end}",
+        blocks.append((f"subsets: F1 on test of a checkpoint that sees less than it was trained on, %{end}",
                        subsets.lines(seen), []))
     elif has_subsets:
         problems.append(f"{folder / 'subsets.csv'} has no rows of scale {scale} yet; evaluate.py --all-subsets writes "

@@ -29,11 +29,23 @@ def collect(folder, scale):
     found = {}
     for model, cells in values.items():
         found[model] = {}
-        for sensors, dates in sorted(cells, key=lambda cell: (-cell[0].count("+"), cell[0], -number_of(cell[1]))):
+        for sensors, dates in sorted(cells, key=order_of(cells)):
             mean, std = mean_std(cells[sensors, dates])
             other = alone.get((*model[:4], sensors, model[5])) if dates == "all" else None
             found[model][sensors, dates] = {"mean": mean, "std": std, "n": len(cells[sensors, dates]), "alone": other}
     return found
+
+
+def order_of(cells):
+    """What (sensors, dates) are sorted by: the largest set first, then as the largest has its sensors; most dates
+    first.
+    """
+    keys = max((sensors.split("+") for sensors, _ in cells), key=len)
+
+    def order(cell):
+        seen = cell[0].split("+")
+        return -len(seen), [keys.index(key) if key in keys else len(keys) for key in seen], cell[0], -number_of(cell[1])
+    return order
 
 
 def number_of(dates):
@@ -78,12 +90,14 @@ def draw(path, found, remark):
     sets = {model: [cell for cell in cells if cell[1] == "all"] for model, cells in found.items()}
     heights = [1 + 0.32 * max(4, len(cells)) for cells in sets.values()]
     has_dates = any(dates != "all" for cells in found.values() for _, dates in cells)
-    title = "One model, seen by less than it was trained on: F1 on test"
-    figure = pictures.new_figure(11 if has_dates else 7.5, 1 + sum(heights), title, remark)
+    title = "A checkpoint that sees less than it was trained on: F1 on test"
+    figure = pictures.new_figure(12 if has_dates else 7.5, 1 + sum(heights), title, remark)
     panels = figure.subplots(len(found), 2 + has_dates, squeeze=False, height_ratios=heights,
                              width_ratios=[0.8, 2.6, *[2.4] * has_dates])
+    longest = max(max(cell["mean"], cell["alone"] or 0) for cells in found.values() for cell in cells.values())
     for (model, cells), row in zip(found.items(), panels):
         draw_sets(row[:2], model, sets[model], cells)
+        row[1].set_xlim(0, 1.05 * longest)
         if has_dates:
             draw_dates(row[2], model, cells)
     signs = [pictures.sign("s", size=9, color=pictures.BLUE, label="this model, the tokens of the others masked"),
@@ -127,4 +141,5 @@ def draw_dates(panel, model, cells):
     panel.set(xticks=range(len(numbers)), xticklabels=numbers, xlabel="dates of each series, evenly spread",
               ylabel=f"{METRICS[metric_of(model[0])]} (%)")
     panel.grid(color="0.9")
-    panel.legend(fontsize=8, title="sees", title_fontsize=8)
+    if panel.lines:
+        panel.legend(fontsize=8, title="sees", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

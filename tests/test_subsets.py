@@ -218,8 +218,8 @@ def test_compare_tells_and_draws_the_sets(tmp_path, capsys):
     assert "DEMO" in lines[0] and lines[2] == ("[treesatai-ts, omnisat, pretrained: self, trained on all, 100 % of the "
                                                "labels]")
     assert [line.split() for line in lines[3:]] == [["vhr+s2", "all", "71.0±1.4", "+0.0", "2"], [
-        "s2", "all", "60.0±1.4", "-11.0", "64.5", "2"], ["s2", "5", "31.0±1.4", "-40.0", "2"], [
-        "vhr", "all", "41.0±1.4", "-30.0", "2"]]
+        "vhr", "all", "41.0±1.4", "-30.0", "2"], ["s2", "all", "60.0±1.4", "-11.0", "64.5", "2"], [
+        "s2", "5", "31.0±1.4", "-40.0", "2"]]
     assert (tmp_path / "subsets.png").stat().st_size > 20000 and "64.5" in (tmp_path / "compare.md").read_text()
     with pytest.raises(UserError, match="subsets.csv has no rows of scale paper yet; evaluate.py --all-subsets"):
         write_rows(tmp_path / "subsets.csv", SUBSET_COLUMNS, [MODEL | {"sensors": "s2", "dates": "all", "seed": 0}])
