@@ -18,13 +18,14 @@ import csv
 import sys
 from pathlib import Path
 
-from tables import claims, curves
+from tables import claims, curves, subsets
 from tables.collect import FIGURE5, collect, differences, figure5, repairs
 from tables.text import LINES, as_markdown, as_text, difference_lines, figure5_lines, table_lines
 from utils.errors import UserError, run
 from utils.results import KEYS, TABLES, check_test_lists, folder_of
 
 RESULTS = Path(__file__).parent / "results"
+OTHERS = "fig5", "probe", "subsets", "claims"    # what is shown besides the tables, in this order
 DEMO = "DEMO: simulated tiles, small models, not comparable with the paper"
 
 
@@ -43,12 +44,12 @@ class Findings:
     """What a folder of results holds, and what it lacks.
 
     blocks: [(title, (header, lines), notes)], the text; tables: {name: (cells, cells on repaired Sentinel-1)};
-    entries: of figure 5; probes: of frozen evaluation; problems: lines on what is missing.
+    entries: of figure 5; probes: of frozen evaluation; seen: of sets of sensors; problems: lines on what is missing.
     """
 
     def __init__(self, folder, is_demo):
         self.folder, self.is_demo, self.scale = folder, is_demo, "demo" if is_demo else "paper"
-        self.blocks, self.tables, self.entries, self.probes, self.problems = [], {}, [], {}, []
+        self.blocks, self.tables, self.entries, self.probes, self.seen, self.problems = [], {}, [], {}, {}, []
 
     def add_block(self, title, lines, notes=()):
         self.blocks.append((f"{title}{f'. {DEMO}' if self.is_demo else ''}", lines, list(notes)))
@@ -100,6 +101,15 @@ class Findings:
         else:
             self.problems.append(f"{path} has no rows of scale {self.scale} yet; run_tables.sh probe writes them")
 
+    def add_subsets(self):
+        self.seen = subsets.collect(self.folder, self.scale)
+        if self.seen:
+            self.add_block("subsets: F1 on test of a checkpoint that sees less than it was trained on, %",
+                           subsets.lines(self.seen))
+        else:
+            self.problems.append(f"{self.folder / 'subsets.csv'} has no rows of scale {self.scale} yet; evaluate.py "
+                                 "--all-subsets writes them")
+
     def add_claims(self):
         found = claims.collect_claims(self.folder, self.scale)
         self.add_block(f"claims: what {'the demo' if self.is_demo else 'OmniSat'} shows on {claims.DATASET}",
@@ -122,7 +132,9 @@ class Findings:
         self.draw(DEMO if self.is_demo else "")
 
     def draw(self, remark):
-        """A picture of each table, of figure 5 and of frozen evaluation; without matplotlib a line that says so."""
+        """A picture of each table, of figure 5, of frozen evaluation and of sets of sensors; without matplotlib a line
+        that says so.
+        """
         try:
             from tables import pictures
         except ModuleNotFoundError as error:
@@ -136,6 +148,8 @@ class Findings:
             pictures.draw_figure5(self.folder / "fig5.png", self.entries, remark)
         if self.probes:
             pictures.draw_probe(self.folder / "probe.png", self.probes, remark)
+        if self.seen:
+            subsets.draw(self.folder / "subsets.png", self.seen, remark)
 
 
 def path_of(folder, table, s1):
@@ -146,7 +160,8 @@ def command_line():
     """The ArgumentParser."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("tables", nargs="*", metavar="TABLE",
-                           help="table2 ... table5, fig5, probe, claims (default: all there is, but for claims)")
+                           help="table2 ... table5, fig5, probe, subsets, claims (default: all there is, but for "
+                                "claims)")
     arguments.add_argument("--demo", action="store_true", help="the demo's results instead of the paper-scale ones")
     arguments.add_argument("--results", metavar="DIR", help="folder of the tables (default: results, or results/demo)")
     return arguments
@@ -154,14 +169,14 @@ def command_line():
 
 def chosen(tables, folder):
     """What is shown, in order: what was asked for, else all there is, but for claims. Errors: UserError."""
-    known = (*TABLES, "fig5", "probe", "claims")
+    known = (*TABLES, *OTHERS)
     for name in tables:
         if name not in known:
             raise UserError(f"unknown table '{name}': there are {', '.join(known)}")
     if tables:
-        return sorted(tables, key=lambda name: known.index(name) if name in ("probe", "claims") else -1)
+        return sorted(tables, key=lambda name: known.index(name) if name in OTHERS[1:] else -1)
     there = [table for table in TABLES if any(path_of(folder, table, s1).exists() for s1 in LINES)]
-    more = {"fig5": folder / "table2.csv", "probe": folder / "probe.csv"}
+    more = {"fig5": folder / "table2.csv", **{name: folder / f"{name}.csv" for name in ("probe", "subsets")}}
     found = there + [name for name, path in more.items() if path.exists()]
     if not found:
         raise UserError(f"no rows yet: {folder} has no table2.csv ... table5.csv; run_tables.sh writes them")
@@ -171,7 +186,8 @@ def chosen(tables, folder):
 def main(argv=None):
     args = command_line().parse_args(argv)
     findings = Findings(Path(args.results or (RESULTS / "demo" if args.demo else RESULTS)), args.demo)
-    more = {"fig5": findings.add_figure5, "probe": findings.add_probe, "claims": findings.add_claims}
+    more = {"fig5": findings.add_figure5, "probe": findings.add_probe, "subsets": findings.add_subsets,
+            "claims": findings.add_claims}
     for name in chosen(args.tables, findings.folder):
         if name in more:
             more[name]()

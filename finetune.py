@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from datasets import open_dataset
+from datasets import open_dataset, own
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from engine import checkpoint, distributed, options, starts
@@ -59,7 +59,11 @@ def open_splits(args, modalities, pretrained, rank):
         raise UserError(f"{args.data_root}: {len(train)} training tiles at {args.label_percent} % of the labels; "
                         f"{args.model} looks for the nearest {least}: give it more, or more labels", is_told=rank > 0)
     for path, saved in pretrained:
-        if saved["val_hash"] != val.list_hash:
+        if not saved.get("has_list", True):
+            if rank == 0:
+                print(f"warning: {path}: pretrained without a list of tiles, so on those of validation and test too, "
+                      "if without their labels", file=sys.stderr)
+        elif saved["val_hash"] != val.list_hash:
             raise UserError(f"{path}: pretrained with another list of validation tiles than {args.data_root} gives "
                             "now; was a val list added? pretrain again")
     return train, val
@@ -207,7 +211,7 @@ def facts_of(args, start, train, val):
             "max_dates": METHODS[args.model].max_dates(args.dataset),
             "s1": args.s1, "split_hash": train.split_hash, "val_hash": val.list_hash,
             "classes": list(train.classes), "pretrain_hours": sum(saved["hours"] for _, saved in start.pretrained),
-            "pretrain_source": starts.provenance_of(start.pretrained)}
+            "pretrain_source": starts.provenance_of(start.pretrained), **own.table(args.dataset)}
 
 
 def scale_of(args, arguments, modalities, start, splits, rank):

@@ -55,9 +55,10 @@ def write_lists(args, datasets, keys, records, is_new):
 def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
-    arguments.add_argument("dataset", choices=[*SENSORS, "weights"], help="a table of datasets/sensors.py; or weights")
+    arguments.add_argument("dataset", help=f"{', '.join(SENSORS)}, one of your own, or weights")
     arguments.add_argument("--root", metavar="DIR", help="folder of what was downloaded, see README; weights go to "
                                                          "weights/")
+    options.add_sensors(arguments)
     arguments.add_argument("--modalities", default="all", metavar="KEYS",
                            help="what to check, such as s2 or vhr,s1-des; all means those of the paper's tables")
     arguments.add_argument("--workers", type=whole(0), default=os.cpu_count(),
@@ -133,6 +134,7 @@ def main(argv=None):
         return failed
     if args.root is None:
         arguments.error("--root is required: the folder of what was downloaded")
+    options.check_dataset(arguments, args.dataset, args.root, args.sensors)
     report = Path(args.report or f"results/prepare/{args.dataset}.csv")
     progress = report.with_suffix(".progress.jsonl")
     report.parent.mkdir(parents=True, exist_ok=True)

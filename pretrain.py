@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from datasets import open_dataset
+from datasets import open_dataset, own
 from datasets.band_statistics import training_statistics
 from datasets.loading import Pools, make_loader
 from engine import distributed, options
@@ -199,7 +199,8 @@ def main(argv=None):
              "val_hash": val.list_hash, "val_order": VAL_ORDER, "max_dates": method.max_dates(args.dataset),
              "s1": args.s1, "is_demo": train.is_demo, "source": source,
              "is_paper": options.is_paper(args, arguments, modalities) and is_whole and options.has_release(
-                 args.dataset, {"train": train, "val": val}, rank)}
+                 args.dataset, {"train": train, "val": val}, rank),
+             **own.table(args.dataset), **({} if train.has_list else {"has_list": False})}
     training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler,
                         ("loss", *model.terms))
     if rank == 0:

@@ -1,4 +1,5 @@
 """Readers of the raw datasets, one file each, by the name used in arguments and CSV."""
+from datasets import own
 from datasets.flair import Flair
 from datasets.folders import Folders
 from datasets.pastis import Pastis
@@ -14,6 +15,7 @@ def open_dataset(name, root, split, modalities, findings=None, **choices):
 
     The other arguments are those of datasets.tiles.Tiles; choices: the fields of datasets.tiles.Choices.
     """
+    own.check_beside(name, root)
     return READERS.get(name, Folders)(root, split, modalities, name, Choices(**choices), findings)
 
 

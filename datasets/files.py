@@ -45,12 +45,12 @@ def read_text(path, advice="download it again"):
         raise UserError(f"{path}: cannot be read ({why(error)}); {advice}") from error
 
 
-def read_json(path, what):
-    """What a JSON file holds. what: what it should be, for the error."""
+def read_json(path, what, advice="download it again"):
+    """What a JSON file holds. what, advice: what it should be and what to do if it is not, for the error."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, advice))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not {what} ({why(error)}); download it again") from error
+        raise UserError(f"{path}: not {what} ({why(error)}); {advice}") from error
 
 
 def _read_plain_tif(file, bands):
@@ -155,10 +155,12 @@ def read_npy(path):
     return array
 
 
-def read_npz(path):
-    """A series of one's own: data (T, C, H, W) and dates (T,) as YYYYMMDD."""
+def read_npz(path, has_dates=True):
+    """A series of one's own: data (T, C, H, W) and dates (T,) as YYYYMMDD; or an image, data (C, H, W) and None."""
     try:
         with np.load(path, allow_pickle=False) as file:
+            if not has_dates:
+                return file["data"], None
             data, dates = file["data"], np.ravel(file["dates"])
         if dates.dtype.kind not in "iufSU":
             raise ValueError(f"dates of type {dates.dtype}")
@@ -168,5 +170,5 @@ def read_npz(path):
         return data, dates
     except Exception as error:    # numpy, zipfile and zlib raise many kinds for damaged files
         check_pointer(path)
-        raise UserError(f"{path}: cannot be read as an npz file with data and dates ({why(error)}); "
+        raise UserError(f"{path}: cannot be read as an npz file with data{' and dates' * has_dates} ({why(error)}); "
                         "write it again") from error

@@ -1,9 +1,10 @@
-"""A dataset of one's own: its sensors are a table in datasets/sensors.py, its files lie where these entries say.
+"""A dataset of one's own: its sensors are in a file (datasets/own.py) or a table of datasets/sensors.py, its files lie
+where these say.
 
     labels.csv      tile,split,<class>,<class>,...      a line a tile: its name, train, val or test, then 0 or 1 a class
-Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody. Where no label is
-asked for, split "all", the table need not be there. The file of an image may be missing in single tiles; a series of
-which nothing was seen is a file without dates.
+Without a val tile, 15 % of train are held out for validation, stratified, the same for everybody. Where no labels are
+wanted, the classes may be left out, or the whole list: then all tiles that have a file are for training. The file of an
+image may be missing in single tiles; a series of which nothing was seen is a file without dates.
 """
 import csv
 import hashlib
@@ -26,22 +27,33 @@ class Folders(Tiles):
     def find(self):
         marker = os.path.join(self.root, "DEMO.json")
         if self.split != "all":
-            self.read_table()
+            self.table = os.path.join(self.root, "labels.csv")
+            is_needed = self.choices.labelled or self.split == "test"
+            self.has_list = is_needed or os.path.exists(self.table)
+            self.index = self.read_list() if self.has_list else self.unlisted()
         return marker if os.path.exists(marker) else None
 
-    def read_table(self):
-        """labels.csv: its classes, and its lines as self.index."""
-        self.table = os.path.join(self.root, "labels.csv")
+    def unlisted(self):
+        """Lines of a list, of all tiles that have a file of a sensor, in the order of their names."""
+        tiles = set().union(*(self.there(sensor) for sensor in self.sensors))
+        if not tiles:
+            raise UserError(f"{self.root}: no labels.csv, and no file of {' or '.join(self.modalities)}: "
+                            + ", ".join(str(sensor.files) for sensor in self.sensors))
+        return [[tile, "train"] for tile in sorted(tiles)]
+
+    def read_list(self):
+        """The lines of labels.csv, below its header, whose classes become those of the dataset."""
         text = read_text(self.table, "expected are lines tile,split,<class>,...")
         try:
-            (first, second, *self.classes), *self.index = [row for row in csv.reader(io.StringIO(text)) if row]
+            (first, second, *self.classes), *lines = [row for row in csv.reader(io.StringIO(text)) if row]
         except (ValueError, csv.Error) as error:
             raise UserError(f"{self.table}: cannot be read ({why(error)}); expected are lines "
                             "tile,split,<class>,...") from error
-        if not self.classes or len(set(self.classes)) < len(self.classes) or not "".join(self.classes).isprintable():
+        is_named = "".join(self.classes).isprintable() and (self.classes or not self.choices.labelled)
+        if not is_named or len(set(self.classes)) < len(self.classes):
             raise UserError(f"{self.table}: its header names no class, or one twice; expected tile,split,<class>,...")
         seen = set()
-        for row in self.index:
+        for row in lines:
             if (first, second) != ("tile", "split") or len(row) != 2 + len(self.classes) \
                     or row[1] not in ("train", "val", "test") \
                     or not set(row[2:]) <= {"0", "1"} or row[0] in seen or not row[0].isprintable():
@@ -49,11 +61,13 @@ class Folders(Tiles):
                                 f"test, then 0 or 1 for each of {', '.join(self.classes)[:400]}, below a header "
                                 "tile,split,<class>,...")
             seen.add(row[0])
+        return lines
 
     def listed(self, split):
         def rows(split):
             found = [row for row in self.index if row[1] == split]
-            return [row[0] for row in found], np.array([row[2:] for row in found]).reshape(-1, len(self.classes)) == "1"
+            labels = np.array([row[2:] for row in found], str).reshape(len(found), len(self.classes))
+            return [row[0] for row in found], labels == "1"
         names, labels = rows(split)
         if rows("val")[0] or split == "test":
             return names, labels

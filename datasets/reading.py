@@ -63,7 +63,7 @@ class Reading(torch.utils.data.Dataset):
         if kind in (".tif", ".tiff"):
             data = read_tif(path, len(sensor.bands))
         elif kind == ".npz":
-            data, dates = read_npz(path)
+            data, dates = read_npz(path, sensor.kind == "series")
         else:
             data = read_npy(path)
         is_image = sensor.kind == "image"

@@ -1,7 +1,7 @@
 """The one table of sensors: what each dataset's modalities look like on the ground and in the file.
 
-A new sensor is a new entry here, a dataset of one's own a new table: readers, models and losses take everything from it
-and name no sensor. docs/own.md shows how.
+A new sensor is a new entry here, a dataset of one's own a new table, or a file (datasets/own.py): readers, models and
+losses take everything from it and name no sensor. docs/own.md shows how.
 """
 from dataclasses import dataclass, field, replace
 from typing import Optional, Tuple
@@ -50,7 +50,8 @@ class Sensor:
         return replace(self, bands=self.bands + self.extra_bands, extra_bands=())
 
 
-def _table(*sensors):
+def table_of(*sensors):
+    """{key: Sensor} of a dataset. Errors: ValueError if their patches are not the same ground."""
     if len({round(sensor.resolution * sensor.patch, 6) for sensor in sensors}) > 1:
         raise ValueError("resolution x patch must be the same ground for all sensors: "
                          + ", ".join(f"{s.key} {s.resolution * s.patch:g} m" for s in sensors))
@@ -61,13 +62,13 @@ S2 = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 
 SENSORS = {
     # 6 x 6 patches of 10 m (section 3.4); days of the year; radar in dB, s1 ascending, s1-des descending orbit
-    "treesatai-ts": _table(
+    "treesatai-ts": table_of(
         Sensor("vhr", "image", ("NIR", "G", "B", "R"), 0.2, 50),
         Sensor("s2", "series", S2, 10, 1, 366),
         Sensor("s1", "series", ("VV", "VH"), 10, 1, 366),
         Sensor("s1-des", "series", ("VV", "VH"), 10, 1, 366, in_all=False),
     ),
-    "treesatai": _table(                # the order of the bands in these files is another
+    "treesatai": table_of(                # the order of the bands in these files is another
         Sensor("vhr", "image", ("NIR", "G", "B", "R"), 0.2, 50),
         Sensor("s2", "series", ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12"), 10, 1, 366,
                extra_bands=("B01", "B09")),
@@ -75,7 +76,7 @@ SENSORS = {
     ),
     # 32 x 32 patches of 40 m (section 3.4); days since September 2018, up to the end of 2019. Reflectance x 10,000, of
     # which -0.1 is the least; the 20 m bands were enlarged bilinearly, nodata with the rest, see PAPER.md
-    "pastis-hd": _table(
+    "pastis-hd": table_of(
         Sensor("vhr", "image", ("R", "G", "B"), 1, 40,
                files="DATA_SPOT/PASTIS_SPOT6_RVB_1M00_2019/SPOT6_RVB_1M00_2019_{tile}.tif"),
         Sensor("s2", "series", S2, 10, 4, 486, "2018-09-01", files="DATA_S2/S2_{tile}.npy", nodata=-10000,
@@ -85,7 +86,7 @@ SENSORS = {
                in_all=False),
     ),
     # 10 x 10 patches of 10 m (section 3.4); days of the year; elevation above ground in steps of 0.2 m
-    "flair": _table(
+    "flair": table_of(
         Sensor("vhr", "image", ("R", "G", "B", "NIR", "elevation"), 0.2, 50),
         Sensor("s2", "series", S2, 10, 1, 366),
     ),

@@ -55,8 +55,8 @@ class Tiles(Reading):
     """Tiles of one split; each dataset is a subclass that finds its files. How one is read: datasets/reading.py.
 
     root: the raw files. split: train, val or test, or all, every tile that has files, without lists and labels.
-    modalities: keys of datasets.sensors. name: the dataset's. choices: of Choices. findings: a list to add what is wrong with single tiles to, as (tile, modality, text), instead
-    of stopping at the first (prepare.py).
+    modalities: keys of datasets.sensors. name: the dataset's. choices: of Choices. findings: a list to add
+    what is wrong with single tiles to, as (tile, modality, text), instead of stopping at the first (prepare.py).
 
     A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
     find(): looks for the files (self.index, if it needs one); returns the path of DEMO.json, which marks generated
@@ -71,6 +71,7 @@ class Tiles(Reading):
     has_cloud_masks = False     # whether cloud(i) can tell
     may_lack_images = False     # whether a tile may be without the file of an image, see lacks
     has_label_files = False     # whether labels are collected from a mask a tile, see datasets.splits.saved_labels
+    has_list = True             # whether a list says which tile is in which split
     lost = ()                   # what a split of the release has and is not here, by names such as a region's
     skipped = ()                # folders and zips below the root that are not part of the dataset
 
@@ -150,8 +151,8 @@ class Tiles(Reading):
         found = {sensor.key: self.there(sensor) for sensor in self.sensors}
         if lacks := [sensor for sensor in self.sensors if not found[sensor.key]]:
             form = f" ({lacks[0].files})" if lacks[0].files else ""
-            raise UserError(f"{self.root}: no file of {lacks[0].key}{form} of any tile; is this the folder of {self.name}? "
-                            "else leave the sensor out, see --modalities")
+            raise UserError(f"{self.root}: no file of {lacks[0].key}{form} of any tile; is this the folder of "
+                            f"{self.name}? else leave the sensor out, see --modalities")
         names = sorted(set().union(*found.values()))
         return names, np.zeros((len(names), len(self.classes)), bool)
 

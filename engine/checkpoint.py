@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from datasets import own
 from datasets.files import misfit
 from datasets.sensors import Sensor
 from models.methods import build_model
@@ -26,7 +27,10 @@ def save(path, checkpoint):
 
 
 def load(path, kind=None):
-    """Read a checkpoint of a kind, see SCRIPTS; None takes any. Errors: UserError that says what is wrong with it."""
+    """Read a checkpoint of a kind, see SCRIPTS; None takes any. A dataset of one's own is known from then on.
+
+    Errors: UserError that says what is wrong with it.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -37,7 +41,8 @@ def load(path, kind=None):
                         "these scripts") from error
     found = checkpoint.get("kind", "unknown") if isinstance(checkpoint, dict) else "unknown"
     if found not in SCRIPTS or kind not in (None, found):
-        wanted = " or ".join(f"{name!r}, as {script} writes it" for name, script in SCRIPTS.items() if kind in (None, name))
+        wanted = " or ".join(f"{name!r}, as {script} writes it" for name, script in SCRIPTS.items()
+                             if kind in (None, name))
         raise UserError(f"{path}: a checkpoint of kind {found!r}, expected {wanted}")
     kind = found
     if checkpoint.get("sha256") != content_hash(checkpoint):
@@ -45,6 +50,7 @@ def load(path, kind=None):
                         f"since; delete it and run {SCRIPTS[kind]} again")
     if "config" in checkpoint:                                                # words that sensors did not have then
         checkpoint["config"]["sensors"] = [asdict(Sensor(**sensor)) for sensor in checkpoint["config"]["sensors"]]
+        own.adopt(checkpoint["dataset"], checkpoint.get("table", checkpoint["config"]["sensors"]), path)
     return checkpoint
 
 

@@ -4,7 +4,7 @@ from utils.errors import UserError
 from utils.files import lock
 
 # options that may change from one start to the next: they change no weight, or (tiles_at_once, record) only by rounding
-FREE = ("data_root", "output", "csv", "workers", "tiles_at_once", "save_minutes", "record")
+FREE = ("data_root", "sensors", "output", "csv", "workers", "tiles_at_once", "save_minutes", "record")
 _locks = []    # of the folders that this process trains in, kept until it ends
 
 

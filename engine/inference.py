@@ -30,7 +30,8 @@ def add_options(arguments, which):
                            help="reading processes beside each process; 0 reads in the process itself")
     arguments.add_argument("--pool", type=whole(1), metavar="TILES",
                            help=f"tiles in a forward pass; results depend on it by rounding only (default: of omnisat "
-                                f"as many as have {PATCHES} patches, on a GPU {GPU_PATCHES:,}, of others as in training)")
+                                f"as many as have {PATCHES} patches, on a GPU {GPU_PATCHES:,}, of others as in "
+                                "training)")
 
 
 def opened(args, kind=None, check=lambda saved, keys: None):
@@ -63,7 +64,9 @@ def chosen_sensors(path, saved, text):
 def open_tiles(path, saved, data_root, split, keys):
     """The tiles, without labels, as the checkpoint's training saw them. path: of the checkpoint.
 
-    Errors: UserError for sensors that are not today's, besides those of the reader.
+    The sensors of a dataset of one's own came along in the checkpoint (engine.checkpoint.load), those of
+    datasets/sensors.py are today's. Errors: UserError if these are others than it was trained with, or if a split needs
+    a list that is not there, besides those of the reader.
     """
     name, settings, all_bands = saved["dataset"], saved["settings"], METHODS[saved["config"]["model"]].all_bands
     for sensor in (Sensor(**sensor) for sensor in saved["config"]["sensors"] if sensor["key"] in keys):
@@ -71,9 +74,13 @@ def open_tiles(path, saved, data_root, split, keys):
         if today is None or sensor != (today.with_all_bands() if all_bands else today):
             raise UserError(f"{path}: its {sensor.key} of {name} is {sensor}, datasets/sensors.py has "
                             f"{today or 'no such entry'}; restore the entry that it was trained with")
-    return open_dataset(name, data_root, split, keys, seed=saved["seed"], labelled=False, parts=settings["parts"],
-                        max_cloud=settings["max_cloud"] if "s2" in keys else None, all_bands=all_bands,
-                        max_dates=saved.get("max_dates", MAX_DATES), s1=s1_of(saved))
+    tiles = open_dataset(name, data_root, split, keys, seed=saved["seed"], labelled=False, parts=settings["parts"],
+                         max_cloud=settings["max_cloud"] if "s2" in keys else None, all_bands=all_bands,
+                         max_dates=saved.get("max_dates", MAX_DATES), s1=s1_of(saved))
+    if not tiles.has_list and saved.get("has_list", True):
+        raise UserError(f"{tiles.table}: cannot be read, it is not there; --split {split} needs the list that training "
+                        "had")
+    return tiles
 
 
 def model_of(path, saved):

@@ -7,7 +7,7 @@ import sys
 import torch
 from torch.utils._triton import has_triton
 
-from datasets import default_modalities
+from datasets import default_modalities, own
 from datasets.sensors import SENSORS
 from datasets.splits import differs_from_release
 from utils import plain
@@ -26,14 +26,31 @@ def parser(doc):
 def parse(arguments, argv, pools):
     """The arguments. pools: {model: {dataset: its own default of --pool}}."""
     args = arguments.parse_args(argv)
+    check_dataset(arguments, args.dataset, args.data_root, args.sensors)
     arguments.set_defaults(pool=pools[args.model].get(args.dataset, arguments.get_default("pool")))
     return arguments.parse_args(argv)
+
+
+def check_dataset(arguments, name, root, sensors):
+    """Find the sensors of a dataset of one's own, --sensors or beside the data; end with a line if it is not known."""
+    own.find(name, root, sensors)
+    if name not in SENSORS:
+        arguments.error(f"unknown dataset {name!r}: there are {', '.join(SENSORS)}; one of your own needs a file of "
+                        f"its sensors, --sensors or {os.path.join(root, own.NAME)}, see docs/own.md")
+
+
+def add_sensors(group):
+    group.add_argument("--sensors", metavar="FILE",
+                       help="the sensors of a dataset of your own (default: sensors.json in the folder of its files, "
+                            "if it is there), see docs/own.md")
 
 
 def add_data_options(options):
     """Which tiles, seen by which sensors."""
     group = options.add_argument_group("data")
-    group.add_argument("--dataset", required=True, choices=SENSORS, help="the dataset; its raw format is read as it is")
+    group.add_argument("--dataset", required=True, metavar="NAME",
+                       help=f"the dataset: {', '.join(SENSORS)}, whose raw formats are read as they are, or your own")
+    add_sensors(group)
     group.add_argument("--data-root", required=True, metavar="DIR", help="folder of the raw files, see README")
     group.add_argument("--modalities", default="all", metavar="KEYS",
                        help="all, or a comma-separated choice such as s2 or vhr,s1; all means those of the paper's "
@@ -152,7 +169,8 @@ def chosen_sensors(text, there, path):
     """
     keys = list(there) if text == "all" else text.split(",")
     if unknown := [key for key in keys if key not in there]:
-        raise UserError(f"--modalities {text}: {path} was trained on {', '.join(there)}, not on {', '.join(map(repr, unknown))}")
+        raise UserError(f"--modalities {text}: {path} was trained on {', '.join(there)}, not on "
+                        + ", ".join(map(repr, unknown)))
     return [key for key in there if key in keys]
 
 

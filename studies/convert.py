@@ -8,11 +8,12 @@ The table has a line a pixel and date, as CSV: the pixel's name, the date (YYYYM
 place it lies in, and a column a band. Each pixel becomes a tile of one patch: a series .npz a sensor, with NaN where a
 band is missing, and a line of labels.csv, a class a label. Places (cells of a grid, fields, regions) are never in two
 splits: of five parts of them, with about the same share of each class, one is for test, one for validation. Prints the
-entries that datasets/sensors.py needs.
+sensors.json that it needs (docs/own.md).
 """
 import argparse
 import csv
 import io
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,13 +136,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     series = series_of(args.series)
     count = convert(args.table, args.root, Columns(args.tile, args.date, args.label, args.place), series, args.nodata)
-    print(f"{args.root}: {count} tiles of one patch. Its table in datasets/sensors.py, with your resolution and "
-          "largest day number:")
-    print(f'"{Path(args.root).name}": _table(')
-    for key, bands in series.items():
-        print(f'    Sensor("{key}", "series", ({", ".join(repr(band) for band in bands)},), 10, 1, 520, "2017-01-01", '
-              f'files="{key}/{{tile}}.npz"),')
-    print("),")
+    print(f"{args.root}: {count} tiles of one patch. Its sensors.json, with your resolution, first day and largest day "
+          "number:")
+    print(json.dumps([{"key": key, "kind": "series", "bands": list(bands), "resolution": 10, "patch": 1, "period": 520,
+                       "origin": "2017-01-01", "files": f"{key}/{{tile}}.npz"} for key, bands in series.items()],
+                     indent=1))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ import torch
 import embed
 import finetune
 import pretrain
-from datasets import open_dataset
+from datasets import open_dataset, own
 from datasets.loading import collate
 from datasets.sensors import SENSORS
 from datasets.simulated.demo import write_treesatai
 from engine import checkpoint, shards
-from models import build_model
+from models.methods import build_model
 from models.omnisat import OmniSat
 from tests.own import mine, one_thread, own_table  # noqa: F401
 from tests.own import MODEL, SHORT, TABLE, embedded, options, read, write_mine
@@ -247,9 +247,13 @@ def test_sensors_that_are_not_those_of_the_checkpoint(mine, tmp_path, monkeypatc
     with pytest.raises(UserError, match="pretrained.pt: its planet of mine is .* restore the entry"):
         embed.main(options(mine[2], mine[1], tmp_path, "--level", "tile"))
     embed.main(options(mine[2], mine[1], tmp_path / "drone", "--level", "tile", "--modalities", "drone"))
-    monkeypatch.delitem(SENSORS, "mine")
+    monkeypatch.delitem(SENSORS["mine"], "planet")
     with pytest.raises(UserError, match="datasets/sensors.py has no such entry; restore"):
         embed.main(options(mine[2], mine[1], tmp_path, "--level", "tile"))
+    monkeypatch.setattr(own, "OWN", {})                                       # a dataset that is not in there at all
+    monkeypatch.delitem(SENSORS, "mine")
+    embed.main(options(mine[2], mine[1], tmp_path / "both", "--level", "tile"))
+    assert list(SENSORS["mine"]) == ["drone", "planet"]                       # the checkpoint's
 
 
 def test_folders_that_do_not_fit(mine, unlabelled, pretrained, tmp_path):

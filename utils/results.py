@@ -26,7 +26,13 @@ PROBE_COLUMNS = PROBE_KEYS + (
     "seed", "f1_weighted", "f1_weighted_low", "f1_weighted_high", "f1_macro", "f1_macro_low", "f1_macro_high",
     "f1_micro", "map", "n_test", "test_hash", "s1", "setting", "dimensions", "scale", "commit", "dirty", "command",
     "split_hash", "checkpoint_hash", "checkpoint_commit", "checkpoint_dirty", "torch", "device", "processes", "date")
-COLUMNS_OF = {KEYS: COLUMNS, PROBE_KEYS: PROBE_COLUMNS}
+# of evaluate.py --all-subsets: modality is what it was trained on, sensors and dates what it saw of the test tiles
+SUBSET_KEYS = ("dataset", "model", "pretraining", "ablation", "modality", "label_percent", "sensors", "dates")
+SUBSET_COLUMNS = SUBSET_KEYS + (
+    "seed", "f1_weighted", "f1_macro", "f1_micro", "map", "n_test", "test_hash", "s1", "scale", "commit", "dirty",
+    "command", "split_hash", "checkpoint_hash", "checkpoint_commit", "checkpoint_dirty", "torch", "device",
+    "processes", "date")
+COLUMNS_OF = {KEYS: COLUMNS, PROBE_KEYS: PROBE_COLUMNS, SUBSET_KEYS: SUBSET_COLUMNS}
 
 
 def read_rows(path, keys=KEYS):
