@@ -93,5 +93,6 @@ def next_command(args, is_demo):
     if is_demo:
         return "bash run_tables.sh demo"
     if root.name != FOLDERS.get(args.dataset):                            # a dataset, or a place, of one's own
-        return f"python pretrain.py --dataset {args.dataset} --data-root {args.root}"
+        sensors = f" --sensors {args.sensors}" if getattr(args, "sensors", None) else ""
+        return f"python pretrain.py --dataset {args.dataset} --data-root {args.root}{sensors}"
     return f"bash run_tables.sh {TABLES[args.dataset]}" + ("" if str(root.parent) == "data" else f" --data {root.parent}")

@@ -51,7 +51,8 @@ class Folders(Tiles):
             (first, second, *self.classes), *lines = [row for row in csv.reader(io.StringIO(text)) if row]
         except (ValueError, csv.Error) as error:
             raise UserError(f"{self.table}: cannot be read ({why(error)}); expected are lines tile,split,<class>,...") from error
-        if self.labelled and not self.classes or len(set(self.classes)) < len(self.classes) or not "".join(self.classes).isprintable():
+        is_named = "".join(self.classes).isprintable() and (self.classes or not self.labelled)
+        if not is_named or len(set(self.classes)) < len(self.classes):
             raise UserError(f"{self.table}: its header names no class, or one twice; expected tile,split,<class>,...")
         seen = set()
         for row in lines:

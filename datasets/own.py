@@ -20,7 +20,8 @@ from datasets.sensors import SENSORS, Sensor, table_of
 from utils.errors import UserError
 
 NAME = "sensors.json"
-OWN = {}    # {dataset: what its table was read from}, of tables that are not in datasets/sensors.py
+ENDINGS = {"image": (".tif", ".tiff", ".npy", ".npz"), "series": (".npz",)}    # a series needs its dates
+OWN = {}    # {dataset: (what its table is from, whether that is such a file)}, of those not in datasets/sensors.py
 
 
 def is_number(value):
@@ -94,9 +95,6 @@ def read_sensor(path, entry, number):
     return Sensor(**{field: tuple(value) if isinstance(value, list) else value for field, value in entry.items()})
 
 
-ENDINGS = {"image": (".tif", ".tiff", ".npy", ".npz"), "series": (".npz",)}    # a series needs its dates
-
-
 def read_table(path):
     """{key: Sensor} of a file. Errors: UserError that names it."""
     entries = read_json(path, "a list of sensors", "docs/own.md has an example")
@@ -122,8 +120,9 @@ def find(name, root, path=None):
         raise UserError(f"--sensors {path}: {name} is in datasets/sensors.py; give a dataset of your own another name")
     if name in SENSORS and name not in OWN or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name):
         return
-    if path is not None or (Path(root) / NAME).exists():
-        SENSORS[name], OWN[name] = read_table(path or Path(root) / NAME), str(path or Path(root) / NAME)
+    source = path or Path(root) / NAME
+    if path is not None or source.exists():
+        SENSORS[name], OWN[name] = read_table(source), (source, True)
 
 
 def adopt(name, entries, path):
@@ -134,22 +133,28 @@ def adopt(name, entries, path):
     if name in SENSORS and name not in OWN:
         return
     table = table_of(*(Sensor(**entry) for entry in entries))
-    if OWN.get(name, "").endswith(".json"):
-        check_same(SENSORS[name], OWN[name], table, path)
+    source, is_file = OWN.get(name, (path, False))
+    if is_file:
+        check_same(SENSORS[name], source, table, path)
     else:
-        SENSORS[name], OWN[name] = table, str(path)
+        SENSORS[name], OWN[name] = table, (path, False)
 
 
 def check_beside(name, root):
-    """Where the table came along in a checkpoint: that of sensors.json in root, if there is one, says where its files
-    are.
+    """Where a dataset is not known, find it; where its table came along in a checkpoint, sensors.json in root, if there
+    is one, says where its files are.
 
-    Errors: UserError if its sensors are others.
+    Errors: UserError for a dataset that is nowhere, or if its sensors are others.
     """
     path = Path(root) / NAME
-    if name in OWN and not OWN[name].endswith(".json") and path.exists():
+    if name not in SENSORS:
+        find(name, root)
+    if name not in SENSORS:
+        raise UserError(f"unknown dataset {name!r}: there are {', '.join(SENSORS)}, and no {path}")
+    source, is_file = OWN.get(name, (None, True))
+    if not is_file and path.exists():
         table = read_table(path)
-        check_same(table, path, SENSORS[name], OWN[name])
+        check_same(table, path, SENSORS[name], source)
         SENSORS[name] = SENSORS[name] | table
 
 

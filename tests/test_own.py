@@ -155,8 +155,12 @@ def test_the_example_is_these_sensors(folder, tmp_path):
     table = {"drone": Sensor("drone", "image", ("R", "G", "B"), 0.1, 40, files="drone/{tile}.tif"),
              "planet": Sensor("planet", "series", ("B", "G", "R", "NIR"), 4, 1, 366, files="planet/{tile}.npz")}
     assert [*map(vars, SENSORS["mine"].values())] == [*map(vars, table.values())] and SENSORS["mine"] == table
-    (tmp_path / "my.json").write_text(json.dumps(EXAMPLE[:1]))
-    own.find("mine", folder, tmp_path / "my.json")                                # what is asked for goes first
+    forget()
+    assert open_dataset("mine", folder, "train", ["drone"], labelled=False).sensor == {"drone": table["drone"]}
+    with pytest.raises(UserError, match="unknown dataset 'yours': there are .*, and no .*planet/sensors.json"):
+        open_dataset("yours", folder / "planet", "train", ["drone"])
+    (tmp_path / "my.txt").write_text(json.dumps(EXAMPLE[:1]))
+    own.find("mine", folder, tmp_path / "my.txt")                                # what is asked for goes first
     assert list(SENSORS["mine"]) == ["drone"]
 
 
