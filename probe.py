@@ -24,8 +24,8 @@ from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
 from engine import checkpoint, distributed, options
 from engine.log import provenance, together
-from models.methods import METHODS, build_model
 from models.handmade import handmade
+from models.methods import METHODS, build_model
 from utils import metrics
 from utils.classifiers import CLASSIFIERS, bootstrap, choose, scores_of
 from utils.errors import UserError, run
