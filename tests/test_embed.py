@@ -21,7 +21,7 @@ from datasets.loading import collate
 from datasets.sensors import SENSORS
 from datasets.simulated.demo import write_treesatai
 from engine import checkpoint, shards
-from models import build_model
+from models.methods import build_model
 from models.omnisat import OmniSat
 from tests.own import mine, one_thread, own_table  # noqa: F401
 from tests.own import MODEL, SHORT, TABLE, embedded, options, read, write_mine

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from models import build_model
+from models.methods import build_model
 from tests.test_models import S1, S2, VHR, make_batch
 
 KEYS = [VHR.key, S2.key, S1.key]

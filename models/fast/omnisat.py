@@ -60,7 +60,7 @@ class FastOmniSat(OmniSat):
     def parts(self, batch):
         """Slices of the tiles that are worked on at a time."""
         rows, columns = self.grid(batch)
-        return self.parts_of(len(batch[self.given(batch)[0]]), rows * columns)
+        return self.parts_of(len(self.present(batch)), rows * columns)
 
     def parts_of(self, tiles, patches):
         """Slices of so many tiles of so many patches."""
