@@ -1,5 +1,7 @@
 """Pictures of tiles: what is drawn is what the model says, in the units of the files; what is not drawn is told."""
+import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from datasets.loading import collate
 from datasets.sensors import SENSORS, Sensor
 from datasets.simulated.demo import write_treesatai
 from engine import checkpoint
-from models import build_model
+from losses import contrastive, reconstruction
+from models import build_model, omnisat
 from models.omnisat import patchify
 from utils.errors import UserError
 from views import picture, tile
@@ -296,3 +299,13 @@ def test_checkpoints_that_do_not_fit(data, checkpoints, tmp_path):
     changed.sensors["vhr"] = replace(changed.sensors["vhr"], bands=("R", "G", "B"))
     with pytest.raises(UserError, match="its weights are not those of today's omnisat"):
         show.main(command(data, write_checkpoint(tmp_path / "pretrained.pt", changed, "pretrained")))
+
+
+# ---- the drawing of the architecture --------------------------------------------------------------------------------
+
+def test_names_in_the_drawing_are_those_of_the_code():
+    text = (Path(__file__).parent.parent / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    names = re.findall(r'class="code[^>]*>([^<]+)<', text)
+    places = omnisat, contrastive, reconstruction, model_of(classes=2)
+    assert {"patchify", "pretrain_loss", "token_error", "head"} < set(names)
+    assert [name for name in names if not any(hasattr(place, name) for place in places)] == []
