@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import open_dataset
+from datasets.sensors import SENSORS, Sensor
 from datasets.tiles import MAX_DATES
 from engine import checkpoint, options
 from engine.log import together
@@ -39,6 +40,10 @@ def read_checkpoints(paths):
         saved = read_checkpoint(path)
         if saved["config"]["model"] != "omnisat":
             raise UserError(f"{path}: a checkpoint of {saved['config']['model']}; show.py draws omnisat only")
+        for sensor in saved["config"]["sensors"]:
+            if SENSORS.get(saved["dataset"], {}).get(sensor["key"]) != Sensor(**sensor):
+                raise UserError(f"{path}: trained on {sensor['key']} of {saved['dataset']}, which datasets/sensors.py "
+                                "does not have, or not like this; put its entry back")
         if saved["kind"] in found:
             raise UserError(f"--checkpoint: {found[saved['kind']][0]} and {path} are both {saved['kind']}; name one of "
                             "each kind")
@@ -64,15 +69,24 @@ def tiles_of(saved, root, split, labelled):
 
 
 def find(saved, root, name, labelled):
-    """The split that has a tile, and its number there. Errors: UserError if none has it."""
-    examples = []
+    """The split that has a tile, the split's tiles, and the tile's number. Errors: UserError if none has it.
+
+    Splits that cannot be opened, as where a folder has no test tiles, only count if the tile is not in the others.
+    """
+    examples, errors = [], []
     for split in SPLITS:
-        dataset = tiles_of(saved, root, split, labelled)
+        try:
+            dataset = tiles_of(saved, root, split, labelled)
+        except UserError as error:
+            errors.append(error)
+            continue
         if name in dataset.names:
             return split, dataset, dataset.names.index(name)
         examples.append(f"{dataset.names[0]} ({split})")
-    raise UserError(f"--tile {name}: none of {', '.join(SPLITS)} under {root} has it; there are such as "
-                    + ", ".join(examples))
+    if not examples:
+        raise errors[0]
+    raise UserError(f"--tile {name}: not in the lists under {root}, which have such as {', '.join(examples)}"
+                    + "".join(f"; {error}" for error in errors))
 
 
 def patch_number(wanted, grid):
@@ -86,21 +100,23 @@ def patch_number(wanted, grid):
 
 
 def label_of(dataset, i):
-    """What is written below a tile: its classes, or its name."""
+    """What is written below a tile: its classes if they are known, else how its name ends."""
     present = [name for name, true in zip(dataset.classes, dataset.labels[i]) if true]
-    return " ".join(present) if present else str(dataset.names[i])
+    return ", ".join(present) or dataset.names[i][-9:]
 
 
 def colours_of_tiles(model, dataset, i, count, projection, about):
     """[(label, f* as colours (rows, columns, 3))] of tile i and `count` others, evenly spread over the split's list.
 
     projection: a file to take the colours' projection from, or, if it is not there, to keep that of these tiles in;
-    None keeps nothing. about: the checkpoint's hash.
+    None keeps nothing. about: the checkpoint's hash. Errors: UserError for features that are not finite.
     """
     known = read_projection(projection, about) if projection and Path(projection).exists() else None
     count = min(count, len(dataset) - 1)
     numbers = [(i + k * len(dataset) // (count + 1)) % len(dataset) for k in range(count + 1)]
     found = [tile.features(model, dataset[number]) for number in tqdm(numbers, desc="f*", unit="tile", leave=False)]
+    if not all(np.isfinite(f).all() for f, _ in found):
+        raise UserError("f* is not finite; was the checkpoint trained with too high an --lr?")
     if known is None:
         known = fit_projection(np.concatenate([f for f, _ in found]), about)
         if projection:

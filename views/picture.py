@@ -18,6 +18,7 @@ from views.colours import bands_to_draw, colours_of, drawn, stretch_of
 WIDTH, EDGE, LEFT, RIGHT = 11, 0.2, 4.5, 5.75    # of the page, its margin, the columns
 SMALL, TEXT = 8, 8.5           # letters, points
 A_ROW = 25                     # dates
+LINE = 1.6                     # of a frame, points
 CURVES = 4                     # bands of a series, spread evenly over its list
 TILES_A_ROW, BAR_COLUMNS = 6, 4
 SIMILAR = "RdBu_r"             # colours that the colour-blind tell apart
@@ -68,7 +69,7 @@ def draw(path, view, others, titles, notes):
     name, *lines, remark = titles
     page.text(EDGE, 0.15, name, min(14, 600 / len(name)), weight="bold")
     page.text(WIDTH - EDGE, 0.15, remark, 10, weight="bold", color="#B00000", ha="right")
-    lines = textwrap.wrap("; ".join(lines), 145)
+    lines = textwrap.wrap("; ".join(line.replace(" ", "\xa0") for line in lines), 145, break_on_hyphens=False)
     page.text(EDGE, 0.45, "\n".join(lines), 9, color="0.25", linespacing=1.25)
     columns = {EDGE: LEFT, WIDTH - EDGE - RIGHT: RIGHT}
     left, right = columns
@@ -92,12 +93,15 @@ def draw(path, view, others, titles, notes):
     page.save(path, bottom + 0.1 + 0.15 * len(lines))
 
 
-def frame(axes, view, size=1, color=ORANGE):
-    """A frame around the patch, of so many pixels a side, white around it to be seen on anything."""
+def frame(axes, view, width, size=1, color=ORANGE):
+    """A frame outside the patch, of so many pixels a side, white around it to be seen on anything. width: of the axes.
+    """
     row, column = divmod(view.patch, view.grid[1])
-    for wide, edge in ((3.4, "white"), (1.8, color)):
-        axes.add_patch(Rectangle((column * size - 0.5, row * size - 0.5), size, size, fill=False, edgecolor=edge,
-                                 linewidth=wide, clip_on=False, zorder=4))
+    gap = LINE / 72 / width * view.grid[1] * size / 2                         # half a line, in pixels
+    corner, side = (column * size - 0.5 - gap, row * size - 0.5 - gap), size + 2 * gap
+    for wide, edge in ((LINE + 1.4, "white"), (LINE, color)):
+        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=edge, linewidth=wide, clip_on=False,
+                                 zorder=4))
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------
@@ -116,7 +120,7 @@ def image_block(page, left, top, width, view, key):
                                              0.75 + 0.25 * picture)
     text = "Orange frame: the patch that all panels look at."
     if key in view.rebuilt:
-        text = f"Masked patches in grey, then as the decoder makes them (the seen ones pale). {text}"
+        text = f"Masked patches in grey, then as the decoder makes them, seen ones pale. {text}"
     height = page.heading(left, top, width, f"{key}: the image, bands {name}", text)
     wide = (width - 0.2) / 3
     high = wide * image.shape[1] / image.shape[2]
@@ -124,7 +128,7 @@ def image_block(page, left, top, width, view, key):
         axes = page.panel(left + i * (wide + 0.1), top + height + 0.15, wide, high)
         axes.imshow(picture, interpolation="antialiased")
         axes.set_title(what, size=SMALL, pad=3)
-        frame(axes, view, size=size)
+        frame(axes, view, wide, size)
     return height + 0.15 + high
 
 
@@ -139,9 +143,9 @@ def month_ticks(days, sensor):
     return starts, [months[i].astype(object).strftime("%b") for i in starts]
 
 
-def dark_half(values):
-    """Of a series (T, C, H, W) the darker half of the dates, rounded up: without the clouds."""
-    return values[values.mean((1, 2, 3)).argsort()[:-(-len(values) // 2)]]
+def dark_third(values):
+    """Of a series (T, C, H, W) the darkest third of the dates, rounded up: without the clouds."""
+    return values[values.mean((1, 2, 3)).argsort()[:-(-len(values) // 3)]]
 
 
 def dates_block(page, left, top, width, view, key):
@@ -150,11 +154,11 @@ def dates_block(page, left, top, width, view, key):
     attention, kept = view.attention[key][view.patch], view.is_kept[key][view.patch]
     bands = bands_to_draw(sensor.bands)
     name = "natural colours" if len(set(bands)) == 3 else f"{sensor.bands[0]} in grey"
-    dates = "1 date" if len(days) == 1 else f"{len(days)} dates"
-    height = page.heading(left, top, width, f"{key}: {dates} in {name}, and their attention",
+    dates, their = ("1 date", "its") if len(days) == 1 else (f"{len(days)} dates", "their")
+    height = page.heading(left, top, width, f"{key}: {dates} in {name}, and {their} attention",
                           "Bars: the framed patch's; ticks: all patches'; orange: the "
                           f"{100 * view.share:.0f} % with most" + (", reconstructed." if view.rebuilt else "."))
-    pictures = drawn(values, sensor.bands, stretch_of(dark_half(values) if len(set(bands)) == 3 else values))
+    pictures = drawn(values, sensor.bands, stretch_of(dark_third(values) if len(set(bands)) == 3 else values))
     rows = -(-len(days) // A_ROW)
     in_row = -(-len(days) // rows)
     side = min(width / in_row, 0.6)
@@ -187,21 +191,25 @@ def curves_block(page, left, top, width, view, key):
     """Bands of the patch over the year, beside what was reconstructed."""
     sensor, days, kept = view.sensors[key], view.days[key], view.is_kept[key][view.patch]
     is_rebuilt = key in view.rebuilt and view.is_masked[list(view.sensors).index(key), view.patch]
-    text = "Units of the file; grey: all dates; black: those kept" + (
-        "; orange rings: reconstructed, token masked." if is_rebuilt else
-        "; its token is not masked, nothing is reconstructed." if key in view.rebuilt else ".")
-    height = page.heading(left, top, width, f"{key}: the framed patch over the year", text) + 0.12
+    text = "" if key not in view.rebuilt else (
+        "; rings: reconstructed (token masked)" if is_rebuilt else " (token not masked: no reconstruction)")
+    height = page.heading(left, top, width, f"{key}: the framed patch over the year, in the units of the file",
+                          f"Black: dates kept{text}; grey: all dates, cut off if far away.") + 0.12
     chosen = np.unique(np.linspace(0, len(sensor.bands) - 1, min(CURVES, len(sensor.bands))).round().astype(int))
     gap = 0.42
     wide = width / max(2, len(chosen)) - gap
     for i, band in enumerate(chosen):
         axes = page.panel(left + gap + i * (wide + gap), top + height, wide, 0.85)
         curve = view.curves[key][view.patch, :, band]
+        near = curve[kept]
         axes.plot(days, curve, ".-", color="0.7", markersize=2.5, linewidth=0.8)
         axes.plot(days[kept], curve[kept], ".", color="black", markersize=6)
         if is_rebuilt:
             axes.plot(days[kept], view.rebuilt[key][view.patch, kept, band], "o", color=ORANGE, markersize=5,
                       fillstyle="none", markeredgewidth=1.4)
+            near = np.concatenate([near, view.rebuilt[key][view.patch, kept, band]])
+        margin = 0.15 * (near.max() - near.min()) or 1
+        axes.set_ylim(near.min() - margin, near.max() + margin)
         axes.set_title(sensor.bands[band], size=SMALL, pad=2)
         axes.yaxis.set_major_locator(MaxNLocator(3))
         starts, names = month_ticks(np.arange(days.min(), days.max() + 1), sensor)
@@ -220,8 +228,8 @@ def tokens_block(page, left, top, width, view):
     keys, is_drawn = list(view.sensors), view.is_masked is not None
     text = "First column: tokens that are masked, in white (K of equation 4). Others: c" if is_drawn else "C"
     height = page.heading(left, top, width, f"tokens: {'masks, and ' if is_drawn else ''}similarity (figure 4)",
-                          f"{text}osine of the framed patch's token and all tokens of the tile; at the black frames "
-                          "the contrastive loss wants 1.") + 0.15
+                          f"{text}osine of the framed patch's token and all tokens of the tile" + (
+                              "; at the black frames the contrastive loss wants 1." if len(keys) > 1 else ".")) + 0.15
     side = min(0.7, (width - 1.5) / (len(keys) + is_drawn))
     high = min(side, side * view.grid[0] / view.grid[1])
     start = left + 0.5 + is_drawn * (side + 0.3)
@@ -231,12 +239,12 @@ def tokens_block(page, left, top, width, view):
             axes = page.panel(left + 0.5, top + height, side, high)
             cells(axes, view.is_masked[m].reshape(view.grid), ListedColormap([BLUE, "white"]), 0, 1)
             axes.set_title("" if m else "masked", size=SMALL, pad=3)
-            frame(axes, view)
+            frame(axes, view, side)
         for n, other in enumerate(keys):
             axes = page.panel(start + n * (side + 0.08), top + height, side, high)
             image = cells(axes, view.similarity[m, n].reshape(view.grid), SIMILAR, -1, 1)
             axes.set_title("" if m else f"to {other}", size=SMALL, pad=3)
-            frame(axes, view, color=ORANGE if m == n else "black")
+            frame(axes, view, side, color=ORANGE if m == n else "black")
         height += high + 0.08
     long = len(keys) * (high + 0.08)
     bar = page.panel(start + len(keys) * (side + 0.08) + 0.1, top + height - long, 0.12, long - 0.08)
@@ -265,8 +273,8 @@ def features_block(page, left, top, width, others):
         for i, (name, picture) in enumerate(row):
             axes = page.panel(left + i * (side + 0.1), top + height, side, high)
             axes.imshow(picture)
-            axes.set_xlabel("\n".join(textwrap.wrap(name, int(side * 16))[:2]), size=SMALL - 0.5, labelpad=2,
-                            weight="bold" if start + i == 0 else "normal")
+            lines = textwrap.wrap(name, int(side * 16), max_lines=2, placeholder="...")
+            axes.set_xlabel("\n".join(lines), size=SMALL - 0.5, labelpad=2, weight="normal" if start + i else "bold")
         height += high + 0.35
     return height
 
@@ -280,7 +288,7 @@ def classes_block(page, left, top, width, view):
     for start in range(0, len(view.classes), rows):
         part = slice(start, start + rows)
         names, truth = view.classes[part], view.truth[part]
-        axes = page.panel(left + start // rows * wide + 1, top + height, wide - 1.15, 0.15 * rows)
+        axes = page.panel(left + start // rows * wide + 1.1, top + height, wide - 1.25, 0.15 * rows)
         axes.barh(range(len(names)), view.probabilities[part], 0.7, color=[BLUE if true else "0.7" for true in truth])
         axes.axvline(0.5, color="0.3", linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(names)), [f"{name[:15]} {'•' if true else '  '}" for name, true in
