@@ -20,7 +20,6 @@ from datasets.sensors import SENSORS, Sensor
 from datasets.tiles import MAX_DATES
 from engine import checkpoint, options
 from engine.log import together
-from probe import read_checkpoint
 from utils.errors import UserError, run
 from utils.numbers import whole, whole_list
 from utils.results import s1_of
@@ -37,7 +36,7 @@ def read_checkpoints(paths):
     """{"pretrained" or "finetuned": (path, checkpoint)}. Errors: UserError for such as cannot be drawn, or together."""
     found = {}
     for path in paths:
-        saved = read_checkpoint(path)
+        saved = checkpoint.load_finished(path)
         if saved["config"]["model"] != "omnisat":
             raise UserError(f"{path}: a checkpoint of {saved['config']['model']}; show.py draws omnisat only")
         for sensor in saved["config"]["sensors"]:

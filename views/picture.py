@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tables.pictures import BLUE, ORANGE
 from utils.files import written_whole
-from views.colours import bands_to_draw, colours_of, drawn, stretch_of
+from views.colours import bands_to_draw, drawn, stretch_of
 
 WIDTH, EDGE, LEFT, RIGHT = 11, 0.2, 4.5, 5.75    # of the page, its margin, the columns
 SMALL, TEXT = 8, 8.5           # letters, points
