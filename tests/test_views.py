@@ -11,7 +11,8 @@ from datasets.loading import collate
 from datasets.sensors import SENSORS
 from datasets.simulated.demo import write_treesatai
 from losses import contrastive, reconstruction
-from models.methods import build_model, omnisat
+from models import omnisat
+from models.methods import build_model
 from models.omnisat import patchify
 from utils.errors import UserError
 from views import tile
