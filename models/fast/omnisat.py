@@ -13,8 +13,8 @@ from models import combiner, image, norms, series
 from models.fast import combiner as fast_combiner
 from models.fast import image as fast_image
 from models.fast import series as fast_series
-from models.fast.forms import change_classes
 from models.fast.contrastive import contrastive_loss
+from models.fast.forms import change_classes
 from models.omnisat import MASK_SHARE, OmniSat
 from utils.plain import is_plain
 
