@@ -38,7 +38,8 @@ def demo_side(marker, side):
 class Tiles(torch.utils.data.Dataset):
     """Tiles of one split; each dataset is a subclass that finds its files.
 
-    root: the raw files. split: train, val or test, or all, every tile that has files, without lists and labels. modalities: keys of datasets.sensors. name: the dataset's.
+    root: the raw files. split: train, val or test; or all, every tile that has files, without lists and labels.
+    modalities: keys of datasets.sensors. name: the dataset's.
     label_percent: of the training tiles, a stratified subset that follows the seed. labelled: False leaves labels out
     (pretraining). max_dates: of a series; None keeps all. max_cloud (%): leave out optical dates whose mean
     probability of cloud or snow is higher; None keeps all. parts: cut each tile into parts x parts tiles. all_bands:
@@ -128,8 +129,8 @@ class Tiles(torch.utils.data.Dataset):
         found = {sensor.key: self.there(sensor) for sensor in self.sensors}
         if lacks := [sensor for sensor in self.sensors if not found[sensor.key]]:
             form = f" ({lacks[0].files})" if lacks[0].files else ""
-            raise UserError(f"{self.root}: no file of {lacks[0].key}{form} of any tile; is this the folder of {self.name}? "
-                            "else leave the sensor out, see --modalities")
+            raise UserError(f"{self.root}: no file of {lacks[0].key}{form} of any tile; is this the folder of "
+                            f"{self.name}? else leave the sensor out, see --modalities")
         names = sorted(set().union(*found.values()))
         return names, np.zeros((len(names), len(self.classes)), bool)
 

@@ -281,7 +281,7 @@ def test_a_series_may_be_empty(folder):
 # ---- splits ---------------------------------------------------------------------------------------------------------
 
 def test_all_tiles_that_have_files_need_no_table(folder):
-    """Listed or not; a name stands for itself in each place of a pattern; what a system hides beside them is no tile."""
+    """Listed or not; a name stands for itself in each place of a pattern; what a system hides there is no tile."""
     (folder / "labels.csv").unlink()
     for key in ALL:
         write(folder, key, "z[9]")
