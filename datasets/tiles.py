@@ -150,8 +150,8 @@ class Tiles(Reading):
         found = {sensor.key: self.there(sensor) for sensor in self.sensors}
         if lacks := [sensor for sensor in self.sensors if not found[sensor.key]]:
             form = f" ({lacks[0].files})" if lacks[0].files else ""
-            raise UserError(f"{self.root}: no file of {lacks[0].key}{form} of any tile; is this the folder of {self.name}? "
-                            "else leave the sensor out, see --modalities")
+            raise UserError(f"{self.root}: no file of {lacks[0].key}{form} of any tile; is this the folder of "
+                            f"{self.name}? else leave the sensor out, see --modalities")
         names = sorted(set().union(*found.values()))
         return names, np.zeros((len(names), len(self.classes)), bool)
 
