@@ -146,6 +146,14 @@ def target_of(args, modality):
     return Path(folder) / "pretrained.pt"
 
 
+def facts_of(args, train, val):
+    """What the checkpoint says of the tiles."""
+    facts = {"dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash, "val_hash": val.list_hash,
+             "val_order": VAL_ORDER, "max_dates": METHODS[args.model].max_dates(args.dataset), "s1": args.s1,
+             "is_demo": train.is_demo, **own.table(args.dataset)}
+    return facts if train.has_list else facts | {"has_list": False}
+
+
 def in_words(args, modalities, train):
     """What is pretrained on what."""
     return (f"pretraining {args.model} on {len(train)} tiles of {args.dataset}"
@@ -195,12 +203,9 @@ def main(argv=None):
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=10)
 
     # ---- resume
-    facts = {"config": config, "dataset": args.dataset, "seed": args.seed, "split_hash": train.split_hash,
-             "val_hash": val.list_hash, "val_order": VAL_ORDER, "max_dates": method.max_dates(args.dataset),
-             "s1": args.s1, "is_demo": train.is_demo, "source": source,
+    facts = {"config": config, **facts_of(args, train, val), "source": source,
              "is_paper": options.is_paper(args, arguments, modalities) and is_whole and options.has_release(
-                 args.dataset, {"train": train, "val": val}, rank),
-             **own.table(args.dataset), **({} if train.has_list else {"has_list": False})}
+                 args.dataset, {"train": train, "val": val}, rank)}
     training = Training(target, "pretrained", saved, settings, facts, args, place, model, optimizer, scheduler,
                         ("loss", *model.terms))
     if rank == 0:

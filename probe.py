@@ -24,8 +24,8 @@ from datasets.loading import Pools, make_loader
 from datasets.tiles import MAX_DATES
 from engine import checkpoint, distributed, options
 from engine.log import provenance, together
-from models.methods import METHODS, build_model
 from models.handmade import handmade
+from models.methods import METHODS, build_model
 from utils import metrics
 from utils.classifiers import CLASSIFIERS, bootstrap, choose, scores_of
 from utils.errors import UserError, run
@@ -91,11 +91,6 @@ def kept(path, about, compute, rank):
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
-
-def read_checkpoint(path):
-    """A finished checkpoint, pretrained or fine-tuned. Errors: UserError."""
-    return checkpoint.load_finished(path)
-
 
 def model_of(path, saved, sensors, classes, weights):
     """The checkpoint's model for some of its sensors. weights: "own", or "random", drawn with the checkpoint's seed."""
@@ -243,7 +238,7 @@ def main(argv=None):
     if args.csv:
         read_rows(args.csv, PROBE_KEYS)                                       # another kind of table is told now
     rank, _, device = place = distributed.setup()
-    saved = read_checkpoint(args.checkpoint)
+    saved = checkpoint.load_finished(args.checkpoint)
     options.check_tiles_at_once(args.tiles_at_once, saved["config"]["model"])
     seen, wanted = chosen(args, saved)
     source = provenance("probe.py", argv if argv is not None else sys.argv[1:], device)

@@ -49,7 +49,7 @@ def coarser(place, corner, step):
         x, y, *z = place[SCALE]
         place[SCALE] = (x * across, y * down, *z)
     if TIEPOINT in place:
-        points = np.reshape(place[TIEPOINT], (-1, 6))
+        points = np.array(place[TIEPOINT], float).reshape(-1, 6)
         points[:, 0], points[:, 1] = (points[:, 0] - left) / across, (points[:, 1] - top) / down
         if SCALE in place:                                                    # of (0, 0), which some readers expect
             (column, row, depth, x, y, z), (across, down, *_) = points[0], place[SCALE]

@@ -20,8 +20,7 @@ from utils.errors import UserError
 # pixel values 1..18; 0 is background and 19 void (parcels mostly outside the tile), both no label
 CLASSES = ("Meadow", "Soft winter wheat", "Corn", "Winter barley", "Winter rapeseed", "Spring barley", "Sunflower",
            "Grapevine", "Beet", "Winter triticale", "Winter durum wheat", "Fruits, vegetables, flowers", "Potatoes",
-           "Leguminous fodder",
-           "Soybeans", "Orchard", "Mixed cereal", "Sorghum")
+           "Leguminous fodder", "Soybeans", "Orchard", "Mixed cereal", "Sorghum")
 VOID = len(CLASSES) + 1
 FOLDS = {"train": (1, 2, 3), "val": (4,), "test": (5,)}
 SIDE, PATCH = 128, 4           # pixels of the series; 40 m patches

@@ -55,8 +55,8 @@ class Tiles(Reading):
     """Tiles of one split; each dataset is a subclass that finds its files. How one is read: datasets/reading.py.
 
     root: the raw files. split: train, val or test, or all, every tile that has files, without lists and labels.
-    modalities: keys of datasets.sensors. name: the dataset's. choices: of Choices. findings: a list to add
-    what is wrong with single tiles to, as (tile, modality, text), instead of stopping at the first (prepare.py).
+    modalities: keys of datasets.sensors. name: the dataset's. choices: of Choices. findings: a list to add what is
+    wrong with single tiles to, as (tile, modality, text), instead of stopping at the first (prepare.py).
 
     A subclass sets `classes`, `folder` (of the release's name) and `grid` (patches: rows, columns), and has
     find(): looks for the files (self.index, if it needs one); returns the path of DEMO.json, which marks generated

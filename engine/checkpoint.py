@@ -41,9 +41,8 @@ def load(path, kind=None):
                         "these scripts") from error
     found = checkpoint.get("kind", "unknown") if isinstance(checkpoint, dict) else "unknown"
     if found not in SCRIPTS or kind not in (None, found):
-        wanted = " or ".join(f"{name!r}, as {script} writes it" for name, script in SCRIPTS.items()
-                             if kind in (None, name))
-        raise UserError(f"{path}: a checkpoint of kind {found!r}, expected {wanted}")
+        kinds = [f"{name!r}, as {script} writes it" for name, script in SCRIPTS.items() if kind in (None, name)]
+        raise UserError(f"{path}: a checkpoint of kind {found!r}, expected {' or '.join(kinds)}")
     kind = found
     if checkpoint.get("sha256") != content_hash(checkpoint):
         raise UserError(f"{path}: its content does not have the hash that was written with it: damaged, or changed "

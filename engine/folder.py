@@ -26,8 +26,7 @@ def open_folder(target, kind, args, rank, **found):
     saved = checkpoint.load(target, kind) if target.exists() else None
     if len(set(distributed.gather(saved and saved["sha256"]))) > 1:
         raise UserError(f"{target}: the processes do not see the same checkpoint; it must be on a file system that "
-                        "they share",
-                        is_told=rank > 0)
+                        "they share", is_told=rank > 0)
     if saved is not None:
         # what runs of before this option did; fine-tuning, whose head and choice of the epoch are others since, cannot
         # go on
@@ -38,6 +37,5 @@ def open_folder(target, kind, args, rank, **found):
                   if before.get(name) != settings.get(name)]
         if others:
             raise UserError(f"{target} was begun with {', '.join(others)}: repeat these, choose another --output, or "
-                            "delete it",
-                            is_told=rank > 0)
+                            "delete it", is_told=rank > 0)
     return saved, settings

@@ -29,7 +29,7 @@ def add_options(arguments, which):
     arguments.add_argument("--workers", type=whole(0), default=4,
                            help="reading processes beside each process; 0 reads in the process itself")
     arguments.add_argument("--pool", type=whole(1), metavar="TILES",
-                           help=f"tiles in a forward pass; results depend on it by rounding only (default: of omnisat "
+                           help="tiles in a forward pass; results depend on it by rounding only (default: of omnisat "
                                 f"as many as have {PATCHES} patches, on a GPU {GPU_PATCHES:,}, of others as in "
                                 "training)")
 

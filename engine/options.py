@@ -169,8 +169,8 @@ def chosen_sensors(text, there, path):
     """
     keys = list(there) if text == "all" else text.split(",")
     if unknown := [key for key in keys if key not in there]:
-        raise UserError(f"--modalities {text}: {path} was trained on {', '.join(there)}, not on "
-                        + ", ".join(map(repr, unknown)))
+        raise UserError(
+            f"--modalities {text}: {path} was trained on {', '.join(there)}, not on {', '.join(map(repr, unknown))}")
     return [key for key in there if key in keys]
 
 

@@ -82,9 +82,10 @@ def alike(datasets, modalities, rate):
 
 
 EVERY, IMAGES = ("vhr", "s2", "s1", "all"), ("vhr", "s2", "all")
-AUTOENCODER = {"pretraining": "self", "sees": {"all": ("vhr", "s2")}, "pools": {"treesatai": 32}, "forms": {
-    # 2,352 tokens of a tile's S2 on treesatai. FLAIR's late fusion has seasons, so its S2 alone has them too
-    "treesatai": "date", "treesatai-ts": "seasons", "pastis-hd": "median", "flair": "seasons"}}
+# of SatMAE and Scale-MAE, which have 2,352 tokens of a tile's S2 on treesatai. FLAIR's late fusion has seasons, so its
+# S2 alone has them too
+AUTOENCODER = {"pretraining": "self", "sees": {"all": ("vhr", "s2")}, "pools": {"treesatai": 32},
+               "forms": {"treesatai": "date", "treesatai-ts": "seasons", "pastis-hd": "median", "flair": "seasons"}}
 
 METHODS = {
     # fine-tuning not as in the paper, 2e-5 for pretrained weights: too slow for the short trainings, see the rehearsal

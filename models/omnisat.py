@@ -1,10 +1,9 @@
 """OmniSat (section 3, figure 2): one encoder per modality, a combiner, one decoder per modality.
 
 Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K classes.
-A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool (True where
-there is no date; its values are finite), and, where images may be missing, <key>_missing (B,) bool (True where there is
-no image; its values are finite). Values come as they are in the file (dB for radar): the model standardises them. For
-features a batch may lack a sensor: it is then missing in all its tiles.
+A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool, True where
+there is no date, and, where images may be missing, <key>_missing (B,) bool. Values are finite, and as they are in the
+file (dB for radar): the model standardises them. For features a batch may lack a sensor: no tile of it has that.
 """
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from losses.reconstruction import token_error, top_dates
 from models.combiner import Combiner
 from models.image import ImageDecoder, ImageEncoder
 from models.norms import BatchNorm
-from models.patches import patchify, random_mask, shared_grid
+from models.patches import patchify, random_mask, shared_grid, which_are_there
 from models.series import SeriesDecoder, SeriesEncoder
 from models.standardize import Standardization
 
@@ -25,11 +24,10 @@ ABLATIONS = ("none", "no_index_bypass", "no_date_filtering", "no_contrastive", "
 
 
 class OmniSat(nn.Module):
-    """OmniSat for the given sensors.
+    """OmniSat for the given sensors, a list of datasets.sensors.Sensor, images or series, one or more.
 
-    sensors: list of datasets.sensors.Sensor, images or series, one or more. embed_dim: D. depth: B of the paper, the
-    number of self-attention blocks. num_classes: K; 0 builds the decoders for pretraining, else the classifier.
-    ablation: one of ABLATIONS; the model has the same parameters under each.
+    embed_dim: D. depth: B of the paper, the number of self-attention blocks. num_classes: K; 0 builds the decoders for
+    pretraining, else the classifier. ablation: one of ABLATIONS; the parameters are the same under each.
     """
     contrast = staticmethod(contrastive_loss)                                 # equation 3
 
@@ -59,11 +57,12 @@ class OmniSat(nn.Module):
             self.head = nn.Sequential(BatchNorm(embed_dim, affine=False), nn.Linear(embed_dim, num_classes))
 
     def encode(self, batch):
-        """Tokens (B, M, P, D), present (B, M) bool, and for each modality what its decoder needs, a list: the pooling
-        indices of an image (B, P, D, w, w), or the attention over dates of a series (B, P, T).
+        """Tokens (B, M, P, D), present (B, M) bool, and what each modality's decoder needs, a list: an image's pooling
+        indices (B, P, D, w, w), or a series' attention over its dates (B, P, T).
         """
         self.grid(batch)                                                      # one of all modalities, or an error
-        found = {key: self.tokens_of(key, batch[key], *self.calendar(key, batch)) for key in self.given(batch)}
+        given = [key for key in self.sensors if key in batch]
+        found = {key: self.tokens_of(key, batch[key], *self.calendar(key, batch)) for key in given}
         tokens, context = ({key: pair[i] for key, pair in found.items()} for i in (0, 1))
         none = torch.zeros_like(next(iter(tokens.values())))                  # will be masked, whatever it is
         return torch.stack([tokens.get(key, none) for key in self.sensors], 1), self.present(batch), context
@@ -79,23 +78,13 @@ class OmniSat(nn.Module):
             context = [attention.detach()]
         return tokens.to(self.mask_token.dtype), context                      # whatever autocast made of them
 
-    def given(self, batch):
-        """The modalities of which the batch has values; the others are missing in all its tiles."""
-        return [key for key in self.sensors if key in batch]
-
     def calendar(self, key, batch):
         """What else an encoder is given: dates and padded (B, T) of a series, nothing of an image."""
         return [batch[f"{key}_{what}"] for what in ("dates", "padded") if self.sensors[key].kind == "series"]
 
     def present(self, batch):
-        """Which modalities each tile has, (B, M) bool: not an empty series, an image that is said to be missing, or what
-        the batch lacks.
-        """
-        x = batch[self.given(batch)[0]]
-        there = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        missing = [~there if key not in batch else batch[f"{key}_padded"].all(1) if sensor.kind == "series"
-                   else batch.get(f"{key}_missing", there) for key, sensor in self.sensors.items()]
-        return ~torch.stack(missing, 1)
+        """Which modalities each tile has, (B, M) bool."""
+        return which_are_there(batch, self.sensors.values())
 
     def patches(self, key, x):
         """Standardised patches of a modality's tiles, (B, P, C, W, W) of an image, (B, P, T, C x W x W) of a series."""
@@ -103,8 +92,9 @@ class OmniSat(nn.Module):
         return x if self.sensors[key].kind == "image" else x.flatten(3)
 
     def grid(self, batch):
-        """Rows and columns of patches. Errors: ValueError if the modalities do not share one grid, or if there is none."""
-        return shared_grid({key: (*batch[key].shape[-2:], self.sensors[key].patch) for key in self.given(batch)})
+        """Rows and columns of patches. Errors: ValueError if the modalities do not share one grid."""
+        sensors = [sensor for sensor in self.sensors.values() if sensor.key in batch]
+        return shared_grid({sensor.key: (*batch[sensor.key].shape[-2:], sensor.patch) for sensor in sensors})
 
     def combine(self, tokens, is_masked, grid):
         """Equations 1, 2 and 4: f* (B, P, D). tokens (B, M, P, D), is_masked (B, M, P) bool, grid: rows, columns."""
@@ -113,11 +103,9 @@ class OmniSat(nn.Module):
 
     def features(self, batch, level="tile"):
         """Features by name: "tokens" (B, M, P, D), the encoders'; "patch" (B, P, D), f*; "tile" (B, D), the mean of f*
-        over the patches; "dates", the attention of each series over its dates, a dict {key: (B, P, T)}.
+        over the patches; "dates" {key: (B, P, T)}, each series' attention over its dates, the mean of the heads.
 
-        Tokens of a sensor that a tile lacks are masked in f*; their own values mean nothing. Attention is that of the
-        encoders, the mean of their heads; it sums to 1 over the dates that there are and is 0 where padded. Errors:
-        ValueError for another name.
+        Tokens of a sensor that a tile lacks mean nothing, and are masked in f*. Errors: ValueError for another name.
         """
         tokens, present, context = self.encode(batch)
         if level == "dates":

@@ -1,4 +1,4 @@
-"""Tiles to patches (section 3.4), and which of their tokens are masked (equation 4).
+"""Tiles to patches (section 3.4), which sensors a tile has, and which tokens are masked (equation 4).
 
 Dimensions: B tiles, M modalities, P patches, T dates, C bands.
 """
@@ -31,6 +31,17 @@ def shared_grid(sizes):
         raise ValueError("the modalities must share one grid of patches, here it is "
                          + ", ".join(f"{rows} x {columns} for {key}" for key, (rows, columns) in grids.items()))
     return grids[key]
+
+
+def which_are_there(batch, sensors):
+    """Which sensors each tile has, (B, M) bool: not what the batch lacks, an empty series, or an image that is said to
+    be missing.
+    """
+    x = next(batch[sensor.key] for sensor in sensors if sensor.key in batch)
+    none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    missing = [~none if sensor.key not in batch else batch[f"{sensor.key}_padded"].all(1) if sensor.kind == "series"
+               else batch.get(f"{sensor.key}_missing", none) for sensor in sensors]
+    return ~torch.stack(missing, 1)
 
 
 def random_mask(present, patches, share, generator=None):

@@ -130,7 +130,8 @@ def probes(start, tiles, model, name, done):
         rows = tiles.labelled(percent, start.seed).numpy()
         classifier, strength = classifiers.choose("logistic", (x["train"][what][rows], y["train"][rows]),
                                                   (x["val"][what], y["val"]))
-        write(run, classifiers.scores_of(classifier, x["test"][what]), y["test"], began, model, kept=f"C = {strength:g}")
+        write(run, classifiers.scores_of(classifier, x["test"][what]), y["test"], began, model,
+              kept=f"C = {strength:g}")
 
 
 def forest_of_trees(run, tiles):

@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from losses.reconstruction import top_dates
 from models.fast.omnisat import FastOmniSat as OmniSat
-from studies.data import forest, rows_of
 from studies import results
+from studies.data import forest, rows_of
 from studies.results import append, commit
 from studies.training import pretrain
 from studies.variants import DEPTH, DIM, build

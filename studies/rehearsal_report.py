@@ -32,8 +32,10 @@ def stop_of(line):
 
 # why a default that fails altogether is left as it is
 LEFT = {
-    ("croma", 2e-5): "it misses 95 % by a little at a quarter of its width, where a rate is slower than at full width; "
-                     "2e-4 reaches its end in 28 epochs, one point higher, one seed. Its authors' rate is left",
+    ("croma", 2e-5): "at a quarter of its width, where a rate is slower than at full width, it still gains at the "
+                     "150th. Its authors' rate is left",
+    ("utae", 1e-3): "at a quarter of its width, one seed; a better epoch comes five later. The official rate and "
+                    "patience are left",
     ("utt", 1e-3): "it misses 95 % by half a point at a quarter of its width; the official rate, 1e-3, is high already "
                    "and is left",
 }

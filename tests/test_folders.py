@@ -431,7 +431,7 @@ def test_compared_methods_refuse_a_missing_image(folder, monkeypatch):
 # ---- splits ---------------------------------------------------------------------------------------------------------
 
 def test_all_tiles_that_have_files_need_no_table(folder):
-    """Listed or not; a name stands for itself in each place of a pattern; what a system hides beside them is no tile."""
+    """Listed or not; a name stands for itself in each place of a pattern; what a system hides there is no tile."""
     (folder / "labels.csv").unlink()
     for key in ALL:
         write(folder, key, "z[9]")

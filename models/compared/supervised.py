@@ -97,7 +97,8 @@ class Compared(nn.Module):
         """
         if f"{key}_missing" in batch and batch[f"{key}_missing"].any():
             tile = batch["name"][batch[f"{key}_missing"].int().argmax().item()]
-            raise UserError(f"{tile}: no image of {key}, which only omnisat can do without; leave the tile out of the list")
+            raise UserError(
+                f"{tile}: no image of {key}, which only omnisat can do without; leave the tile out of the list")
         x = self.standardize[key](batch[key])
         return (x,) if self.sensors[key].kind == "image" else (x, batch[f"{key}_dates"], batch[f"{key}_padded"])
 

@@ -13,8 +13,8 @@ from models import combiner, image, norms, series
 from models.fast import combiner as fast_combiner
 from models.fast import image as fast_image
 from models.fast import series as fast_series
-from models.fast.forms import change_classes
 from models.fast.contrastive import contrastive_loss
+from models.fast.forms import change_classes
 from models.omnisat import MASK_SHARE, OmniSat
 from utils.plain import is_plain
 
@@ -60,7 +60,7 @@ class FastOmniSat(OmniSat):
     def parts(self, batch):
         """Slices of the tiles that are worked on at a time."""
         rows, columns = self.grid(batch)
-        return self.parts_of(len(batch[self.given(batch)[0]]), rows * columns)
+        return self.parts_of(len(self.present(batch)), rows * columns)
 
     def parts_of(self, tiles, patches):
         """Slices of so many tiles of so many patches."""
