@@ -1,14 +1,15 @@
-"""Modality combiner (section 3.1, equations 1 and 2, figure 3c) with Euclidean relative positions (Wu et al., 2021).
+"""Modality combiner (section 3.1, equations 1 and 2, figure 3c) with Euclidean relative positions: iRPE, image relative
+position encoding (Wu et al., 2021).
 
-Dimensions: B tiles, M modalities, P patches, D embedding, H heads, K buckets of distances.
-Attention, faster and in less memory: models/fast/combiner.py.
+Dimensions: B tiles, M modalities, P patches, D embedding, H heads, R buckets of distances, N queries, S keys.
+By default models/fast/combiner.py runs in its place, faster, to the same results; OMNISAT_PLAIN=1 runs this file.
 """
 import math
 
 import torch
 from torch import nn
 
-RATIO = 1.9                       # iRPE's default, and with it its alpha, beta and gamma, in patches:
+RATIO = 1.9                       # iRPE's default; its alpha, beta and gamma, in patches, follow
 ALPHA, BETA, GAMMA = RATIO, 2 * RATIO, 8 * RATIO
 BUCKETS = int(BETA) + 1           # 0..3
 
@@ -26,9 +27,9 @@ def distance_buckets(positions):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with contextual relative positions on the keys: q_i . (k_j + r_bucket(i,j)).
+    """Multi-head attention with a relative position on each key: softmax of q_i . (k_j + r_bucket(i,j)) / sqrt(D / H).
 
-    The table r is shared by the heads. No bias on keys: softmax would cancel it.
+    The table r (R, D/H) is shared by the heads. No bias on keys: softmax would cancel it.
     """
 
     def __init__(self, dim, heads):
@@ -44,7 +45,7 @@ class Attention(nn.Module):
         """x (B, N, D) attends to context (B, S, D); buckets (N, S) whole numbers. Returns (B, N, D)."""
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                 # B x H x N x D/H
         k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        by_bucket = q @ self.relative.t()                                                 # q_i . r, B x H x N x K
+        by_bucket = q @ self.relative.t()                                                 # q_i . r, B x H x N x R
         scores = q @ k.transpose(-1, -2) + by_bucket.gather(-1, buckets.long().expand(*q.shape[:2], -1, -1))
         x = (scores / q.shape[-1] ** 0.5).softmax(-1) @ v
         return self.out(x.transpose(1, 2).flatten(2))
@@ -68,7 +69,10 @@ class Block(nn.Module):
 
 
 class Combiner(nn.Module):
-    """C: all tokens of a tile to one vector a patch. 3.69 M parameters (the paper: 3.6 M)."""
+    """The module C of figure 3c: M P tokens of a tile in, P vectors f* out. 3.69 M parameters (the paper: 3.6 M).
+
+    Not in the paper: the last norm.
+    """
 
     def __init__(self, dim, depth, heads):
         super().__init__()
@@ -80,9 +84,9 @@ class Combiner(nn.Module):
     def forward(self, tokens, positions):
         """tokens (B, M, P, D), positions (P, 2; patches): row and column. Returns f* (B, P, D)."""
         modalities, patches = tokens.shape[1:3]
-        buckets = distance_buckets(positions).byte()                          # the same for all modalities of a patch
+        buckets = distance_buckets(positions).byte()                          # P x P; as bytes they take little memory
         g = tokens.flatten(1, 2)                                              # B x MP x D
-        between = buckets.repeat(modalities, modalities)
+        between = buckets.repeat(modalities, modalities)                      # MP x MP: a patch lies where it lies
         for block in self.blocks:
             g = block(g, between)                                             # eq. 1
         f = self.token.expand(len(g), patches, -1)                            # P copies, one at each patch

@@ -1,11 +1,11 @@
 """Encoder and decoder of image patches (section 3.1, figure 3a).
 
-Dimensions: N patches, C bands, W patch side in pixels, D embedding, w the side of what lies between.
-A strided convolution, then max-pools with residual blocks between them, collapse the patch to one pixel. The decoder
+Dimensions: N patches, C bands, W patch side in pixels, D embedding, w side of a feature map in pixels.
+A strided convolution, then max-pools with residual blocks between them, reduce the patch to one pixel. The decoder
 walks the same sizes back and puts each value where the encoder's max-pool took it from ("index bypass", as in SegNet,
 Badrinarayanan et al. 2017): the token need not store the layout of the patch, only its radiometry.
-Sizes for W = 50: 24 -> 12 -> 6 -> 3 -> 1, for W = 40: 20 -> 10 -> 5 -> 2 -> 1.
-The same, faster: models/fast/image.py.
+Sides for W = 50: 24 -> 12 -> 6 -> 3 -> 1, for W = 40: 20 -> 10 -> 5 -> 2 -> 1.
+By default models/fast/image.py runs in its place, faster, to the same results; OMNISAT_PLAIN=1 runs this file.
 """
 import torch.nn.functional as F
 from torch import nn
@@ -22,9 +22,10 @@ def _stem_padding(patch):
 
 
 def pooled_sizes(patch):
-    """The side (pixels) before each max-pool, down to the last one, which takes all that is left.
+    """The side (pixels) before each max-pool; the last pool takes all that is left.
 
-    Errors: ValueError for a patch of under 4 or an odd number of pixels. Returns e.g. [24, 12, 6, 3] for 50.
+    Returns [24, 12, 6, 3] for 50, [20, 10, 5, 2] for 40. Errors: ValueError for an odd number of pixels, and for one
+    that is not from 4 to 360.
     """
     if patch < 4 or patch % 2 or patch > 360:                                 # the fast form's indices are int16
         raise ValueError(f"the side of an image patch must be an even number of 4 to 360 pixels, not {patch}")
@@ -75,7 +76,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Tokens and pooling indices to image patches. 1.79 M parameters for 4 bands and D = 256 (the paper: 1.8 M).
+    """f*_p and pooling indices to image patches. 1.79 M parameters for 4 bands and D = 256 (the paper: 1.8 M).
 
     bypass: False for the ablation of table 5, which copies a value to all pixels of its cell instead of the one that
     the encoder's max-pool chose; the parameters are the same.
@@ -87,9 +88,9 @@ class ImageDecoder(nn.Module):
         self.blocks = nn.ModuleList(nn.ConvTranspose2d(dim, dim, 3, padding=1) for _ in self.sizes[1:])
         self.last = nn.ConvTranspose2d(dim, bands, 4, stride=2, padding=_stem_padding(patch))
 
-    def forward(self, token, indices):
-        """token (N, D), indices: those of ImageEncoder for the same N patches. Returns (N, C, W, W)."""
-        x = self._unpool(token[:, :, None, None], indices[-1], self.sizes[-1])
+    def forward(self, f, indices):
+        """f (N, D): f*_p; indices: those of ImageEncoder for the same N patches. Returns (N, C, W, W)."""
+        x = self._unpool(f[:, :, None, None], indices[-1], self.sizes[-1])
         for block, index, size in zip(self.blocks, reversed(indices[:-1]), reversed(self.sizes[:-1])):
             x = self._unpool(F.gelu(block(x)), index, size)
         return self.last(x)

@@ -1,9 +1,9 @@
 """OmniSat (section 3, figure 2): one encoder per modality, a combiner, one decoder per modality.
 
 Dimensions: B tiles, M modalities, P patches, T dates, C bands, D embedding, K classes.
-A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), <key>_dates (B, T) int, <key>_padded (B, T) bool, True where
-there is no date, and, where images may be missing, <key>_missing (B,) bool. Values are finite, and as they are in the
-file (dB for radar): the model standardises them. For features a batch may lack a sensor: no tile of it has that.
+A batch is a dict: <key> (B, C, H, W) or (B, T, C, H, W), finite, as in the file (dB for radar); of a series <key>_dates
+(B, T) int and <key>_padded (B, T) bool, True where there is no date; where images may be missing, <key>_missing (B,)
+bool. Features take batches that lack a sensor. models/fast/omnisat.py runs all this faster, unless OMNISAT_PLAIN=1.
 """
 import torch
 from torch import nn
@@ -26,10 +26,10 @@ ABLATIONS = ("none", "no_index_bypass", "no_date_filtering", "no_contrastive", "
 class OmniSat(nn.Module):
     """OmniSat for the given sensors, a list of datasets.sensors.Sensor, images or series, one or more.
 
-    embed_dim: D. depth: B of the paper, the number of self-attention blocks. num_classes: K; 0 builds the decoders for
+    embed_dim: D. depth: the number of self-attention blocks (the paper's B). num_classes: K; 0 builds the decoders for
     pretraining, else the classifier. ablation: one of ABLATIONS; the parameters are the same under each.
     """
-    contrast = staticmethod(contrastive_loss)                                 # equation 3
+    contrast = staticmethod(contrastive_loss)                                 # equation 3; the fast form has its own
 
     def __init__(self, sensors, embed_dim=256, depth=6, heads=8, num_classes=0, ablation="none"):
         super().__init__()
@@ -37,18 +37,16 @@ class OmniSat(nn.Module):
             raise ValueError(f"unknown ablation {ablation!r}: there are {', '.join(ABLATIONS)}")
         self.sensors, self.ablation = {sensor.key: sensor for sensor in sensors}, ablation
         self.terms = tuple(term for term in ("contrastive", "reconstruction") if ablation != f"no_{term}")
-        self.standardize, self.encoders = Standardization(sensors), nn.ModuleDict()
-        self.decoders = nn.ModuleDict() if num_classes == 0 else None
+        self.standardize, self.encoders, decoders = Standardization(sensors), nn.ModuleDict(), nn.ModuleDict()
         for key, sensor in self.sensors.items():
             if sensor.kind == "image":
                 sizes = len(sensor.bands), sensor.patch, embed_dim
-                encoder, decoder = ImageEncoder(*sizes), ImageDecoder(*sizes, bypass=ablation != "no_index_bypass")
+                pair = ImageEncoder(*sizes), ImageDecoder(*sizes, bypass=ablation != "no_index_bypass")
             else:                                                             # its pixels are flattened into bands
                 sizes = len(sensor.bands) * sensor.patch ** 2, sensor.period, embed_dim
-                encoder, decoder = SeriesEncoder(*sizes), SeriesDecoder(*sizes)
-            self.encoders[key] = encoder
-            if self.decoders is not None:
-                self.decoders[key] = decoder
+                pair = SeriesEncoder(*sizes), SeriesDecoder(*sizes)
+            self.encoders[key], decoders[key] = pair
+        self.decoders = decoders if num_classes == 0 else None
         self.mask_token = nn.Parameter(0.02 * torch.randn(embed_dim))         # f^mask
         self.combiner = Combiner(embed_dim, depth, heads)
         self.head = None
@@ -57,10 +55,10 @@ class OmniSat(nn.Module):
             self.head = nn.Sequential(BatchNorm(embed_dim, affine=False), nn.Linear(embed_dim, num_classes))
 
     def encode(self, batch):
-        """Tokens (B, M, P, D), present (B, M) bool, and what each modality's decoder needs, a list: an image's pooling
-        indices (B, P, D, w, w), or a series' attention over its dates (B, P, T).
+        """Tokens (B, M, P, D), present (B, M) bool, and {key: list} of what reconstruction needs: an image's pooling
+        indices (B, P, D, w, w), for the index bypass, or a series' attention (B, P, T), for the date filter.
         """
-        self.grid(batch)                                                      # one of all modalities, or an error
+        self.grid(batch)                                                      # an error unless all share one grid
         given = [key for key in self.sensors if key in batch]
         found = {key: self.tokens_of(key, batch[key], *self.calendar(key, batch)) for key in given}
         tokens, context = ({key: pair[i] for key, pair in found.items()} for i in (0, 1))
@@ -68,14 +66,14 @@ class OmniSat(nn.Module):
         return torch.stack([tokens.get(key, none) for key in self.sensors], 1), self.present(batch), context
 
     def tokens_of(self, key, x, *calendar):
-        """Tokens (B, P, D) of one modality, and what its decoder needs, a list."""
+        """Tokens (B, P, D) of one modality, and the list of what its reconstruction needs."""
         x = self.patches(key, x)
-        if self.sensors[key].kind == "image":                                 # images are encoded patch by patch
+        if self.sensors[key].kind == "image":                                 # a series shares its tile's dates
             tokens, indices = self.encoders[key](x.flatten(0, 1))
             tokens, context = tokens.unflatten(0, x.shape[:2]), [index.unflatten(0, x.shape[:2]) for index in indices]
         else:
             tokens, attention = self.encoders[key](x, *calendar)
-            context = [attention.detach()]
+            context = [attention.detach()]                                    # which dates are chosen is not learned
         return tokens.to(self.mask_token.dtype), context                      # whatever autocast made of them
 
     def calendar(self, key, batch):
@@ -102,10 +100,9 @@ class OmniSat(nn.Module):
         return self.combiner(tokens, torch.cartesian_prod(*(torch.arange(n, device=tokens.device) for n in grid)))
 
     def features(self, batch, level="tile"):
-        """Features by name: "tokens" (B, M, P, D), the encoders'; "patch" (B, P, D), f*; "tile" (B, D), the mean of f*
-        over the patches; "dates" {key: (B, P, T)}, each series' attention over its dates, the mean of the heads.
-
-        Tokens of a sensor that a tile lacks mean nothing, and are masked in f*. Errors: ValueError for another name.
+        """Features by name: "tokens" (B, M, P, D); "patch" (B, P, D), f*; "tile" (B, D), the mean of f* over patches;
+        "dates" {key: (B, P, T)}, each series' attention over its dates. Tokens of a sensor that a tile lacks mean
+        nothing; in f* they are masked. Errors: ValueError for another name.
         """
         tokens, present, context = self.encode(batch)
         if level == "dates":
@@ -117,7 +114,7 @@ class OmniSat(nn.Module):
         return {key: attention for key, (attention, *_) in context.items() if self.sensors[key].kind == "series"}
 
     def level_of(self, level, tokens, present, grid):
-        """features of tokens (B, M, P, D). present (B, M) bool: what is not is masked. grid: rows, columns."""
+        """Tokens (B, M, P, D) to a level of features. present (B, M) bool: others are masked. grid: rows, columns."""
         if level not in ("tokens", "patch", "tile"):
             raise ValueError(f"unknown level {level!r}: there are tokens, patch, tile, dates")
         if level == "tokens":
@@ -126,16 +123,16 @@ class OmniSat(nn.Module):
         return f if level == "patch" else f.mean(1)
 
     def forward(self, batch):
-        """Logits (B, K): mean of f* over the patches, batch norm without weights, one linear layer."""
+        """Logits (B, K) of a model with classes: mean of f* over the patches, batch norm, one linear layer."""
         return self.head(self.features(batch))
 
     def all_logits(self, batch):
-        """What fine-tuning trains, a list of logits (B, K)."""
+        """What fine-tuning trains, a list of logits (B, K): one here, UT&T has several."""
         return [self(batch)]
 
     def draw_masks(self, batch, generator=None):
-        """K of equation 4, drawn on the CPU: "is_masked" (B, M, P) bool; "<key>_targets", the masked tokens of a
-        modality that are there, (N,) int64 of B x P, in order; and "count" (), how many these are in all, at least 1.
+        """"is_masked" (B, M, P) bool: K of equation 4 and what is missing; "<key>_targets" (N,) int64: the tokens of a
+        modality that are in K, tile x P + patch; "count" (): |K|, at least 1. batch: its masks are drawn where it is.
         """
         if "reconstruction" not in self.terms:                                # nothing is masked
             return {}
@@ -147,13 +144,12 @@ class OmniSat(nn.Module):
 
     def pretrain_loss(self, batch, masks):
         """The sum of equations 3 and 5, and the two by name (self.terms), scalars. masks: draw_masks of the batch."""
-        tokens, present, context = self.encode(batch)
-        terms = {}
+        (tokens, present, context), terms = self.encode(batch), {}
         if "contrastive" in self.terms:
             terms["contrastive"] = self.contrast(tokens, present, naive=self.ablation == "naive_contrastive")
         if "reconstruction" in self.terms:
             f = self.combine(tokens, masks["is_masked"], self.grid(batch))
-            terms["reconstruction"] = self.reconstruct(f, masks, batch, context).sum() / masks["count"]
+            terms["reconstruction"] = self.reconstruct(f, masks, batch, context).sum() / masks["count"]    # eq. 5
         return sum(terms.values()), terms
 
     def reconstruct(self, f, masks, batch, context):
@@ -162,7 +158,7 @@ class OmniSat(nn.Module):
                                          *self.calendar(key, batch)) for key in self.sensors])
 
     def errors_of(self, key, target, f, x, context, *calendar):
-        """The summands (N,) of one modality's targets (N,), of B x P; x and calendar: of the batch."""
+        """The summands (N,) of one modality's targets (N,), tile x P + patch; x and calendar: of the batch."""
         decoder, standardize, tile = self.decoders[key], self.standardize[key], target // f.shape[1]
         x = patchify(x, self.sensors[key].patch)
         token, x, *context = (value.flatten(0, 1).index_select(0, target) for value in (f, x, *context))
@@ -170,5 +166,5 @@ class OmniSat(nn.Module):
             return token_error(decoder(token, context), standardize(x))
         dates, padded = (value.index_select(0, tile) for value in calendar)
         index, is_used = top_dates(*context, padded, 1 if self.ablation == "no_date_filtering" else DATE_SHARE)
-        x = x.gather(1, index[:, :, None, None, None].expand(-1, -1, *x.shape[2:]))    # N x K dates x C x W x W
+        x = x.gather(1, index[:, :, None, None, None].expand(-1, -1, *x.shape[2:]))    # N x L dates x C x W x W
         return token_error(decoder(token, dates.gather(1, index)), standardize(x).flatten(2), is_used)

@@ -15,7 +15,8 @@ def patchify(x, patch):
 
 
 def shared_grid(sizes):
-    """Rows and columns of patches that all modalities share. sizes: {key: height, width, side of a patch; pixels}.
+    """Rows and columns of patches that all modalities share. sizes: {key: (height, width, patch side)}, in
+    pixels.
 
     Errors: ValueError if there is no modality, if one cannot be cut into whole patches, or if they do not share one
     grid.
@@ -34,8 +35,8 @@ def shared_grid(sizes):
 
 
 def which_are_there(batch, sensors):
-    """Which sensors each tile has, (B, M) bool: not what the batch lacks, an empty series, or an image that is said to
-    be missing.
+    """Which sensors each tile has, (B, M) bool. False where the batch has no such sensor, the series is empty, or the
+    image is flagged as missing.
     """
     x = next(batch[sensor.key] for sensor in sensors if sensor.key in batch)
     none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -45,14 +46,14 @@ def which_are_there(batch, sensors):
 
 
 def random_mask(present, patches, share, generator=None):
-    """K of equation 4: `share` of each tile's tokens, rounded, but one stays, uniformly; the tokens of a missing
-    modality besides.
+    """K of equation 4: at random, `share` of the tokens that a tile has, rounded, but at least one stays.
 
-    present (B, M) bool. Returns (B, M, P) bool, True where the token is masked.
+    present (B, M) bool. Returns (B, M, P) bool, True where the token is masked. Tokens of a missing modality are masked
+    too; they are not part of K.
     """
     missing = ~present[:, :, None].expand(-1, -1, patches).flatten(1)         # B x MP
     noise = torch.rand(missing.shape, generator=generator, device=present.device).masked_fill(missing, 2)
-    rank = noise.argsort(1).argsort(1)
+    rank = noise.argsort(1).argsort(1)                                        # of its number; missing tokens last
     there = (~missing).sum(1, keepdim=True)
     wanted = torch.minimum((there * share).round(), there - 1)                # of two tokens one stays
     return ((rank < wanted) | missing).view(len(present), -1, patches)

@@ -1,7 +1,7 @@
 """Encoder and decoder of time series (section 3.1, figure 3b): L-TAE (Garnot and Landrieu, 2020) and its inverse.
 
-Dimensions: B tiles, P patches, T dates, C bands, D embedding, H heads.
-The encoder, faster: models/fast/series.py.
+Dimensions: B tiles, P patches, T dates, C bands times the pixels of a patch, D embedding, H heads.
+By default models/fast/series.py runs in its place, faster, to the same results; OMNISAT_PLAIN=1 runs this file.
 """
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ def date_encoding(period, dim):
 
 
 def mlp(*widths, norm):
-    """Linear, norm, ReLU for each step. norm: BatchNorm (which would cancel a bias before it) or nn.LayerNorm."""
-    layers = []
+    """Linear, norm, ReLU for each step. norm: BatchNorm or nn.LayerNorm."""
+    layers = []                                                               # batch norm would cancel a bias before it
     for inputs, outputs in zip(widths[:-1], widths[1:]):
         layers += [nn.Linear(inputs, outputs, bias=norm is nn.LayerNorm), norm(outputs), nn.ReLU()]
     return nn.Sequential(*layers)
@@ -56,7 +56,7 @@ class SeriesEncoder(nn.Module):
         An empty series (all padded) gives a finite token that the caller must not use.
         """
         for linear, norm, relu in zip(self.embed[::3], self.embed[1::3], self.embed[2::3]):
-            x = relu(norm(linear(x), padded[:, None]))                        # over the dates that exist
+            x = relu(norm(linear(x), padded[:, None]))                        # padded dates do not count
         x = self.norm(x + self.dates[dates][:, None])                         # B x P x T x D
         scores = (self.key(x).unflatten(-1, (HEADS, KEY_DIM)) * self.query).sum(-1) / KEY_DIM ** 0.5
         scores = scores.masked_fill(padded[:, None, :, None], torch.finfo(scores.dtype).min)
@@ -67,11 +67,10 @@ class SeriesEncoder(nn.Module):
 
 
 class SeriesDecoder(nn.Module):
-    """Repeats the token over dates, adds their encoding, maps to the bands with an MLP.
+    """Repeats f*_p over dates, adds their encoding, maps to the bands with an MLP.
 
-    The paper's 96 k (10 bands) and 95 k (2 bands) parameters are mostly the fixed 367 x 256 table of date encodings;
-    they leave room for 8 and 4 hidden units. Not in the paper: that these units exist. Without them (one linear layer)
-    the decoded series would be a(patch) + b(date), the same curve for all patches up to a shift.
+    Not in the paper: how many hidden units the MLP has. We read the printed 96 k (10 bands) and 95 k (2 bands)
+    parameters as including the fixed 367 x 256 table of date encodings, which leaves room for 8 and 4 units.
     """
 
     def __init__(self, bands, period, dim):
@@ -80,6 +79,6 @@ class SeriesDecoder(nn.Module):
         self.hidden, self.last = nn.Linear(dim, hidden), nn.Linear(hidden, bands)
         self.register_buffer("dates", date_encoding(period, dim), persistent=False)
 
-    def forward(self, token, dates):
-        """token (N, D), dates (N, T): day numbers to decode. Returns (N, T, C)."""
-        return self.last(F.gelu(self.hidden(token[:, None] + self.dates[dates])))
+    def forward(self, f, dates):
+        """f (N, D): f*_p; dates (N, T): day numbers to decode. Returns (N, T, C)."""
+        return self.last(F.gelu(self.hidden(f[:, None] + self.dates[dates])))
