@@ -2,8 +2,9 @@
 
     python -m tests.chaos --kills 40          # the long form, some minutes; tests/test_resume.py runs a short one
 
-Pretraining and fine-tuning on generated tiles, each on 1 and on 2 processes. A kill is a SIGKILL to all processes of a run, or, on
-two processes, to one of them. Weights must be equal bit by bit, and so must logs but for hours, dates and starts.
+Pretraining and fine-tuning on generated tiles, each on 1 and on 2 processes. A kill is a SIGKILL to all processes of a
+run, or, on two processes, to one of them. Weights must be equal bit by bit, and so must logs but for hours, dates and
+starts.
 """
 import argparse
 import json
@@ -32,8 +33,10 @@ def command(script, processes, data, output, start, epochs):
     """A script's command line. start: the checkpoint that fine-tuning starts from."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     # fine-tuning passes over its tiles twice an epoch
-    own = ["--init", str(start), "--min-epochs", str(epochs), "--epoch-steps", "16"] if script == "finetune.py" else MODEL
-    return [sys.executable, *launcher, script, *SMALL, *own, "--epochs", str(epochs), "--data-root", str(data), "--output", str(output)]
+    own = ["--init", str(start), "--min-epochs", str(epochs), "--epoch-steps",
+           "16"] if script == "finetune.py" else MODEL
+    return [sys.executable, *launcher, script, *SMALL, *own, "--epochs", str(epochs), "--data-root", str(data),
+            "--output", str(output)]
 
 
 def launch(words, log):
@@ -62,7 +65,9 @@ def kill_all(process):
 
 
 def disturb(words, log, kills, chance, seconds):
-    """Run a command to its end, with at most so many kills on the way, each after up to so many seconds. Returns the kills that hit."""
+    """Run a command to its end, with at most so many kills on the way, each after up to so many seconds. Returns the
+    kills that hit.
+    """
     hits = 0
     while True:
         process, is_last = launch(words, log), hits == kills
@@ -100,8 +105,10 @@ def differences(kind, one, other):
         ["log"] if epochs_of(one) != epochs_of(other) else [])
 
 
-def compare(folder, kills, seed, tiles=60, epochs=4, cases=(("pretrain.py", 1), ("pretrain.py", 2), ("finetune.py", 1), ("finetune.py", 2))):
-    """Yields for each run of each case: script, number of processes, kills that hit, starts that got to train, differences.
+def compare(folder, kills, seed, tiles=60, epochs=4,
+            cases=(("pretrain.py", 1), ("pretrain.py", 2), ("finetune.py", 1), ("finetune.py", 2))):
+    """Yields for each run of each case: script, number of processes, kills that hit, starts that got to train,
+    differences.
 
     A case is run again until it has had its share of the kills: a run may end before the next kill.
     """
@@ -109,7 +116,8 @@ def compare(folder, kills, seed, tiles=60, epochs=4, cases=(("pretrain.py", 1), 
     data = write_treesatai(folder / "data", train=tiles, test=4, seed=seed)
     start = folder / "pretrained-undisturbed-1" / "pretrained.pt"
     if not start.exists():
-        subprocess.run(command("pretrain.py", 1, data, start.parent, None, epochs), cwd=ROOT, check=True, capture_output=True,
+        subprocess.run(command("pretrain.py", 1, data, start.parent, None, epochs), cwd=ROOT, check=True,
+                       capture_output=True,
                        env=os.environ | {"OMP_NUM_THREADS": "1"})
     for number, (script, processes) in enumerate(cases):
         kind = {"pretrain.py": "pretrained", "finetune.py": "finetuned"}[script]
@@ -121,14 +129,16 @@ def compare(folder, kills, seed, tiles=60, epochs=4, cases=(("pretrain.py", 1), 
         share, runs = kills // len(cases) + (number < kills % len(cases)), 0
         while share > 0:
             output, runs = disturbed.with_name(f"{disturbed.name}-{runs}"), runs + 1
-            hits = disturb(command(script, processes, data, output, start, epochs), folder / "log.txt", share, chance, seconds)
+            hits = disturb(command(script, processes, data, output, start, epochs), folder / "log.txt", share, chance,
+                           seconds)
             starts = checkpoint.load(output / f"{kind}.pt", kind)["starts"]
             share -= hits
             yield script, processes, hits, len(starts), differences(kind, quiet, output)
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=whole(1), default=40, help="over all four cases (default: %(default)s)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the moments and the tiles")
     parser.add_argument("--epochs", type=whole(1), default=6)

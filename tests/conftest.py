@@ -66,7 +66,8 @@ def write_tif(path, shape=(304, 304, 4), value=None, dtype=np.uint8):
     return path
 
 
-TILES = ["Abies_alba_1_1005_WEFL_NLF.tif", "Betula_spec._1_15679_WEFL_NLF.tif", "Picea_abies_3_6925_BI_NLF.tif"]    # in training and validation
+# in training and validation
+TILES = ["Abies_alba_1_1005_WEFL_NLF.tif", "Betula_spec._1_15679_WEFL_NLF.tif", "Picea_abies_3_6925_BI_NLF.tif"]
 TEST_TILE = "Fagus_sylvatica_5_88_WEFL_NLF.tif"
 
 
@@ -83,7 +84,8 @@ def release(tmp_path):
     (tmp_path / "split").mkdir()
     for split, names in lists.items():
         (tmp_path / "split" / f"{split}_filenames.lst").write_bytes("".join(f"{n}\r\n" for n in names).encode())
-    labels = {TILES[0]: [["Abies", 0.9], ["Picea", 0.07]], TILES[1]: [["Betula", 0.5], ["Betula", 0.0], ["Fagus", 0.0701]],
+    labels = {TILES[0]: [["Abies", 0.9], ["Picea", 0.07]],
+              TILES[1]: [["Betula", 0.5], ["Betula", 0.0], ["Fagus", 0.0701]],
               TILES[2]: [["Picea", 0.04], ["Picea", 0.05]], TEST_TILE: [["Fagus", 0.9]]}
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "TreeSatBA_v9_60m_multi_labels.json").write_text(json.dumps(labels))

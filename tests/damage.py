@@ -96,7 +96,8 @@ def structured(array):
 
 ARRAYS = {
     "float64": lambda a, rng: a.astype(np.float64), "float16": lambda a, rng: a.astype(np.float16),
-    "int8": lambda a, rng: a.astype(np.int8), "uint16": lambda a, rng: a.astype(np.uint16), "int64": lambda a, rng: a.astype(np.int64),
+    "int8": lambda a, rng: a.astype(np.int8), "uint16": lambda a, rng: a.astype(np.uint16), "int64": lambda a,
+    rng: a.astype(np.int64),
     "big-endian": lambda a, rng: a.astype(a.dtype.newbyteorder(">")), "complex": lambda a, rng: a.astype(np.complex64),
     "bool": lambda a, rng: a > 0, "bytes": lambda a, rng: a.astype("S6"), "text": lambda a, rng: a.astype("U6"),
     "float32": lambda a, rng: a.astype(np.float32), "high uint16": lambda a, rng: a.astype(np.uint16) | (1 << 15),
@@ -170,7 +171,8 @@ def damage_tif(path, rng, bomb):
         if not array.size:                                                       # tifffile writes no such files
             continue
         planes = "separate" if rng.random() < 0.4 else "contig"
-        cut = [{}, {"rowsperstrip": int(rng.integers(1, 70))}, {"tile": (16 * int(rng.integers(1, 17)),) * 2}][rng.integers(3)]
+        cut = [{}, {"rowsperstrip": int(rng.integers(1, 70))},
+               {"tile": (16 * int(rng.integers(1, 17)),) * 2}][rng.integers(3)]
         try:
             tifffile.imwrite(path, array if planes == "separate" or array.ndim != 3 else np.moveaxis(array, 0, -1),
                              photometric="minisblack", metadata=None, compression=rng.choice([None, "lzw", "zlib"]),
@@ -208,7 +210,8 @@ def damage_h5(path, rng, bomb):
     with h5py.File(path, "r+") as file:
         name = str(rng.choice(list(file)))
         values = file[name].asstr()[()].astype("S") if name.endswith("products") else file[name][()]
-        what = str(rng.choice(["changed", "changed", "changed", "missing", "a group", "a link to itself", "another file", "compressed",
+        what = str(rng.choice(["changed", "changed", "changed", "missing", "a group", "a link to itself",
+                               "another file", "compressed",
                                "a huge shape", "a wrong date", "no text"]))
         del file[name]
         if what == "changed":
@@ -227,7 +230,8 @@ def damage_h5(path, rng, bomb):
             file.create_dataset(name, (dates, *image), values.dtype, chunks=(1, *image))
         elif what == "a wrong date" and name.endswith("products"):
             at, start = int(rng.integers(len(values))), 11 if "sen-2" in name else 17
-            day = rng.choice([b"20200230", b"20201301", b"20200000", b"00000000", b"2020-1-1", b"20190229", b"20200115"])
+            day = rng.choice([b"20200230", b"20201301", b"20200000", b"00000000", b"2020-1-1", b"20190229",
+                              b"20200115"])
             values[at] = values[at][:start] + day + values[at][start + 8:]
             file[name] = values
         elif what == "no text":
@@ -238,10 +242,12 @@ def damage_h5(path, rng, bomb):
 def damage_zip(path, rng, bomb):
     """A member more that must not be unpacked, or not so."""
     outside = str(path.parent.parent / "outside.txt")
-    names = ["../outside.txt", "../../outside.txt", "a/../../../outside.txt", outside, "//outside.txt", "..\\..\\outside.txt", "..",
+    names = ["../outside.txt", "../../outside.txt", "a/../../../outside.txt", outside, "//outside.txt",
+             "..\\..\\outside.txt", "..",
              ".", "a//b/../c.txt", "C:\\outside.txt", "a/0.txt", "a", "a/0.txt/b", "x" * 300, "a/" * 900 + "b",
              "nul\0/../../outside.txt", "é/ü.txt", "\u202e/../b", " ", "a/.. /b", "~/b"]
-    what = str(rng.choice(["a name", "a name", "a link", "a link and a file through it", "a size", "a wrong sum", "encrypted",
+    what = str(rng.choice(["a name", "a name", "a link", "a link and a file through it", "a size", "a wrong sum",
+                           "encrypted",
                            "compression"]))
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")                                          # a name twice
@@ -275,7 +281,8 @@ def edited(content, rng):
     lines = content.decode().splitlines()
     at = int(rng.integers(len(lines)))
     edits = {
-        "a line twice": [*lines, lines[at]], "a line missing": lines[:at] + lines[at + 1:], "an unknown tile": [*lines, "Nowhere_1.tif"],
+        "a line twice": [*lines, lines[at]], "a line missing": lines[:at] + lines[at + 1:],
+        "an unknown tile": [*lines, "Nowhere_1.tif"],
         "blank lines": [line + "\n\n" for line in lines], "a long line": [*lines, "x" * 10**6], "a digit": None,
         "half a line": [*lines[:at], lines[at][:len(lines[at]) // 2], *lines[at + 1:]], "other order": lines[::-1],
         "quotes": [*lines[:at], '"' + lines[at], *lines[at + 1:]]}
@@ -290,7 +297,8 @@ def edited(content, rng):
 def encoded(content, rng):
     """(what was done, content) of a text file in a wrong encoding."""
     at = int(rng.integers(len(content)))
-    forms = {"UTF-16": content.decode().encode("utf-16"), "Latin-1": content[:at] + "é".encode("latin-1") + content[at:],
+    forms = {"UTF-16": content.decode().encode("utf-16"),
+             "Latin-1": content[:at] + "é".encode("latin-1") + content[at:],
              "NUL": content[:at] + b"\0" + content[at:], "a byte order mark": b"\xef\xbb\xbf" + content,
              "old Mac's line ends": content.replace(b"\r\n", b"\r").replace(b"\n", b"\r")}
     what = str(rng.choice(list(forms)))
@@ -299,7 +307,8 @@ def encoded(content, rng):
 
 def forged(content, rng):
     """A cache of datasets/splits whose lines were changed and that has their hash all the same."""
-    while (found := edited(content, rng))[0] not in ("a line twice", "a line missing", "an unknown tile", "other order"):
+    while (found := edited(content, rng))[0] not in ("a line twice", "a line missing", "an unknown tile",
+                                                     "other order"):
         pass
     what, content = found
     header, *lines = content.decode().split("\n")[:-1]
@@ -316,7 +325,8 @@ def restructured(content, rng):
     while isinstance(holder[key], (dict, list)) and holder[key] and rng.random() < 0.8:
         holder = holder[key]
         key = str(rng.choice(list(holder))) if isinstance(holder, dict) else int(rng.integers(len(holder)))
-    others = [None, True, -1, 0, 0.5, 1e308, 10**400, float("nan"), float("inf"), "", "text", "20190101", [], {}, [[]], {"a": 1},
+    others = [None, True, -1, 0, 0.5, 1e308, 10**400, float("nan"), float("inf"), "", "text", "20190101", [], {}, [[]],
+              {"a": 1},
               [1, 2, 3]]
     what = str(rng.choice(["gone", "renamed", "replaced", "replaced", "replaced"]))
     if what == "replaced" or holder is root:
@@ -335,7 +345,9 @@ FORMATS = {".npy": damage_npy, ".npz": damage_npz, ".tif": damage_tif, ".h5": da
 
 
 def damage(path, rng, bomb):
-    """Damage a file in one way drawn by rng; returns what was done. bomb: a file that comes into being if a pickle is loaded."""
+    """Damage a file in one way drawn by rng; returns what was done. bomb: a file that comes into being if a pickle is
+    loaded.
+    """
     family = rng.choice(["bytes", "places", "format"], p=[0.4, 0.15, 0.45])
     if family == "bytes":
         what = str(rng.choice(list(BYTES)))

@@ -1,22 +1,27 @@
 """Damage the files of every dataset in every way, read them as training does, and sort what comes out.
 
-    python -m tests.fuzz                                  # 500 files a dataset, 2 minutes; tests/test_fuzz.py runs a short form
+    python -m tests.fuzz                                  # 500 files a dataset, 2 minutes; test_fuzz.py is shorter
     python -m tests.fuzz --datasets flair zips --files 50 --seed 3 --verbose
 
-A small release of each dataset is generated (TreeSatAI-TS with the real tile, where it is beside the project). One file at a time
-is damaged (tests/damage.py): data of every sensor, masks, lists, tables, and the caches of datasets/splits and datasets/stats.
-Another process opens the dataset, reads what the file belongs to, and compares it to plain readers (tests/plain.py). It came out as
+A small release of each dataset is generated (TreeSatAI-TS with the real tile, where it is beside the project). One
+file at a time is damaged (tests/damage.py): data of every sensor, masks, lists, tables, and the caches of
+datasets/splits and datasets/stats. Another process opens the dataset, reads what the file belongs to, and compares it
+to plain readers (tests/plain.py). It came out as
 
-    clear error   a UserError of one line that names the file, or the tile that has none, and says what to do or what was expected
+    clear error   a UserError of one line that names the file, or the tile that has none, and says what to do or what
+                  was expected
     repair        dates left out, pixels filled, a cache made again, as documented in datasets/reading.py, splits.py and
-                  band_statistics.py, and equal to a plain computation of it; scrambled Sentinel-1 that prepare.py finds, and
-                  --s1 repaired reads as it was
-    as stored     finite, of the right shape, and what the plain readers give for the damaged file too. These formats have no
-                  checksums (npz and zip do): nobody can tell a flipped bit of a pixel from data, nor a list that ends early
+                  band_statistics.py, and equal to a plain computation of it; scrambled Sentinel-1 that prepare.py finds,
+                  and --s1 repaired reads as it was
+    as stored     finite, of the right shape, and what the plain readers give for the damaged file too. These formats
+                  have no checksums (npz and zip do): nobody can tell a flipped bit of a pixel from data, nor a list that
+                  ends early
     no effect     the same as before
-    else          other exceptions and warnings, crashes, hangs, too much memory, something executed, other numbers: must not be
+    else          other exceptions and warnings, crashes, hangs, too much memory, something executed, other numbers:
+                  must not be
 
-"zips" is utils/unpack.py on damaged zips: each member is unpacked as it was or reported, and nothing is written anywhere else.
+"zips" is utils/unpack.py on damaged zips: each member is unpacked as it was or reported, and nothing is written
+anywhere else.
 """
 import argparse
 import hashlib
@@ -62,8 +67,8 @@ def open_split(name, root, split, max_cloud=None):
 def examine(name, root, split, tile, max_cloud):
     """Read a split, or one tile of it, as training does, and compare.
 
-    Returns (names, fingerprint of all that was read, repairs, or None where the library of a plain reader refuses the file).
-    Errors: those of our readers; tests.plain.Different.
+    Returns (names, fingerprint of all that was read, repairs, or None where the library of a plain reader refuses the
+    file). Errors: those of our readers; tests.plain.Different.
     """
     data = open_split(name, root, split, max_cloud)
     statistics, repairs = band_statistics.training_statistics(data) if split == "train" else {}, 0
@@ -72,7 +77,8 @@ def examine(name, root, split, tile, max_cloud):
     demand(all(np.isfinite(of["mean"]).all() and np.min(of["std"]) > 0 for of in statistics.values()), "statistics")
     for i in range(len(data)) if tile is None else [data.names.index(tile)]:
         label = data.check_label(i)
-        demand(set(np.flatnonzero(label)) == plain_label(data, i) and (data.labels[i].numpy() == label).all(), f"label {label}")
+        demand(set(np.flatnonzero(label)) == plain_label(data, i) and (data.labels[i].numpy() == label).all(),
+               f"label {label}")
         whole, even, drawn = data.read(i), data[i], data[i, 3]
         for sensor in data.sensors:
             key, (values, days) = sensor.key, whole[sensor.key]
@@ -94,8 +100,10 @@ def examine(name, root, split, tile, max_cloud):
             demand(days.tolist() == sorted(images), f"{key}: days {days.tolist()}, plainly {sorted(images)}")
             expected = np.array([images[day] for day in days.tolist()]).reshape(values.shape)
             if "VV" in sensor.bands and name != "pastis-hd":                     # what the reader's finish documents
-                expected = 10 * np.log10(np.maximum(expected, 1e-4)) if name == "treesatai-ts" else np.maximum(expected, -40)
-            demand(np.allclose(values, expected, rtol=2e-3 if values.dtype == np.float16 else 1e-5, atol=1e-4), f"{key}: values")
+                expected = 10 * np.log10(np.maximum(expected, 1e-4)) if name == "treesatai-ts" else np.maximum(expected,
+                                                                                                               -40)
+            demand(np.allclose(values, expected, rtol=2e-3 if values.dtype == np.float16 else 1e-5, atol=1e-4),
+                   f"{key}: values")
             for item in (even, drawn):
                 chosen = np.searchsorted(days, item[f"{key}_dates"])
                 demand(len(chosen) == min(DATES, len(days)) and np.array_equal(days[chosen], item[f"{key}_dates"])
@@ -104,7 +112,8 @@ def examine(name, root, split, tile, max_cloud):
 
 
 def examine_order(name, root, split, tile, key):
-    """What prepare.py says of Sentinel-1 of a tile, and fingerprints of the series as it is read: released, repaired."""
+    """What prepare.py says of Sentinel-1 of a tile, and fingerprints of the series as it is read: released, repaired.
+    """
     prints = []
     for s1 in ("released", "repaired"):
         data = open_dataset(name, root, split, KEYS[name], s1=s1)
@@ -117,7 +126,8 @@ def answer_jobs(pipe):
     """What the process does: call functions and send (how it ended, result or text) back."""
     memory = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (memory + MEMORY,) * 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)                                  # bars, and what libraries say of damaged files
+    # bars, and what libraries say of damaged files
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     warnings.simplefilter("error", RuntimeWarning)
     torch.set_num_threads(1)
     while True:
@@ -165,14 +175,18 @@ class Process:
 # ---- many damaged files ---------------------------------------------------------------------------------------------
 
 def is_clear(text, path, tile):
-    """Whether an error is one line that names the file, or the tile that has none, and says what to do or what was expected."""
+    """Whether an error is one line that names the file, or the tile that has none, and says what to do or what was
+    expected.
+    """
     is_lost = re.search(r"\bno files? of\b", text) and (tile is None or tile.removesuffix(".tif") in text)
     return (path.name in text or is_lost) and text.isprintable() and len(text) < 1000 and re.search(
-        r"download|unpack|expected|delete|keep|restore|write it again|\bno \S*files? of\b|found, at the root or below", text)
+        r"download|unpack|expected|delete|keep|restore|write it again|\bno \S*files? of\b|found, at the root or below",
+        text)
 
 
 def cases(name, root, caches):
-    """[[(path, split, tile)]]: what can be damaged, in groups of files of one kind, kinds with a file a tile three times.
+    """[[(path, split, tile)]]: what can be damaged, in groups of files of one kind, kinds with a file a tile three
+    times.
 
     split: what to read. tile: the one tile that the file belongs to, or None.
     """
@@ -193,7 +207,8 @@ def cases(name, root, caches):
         is_read = not re.search("SEN2|DEMO.json", path.name)
         if is_read and path.suffix in (".txt", ".json", ".lst", ".geojson", ".csv"):
             groups[path] = {path: ("test" if "test" in path.name else "train", None)}
-    return [[(path, *rest) for path, rest in group.items()] for group in groups.values() for _ in range(1 if len(group) == 1 else 3)]
+    return [[(path, *rest) for path, rest in group.items()] for group in groups.values()
+            for _ in range(1 if len(group) == 1 else 3)]
 
 
 def fuzz_dataset(name, files, seed, folder, report):
@@ -203,7 +218,8 @@ def fuzz_dataset(name, files, seed, folder, report):
     build(name, root)
     (caches / "splits").mkdir(parents=True)
     domains = Path(shutil.copy(flair.DOMAINS, caches / "splits"))
-    with mock.patch.object(splits, "FOLDER", caches / "splits"), mock.patch.object(band_statistics, "FOLDER", caches / "stats"), \
+    with mock.patch.object(splits, "FOLDER", caches / "splits"), mock.patch.object(band_statistics, "FOLDER",
+                                                                                   caches / "stats"), \
             mock.patch.object(flair, "DOMAINS", domains), mock.patch.dict(SENSORS, own=OWN):
         groups = cases(name, root, caches)
         for path in (caches, *caches.iterdir()):
@@ -233,11 +249,14 @@ def fuzz_dataset(name, files, seed, folder, report):
             for each in (path, path.with_name("loop")):
                 remove(each)
             path.write_bytes(content)
-            if key:                                                               # found, and undone as if it had not been
-                kind = "repair" if is_undone(process.ask(examine_order, *job[:4], key), after) and kind != "else" else "else"
+            # found, and undone as if it had not been
+            if key:
+                kind = "repair" if is_undone(process.ask(examine_order, *job[:4], key),
+                                             after) and kind != "else" else "else"
                 answer = f"{answer if status != 'read' else ''} {after}"
             counts[kind] += 1
-            report(kind, path.relative_to(folder), what, f"{'' if status == 'read' and not key else answer} ({time.time() - start:.1f} s)")
+            report(kind, path.relative_to(folder), what,
+                   f"{'' if status == 'read' and not key else answer} ({time.time() - start:.1f} s)")
             shutil.rmtree(caches)
             shutil.copytree(kept, caches)
     process.stop()
@@ -245,7 +264,9 @@ def fuzz_dataset(name, files, seed, folder, report):
 
 
 def is_undone(before, after):
-    """Whether a file that was scrambled is found to be, and its repaired form is what it was. before, after: of examine_order."""
+    """Whether a file that was scrambled is found to be, and its repaired form is what it was. before, after: of
+    examine_order.
+    """
     if {before[0], after[0]} != {"read"}:
         return False
     (was, series, _), (now, stored, repaired) = before[1], after[1]
@@ -329,7 +350,8 @@ def main():
     for name in args.datasets:
         start, counts = time.time(), fuzz(name, args.files, args.seed, report)
         bad += counts["else"]
-        print(f"{name:14}{counts.total():7}" + "".join(f"{counts[kind]:13}" for kind in KINDS) + f"{time.time() - start:9.0f}", flush=True)
+        print(f"{name:14}{counts.total():7}" + "".join(f"{counts[kind]:13}" for kind in KINDS)
+              + f"{time.time() - start:9.0f}", flush=True)
     return bad > 0
 
 

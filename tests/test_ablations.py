@@ -23,7 +23,8 @@ def batch():
     days = torch.arange(1, 13).repeat(3, 1) * 20
     padded = torch.zeros(3, 12, dtype=torch.bool)
     padded[1, 8:] = True                                                      # 12, 8 and 12 dates
-    return {"name": list("abc"), "photo": torch.rand(3, 2, 16, 16, generator=g), "series": torch.randn(3, 12, 3, 2, 2, generator=g),
+    return {"name": list("abc"), "photo": torch.rand(3, 2, 16, 16, generator=g),
+            "series": torch.randn(3, 12, 3, 2, 2, generator=g),
             "series_dates": days, "series_padded": padded, "radar": torch.randn(3, 12, 1, 4, 4, generator=g),
             "radar_dates": days, "radar_padded": torch.zeros(3, 12, dtype=torch.bool)}
 
@@ -44,13 +45,15 @@ def pretraining(ablation, monkeypatch):
             patch.setattr(omnisat, name, wrapped)
         spy("random_mask", lambda mask, *_: seen["masks"].append(mask))
         spy("top_dates", lambda value, attention, padded, *_: seen["dates"].append((*value, (~padded).sum(1))))
-        spy("token_error", lambda value, prediction, *_: seen["predictions"].setdefault(len(seen["predictions"]), prediction.detach()))
+        spy("token_error", lambda value, prediction,
+            *_: seen["predictions"].setdefault(len(seen["predictions"]), prediction.detach()))
         model.combiner.register_forward_hook(lambda module, inputs, output: seen["combined"].append(output.detach()))
         loss, terms = model.pretrain_loss(batch(), model.draw_masks(batch(), torch.Generator().manual_seed(5)))
     loss.backward()
     assert set(terms) == set(model.terms) and torch.equal(loss, sum(terms.values()))
     return seen | {"terms": {name: term.item() for name, term in terms.items()}, "model": model,
-                   "learned": {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}}
+                   "learned": {name for name,
+                               p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}}
 
 
 def same(a, b):
@@ -66,10 +69,12 @@ def same(a, b):
 def test_differs_in_what_it_says_and_nothing_else(ablation, monkeypatch):
     default, other = pretraining("none", monkeypatch), pretraining(ablation, monkeypatch)
     parameters, others = (dict(run["model"].named_parameters()) for run in (default, other))
-    assert same({k: v.data for k, v in parameters.items()}, {k: v.data for k, v in others.items()})    # number, shape, start
+    # number, shape, start
+    assert same({k: v.data for k, v in parameters.items()}, {k: v.data for k, v in others.items()})
 
     equal = {name: same(default[name], other[name]) for name in ("masks", "dates", "combined")}
-    equal |= {f"prediction {key}": k in other["predictions"] and same(default["predictions"][k], other["predictions"][k])
+    equal |= {f"prediction {key}": k in other["predictions"]
+              and same(default["predictions"][k], other["predictions"][k])
               for k, key in enumerate(("photo", "series", "radar"))}
     equal |= {name: default["terms"][name] == other["terms"].get(name) for name in default["terms"]}
     differing = {name for name, is_equal in equal.items() if not is_equal}
@@ -89,8 +94,10 @@ def test_differs_in_what_it_says_and_nothing_else(ablation, monkeypatch):
 
 
 def test_no_date_filtering_takes_every_valid_date_and_the_default_a_quarter(monkeypatch):
-    for ablation, expected in (("none", [{(12, 3), (8, 2)}, {(12, 3)}]), ("no_date_filtering", [{(12, 12), (8, 8)}, {(12, 12)}])):
-        seen = pretraining(ablation, monkeypatch)["dates"]                    # of the targets of series, of those of radar
+    for ablation, expected in (("none", [{(12, 3), (8, 2)}, {(12, 3)}]),
+                               ("no_date_filtering", [{(12, 12), (8, 8)}, {(12, 12)}])):
+        # of the targets of series, of those of radar
+        seen = pretraining(ablation, monkeypatch)["dates"]
         assert [set(zip(valid.tolist(), is_used.sum(1).tolist())) for _, is_used, valid in seen] == expected
     for index, _, valid in seen:
         for chosen, number in zip(index, valid):
@@ -126,15 +133,19 @@ def test_an_unknown_ablation_is_refused(capsys):
 
 
 def test_through_the_scripts(tmp_path, monkeypatch):
-    """Without reconstruction, fine-tuning starts from learned encoders and a combiner as it was drawn; the row says so."""
+    """Without reconstruction, fine-tuning starts from learned encoders and a combiner as it was drawn; the row says so.
+    """
     monkeypatch.setattr("datasets.splits.FOLDER", tmp_path / "splits")
     monkeypatch.setattr("datasets.band_statistics.FOLDER", tmp_path / "stats")
     root = write_treesatai(tmp_path / "data", train=12, test=4, seed=3)
-    common = ["--dataset", "treesatai-ts", "--data-root", str(root), "--workers", "0", "--batch-size", "6", "--epochs", "1", "--epoch-steps", "1"]
-    pretrain.main([*common, "--embed-dim", "32", "--depth", "1", "--ablation", "no_reconstruction", "--output", str(tmp_path / "p")])
+    common = ["--dataset", "treesatai-ts", "--data-root", str(root), "--workers", "0", "--batch-size", "6", "--epochs",
+              "1", "--epoch-steps", "1"]
+    pretrain.main([*common, "--embed-dim", "32", "--depth", "1", "--ablation", "no_reconstruction", "--output",
+                   str(tmp_path / "p")])
     saved = checkpoint.load(tmp_path / "p" / "pretrained.pt", "pretrained")
     torch.manual_seed(0)
-    fresh = build_model("omnisat", [Sensor(**s) for s in saved["config"]["sensors"]], **saved["config"]["options"]).state_dict()
+    fresh = build_model("omnisat", [Sensor(**s) for s in saved["config"]["sensors"]],
+                        **saved["config"]["options"]).state_dict()
     changed = {name.split(".")[0] for name, value in saved["weights"].items() if not torch.equal(value, fresh[name])}
     assert changed == {"encoders", "standardize"}
     finetune.main([*common, "--init", str(tmp_path / "p" / "pretrained.pt"), "--output", str(tmp_path / "f"), "--csv",

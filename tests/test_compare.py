@@ -16,7 +16,8 @@ from utils.results import COLUMNS, KEYS, PROBE_COLUMNS, PROBE_KEYS, write_row
 
 ROOT = Path(__file__).parent.parent
 DEFAULTS = {"table": "table2", "dataset": "treesatai-ts", "model": "omnisat", "pretraining": "self", "ablation": "none",
-            "modality": "all", "label_percent": "100", "seed": 0, "status": "ok", "scale": "paper", "params": 10_000_000,
+            "modality": "all", "label_percent": "100", "seed": 0, "status": "ok", "scale": "paper",
+            "params": 10_000_000,
             "pretrain_hours": 20, "finetune_hours": 4, "device": "H200", "processes": "1 x 1", "n_test": 50,
             "test_hash": "5ca1ab1e", "dirty": False, "pretrain_dirty": False, "test_dirty": False, "commit": "c0ffee12"}
 
@@ -31,7 +32,8 @@ def write(folder, rows, table="table2"):
         for changes, values in rows:
             for seed, value in enumerate(values):
                 scores = {} if value is None else {"f1_weighted": 1, "f1_macro": 1} | {metric: value}
-                writer.writerow(dict.fromkeys(COLUMNS, "") | DEFAULTS | {"table": table, "seed": seed} | scores | changes)
+                writer.writerow(dict.fromkeys(COLUMNS, "") | DEFAULTS | {"table": table, "seed": seed} | scores
+                                | changes)
 
 
 def read(path):
@@ -51,7 +53,8 @@ FUSION = [({}, (80, 84)), ({"modality": "s2"}, (70, 75)), ({"modality": "s1"}, (
 
 
 def test_means_differences_and_files(tmp_path, capsys):
-    write(tmp_path, FUSION + [({"scale": "custom", "seed": 7}, (99.9,)), ({"modality": "s2", "label_percent": "33"}, (88.8,)),
+    write(tmp_path, FUSION
+          + [({"scale": "custom", "seed": 7}, (99.9,)), ({"modality": "s2", "label_percent": "33"}, (88.8,)),
                               ({"status": "weights-missing: put it there", "seed": 8}, (None,)),
                               ({"status": "weights-missing: or there", "seed": 9}, (None,))])
     compare.main(["table2", "--results", str(tmp_path)])
@@ -61,8 +64,10 @@ def test_means_differences_and_files(tmp_path, capsys):
                      r" +ours +82\.0±2\.8 +9\.0±0\.0 +72\.5±3\.5 +68\.0±11\.3 +2\n", out)
     # pretrained - scratch: seeds 0 and 1 are common: (80 - 77, 84 - 79) = (3, 5)
     assert re.search(r"\[pretrained - scratch\]\ntreesatai-ts, OmniSat, all +\+0\.9 +\+4\.0±1\.4 +2\n", out)
-    # all - best single: s2, whose mean is best though vhr leads in seed 1: (80 - 70, 84 - 75) = (10, 9); the paper's: 74.2 - 70.5
-    assert re.search(r"\[all - best single modality\]\ntreesatai-ts, OmniSat, pretrained: self +\+3\.7 +\+9\.5±0\.7 +2\n", out)
+    # all - best single: s2, whose mean is best though vhr leads in seed 1: (80 - 70, 84 - 75) = (10, 9); the paper's:
+    # 74.2 - 70.5
+    assert re.search(
+        r"\[all - best single modality\]\ntreesatai-ts, OmniSat, pretrained: self +\+3\.7 +\+9\.5±0\.7 +2\n", out)
     assert "from scratch" not in out    # its single modalities have not all been run
     assert "2 rows without a score: 2 weights-missing" in out and "1 row not of scale paper" in out
     assert "1 row of cells that the paper does not print" in out and "99.9" not in out and "88.8" not in out
@@ -77,7 +82,8 @@ def test_means_differences_and_files(tmp_path, capsys):
 
 
 def test_the_best_constant_prediction_is_told(tmp_path, capsys):
-    """From the counts: classes on 1 and 3 of 4 tiles have 2p / (1 + p) = 0.4 and 6 / 7, weighted (0.4 + 3 x 6 / 7) / 4."""
+    """From the counts: classes on 1 and 3 of 4 tiles have 2p / (1 + p) = 0.4 and 6 / 7, weighted (0.4 + 3 x 6 / 7) / 4.
+    """
     write(tmp_path, FUSION)
     counts = {"dataset": "treesatai-ts", "tp": [0, 3], "fp": [1, 0], "fn": [1, 0], "tn": [2, 1]}
     lines = [counts | {"scale": "demo", "tp": [1, 3], "tn": [0, 0]}, counts | {"scale": "paper"}]
@@ -97,7 +103,8 @@ def test_noise_does_not_choose_the_best_single_modality(tmp_path, capsys):
 def test_rows_of_different_test_tiles_are_refused(tmp_path):
     """Also of different cells, as differences mix them; a list that is not noted counts by its number of tiles."""
     for number, (some, told) in enumerate((
-            ({"test_hash": "0ddba11"}, "50 tiles, list 5ca1ab1e: 2 rows, as treesatai-ts omnisat self all 100 %, seed 0; "
+            ({"test_hash": "0ddba11"},
+             "50 tiles, list 5ca1ab1e: 2 rows, as treesatai-ts omnisat self all 100 %, seed 0; "
                                        "50 tiles, list 0ddba11: 1 row, as treesatai-ts omnisat self s2 100 %, seed 1"),
             ({"test_hash": "", "n_test": 49}, "49 tiles, list not noted: 1 row"))):
         write(tmp_path / str(number), [({}, (80, 84)), ({"modality": "s2", "seed": 1} | some, (70,))])
@@ -122,7 +129,8 @@ REMARKS = [    # changes of a second seed, and what is told
     ({"pretrain_commit": "decade12"}, "of 2 commits: c0ffee1 in 2 rows, decade1 in 1 row"),
     ({"test_commit": "decade12"}, "of 2 commits: c0ffee1 in 2 rows, decade1 in 1 row"),
     ({"device": "H200 + A100"}, "of 2 devices: H200 in 2 rows, A100 in 1 row"),
-    ({"rate": "2e-05"}, "the learning rate differs inside a cell, or not all its rows have it: treesatai-ts omnisat self all 100"),
+    ({"rate": "2e-05"},
+     "the learning rate differs inside a cell, or not all its rows have it: treesatai-ts omnisat self all 100"),
     ({"params": 7}, "the number of parameters differs inside a cell"),
     ({"val_hash": "facade"}, "the list of validation tiles differs inside a cell"),
     ({"torch": "2.9"}, "the version of torch differs inside a cell"),
@@ -161,7 +169,8 @@ def test_tables_of_before_are_read_and_those_of_later_refused(tmp_path, capsys):
     write(tmp_path / "now", [({}, (80, 84))])
     rows = read(tmp_path / "now" / "table2.csv")
     for folder, names in (("before", [name for name in rows[0] if name in KEYS + (
-            "seed", "f1_weighted", "f1_macro", "status", "scale", "n_test", "commit", "dirty", "device", "params", "pretrain_hours",
+            "seed", "f1_weighted", "f1_macro", "status", "scale", "n_test", "commit", "dirty", "device", "params",
+            "pretrain_hours",
             "finetune_hours")]), ("later", [*rows[0], "weather"])):
         (tmp_path / folder).mkdir()
         with open(tmp_path / folder / "table2.csv", "w", newline="") as file:
@@ -179,7 +188,8 @@ def test_tables_of_before_are_read_and_those_of_later_refused(tmp_path, capsys):
 
 def test_random_weights_are_not_averaged_with_published_ones(tmp_path, capsys):
     cell = {"model": "resnet50", "dataset": "treesatai", "pretraining": "imagenet", "modality": "vhr"}
-    write(tmp_path, [(cell | {"status": "random-weights"}, (40,)), (cell | {"seed": 1}, (60,)), (cell | {"seed": 2}, (62,))])
+    write(tmp_path, [(cell | {"status": "random-weights"}, (40,)), (cell | {"seed": 1}, (60,)),
+                     (cell | {"seed": 2}, (62,))])
     compare.main(["table2", "--results", str(tmp_path)])
     out = capsys.readouterr().out
     assert re.search(r"ours +61\.0±1\.4 +2\n", out)
@@ -200,7 +210,8 @@ def test_the_demo_is_called_the_demo(tmp_path, monkeypatch, capsys):
     compare.main(["--demo"])
     out = capsys.readouterr().out
     for title in ("table2", "fig5"):
-        assert re.search(rf"^{title}: .*DEMO: simulated tiles, small models, not comparable with the paper$", out, re.MULTILINE)
+        assert re.search(rf"^{title}: .*DEMO: simulated tiles, small models, not comparable with the paper$", out,
+                         re.MULTILINE)
     assert re.search(r"ours +30\.0 +1\n", out) and "77.7" not in out    # one seed has no spread
 
 
@@ -209,12 +220,14 @@ def test_metric_of_tables_3_and_4_is_macro(tmp_path, capsys):
     write(tmp_path, [({"dataset": "flair", "label_percent": "10"}, (50,))], "table4")
     compare.main(["--results", str(tmp_path)])
     out = capsys.readouterr().out
-    assert re.search(r"table3: macro F1.*61\.0±1\.4.*table4: macro F1.*ours +50\.0 +1", out, re.DOTALL) and "fig5" not in out
+    assert re.search(r"table3: macro F1.*61\.0±1\.4.*table4: macro F1.*ours +50\.0 +1", out,
+                     re.DOTALL) and "fig5" not in out
     assert [row["ours_mean"] for row in read(tmp_path / "compare.csv")] == ["61.00", "50.00"]
 
 
 def test_ablations_are_subtracted_from_the_full_model(tmp_path, capsys):
-    write(tmp_path, [({"ablation": "no_contrastive"}, (70, 75)), ({"ablation": "no_contrastive", "label_percent": "10"}, (50,)),
+    write(tmp_path, [({"ablation": "no_contrastive"}, (70, 75)),
+                     ({"ablation": "no_contrastive", "label_percent": "10"}, (50,)),
                      ({}, (74, 76)), ({"label_percent": "10"}, (60, 99))], "table5")
     compare.main(["table5", "--results", str(tmp_path)])
     out = capsys.readouterr().out
@@ -226,7 +239,8 @@ def test_ablations_are_subtracted_from_the_full_model(tmp_path, capsys):
 
 def test_figure_5_takes_the_best_cell_of_each_method(tmp_path, capsys):
     write(tmp_path, [
-        ({}, (72, 74)), ({"modality": "vhr", "params": 4_000_000}, (90, 40)),                  # best by mean, not by seed
+        # best by mean, not by seed
+        ({}, (72, 74)), ({"modality": "vhr", "params": 4_000_000}, (90, 40)),
         ({"dataset": "treesatai", "pretrain_hours": 30, "finetune_hours": 2, "params": 9_000_000, "device": "A100",
           "processes": "3 x 1", "pretrain_device": "H200", "pretrain_processes": "1 x 1"}, (75, 77)),
         ({"label_percent": "10"}, (95, 95)), ({"pretraining": "none", "pretrain_hours": 0}, (71,)),
@@ -241,7 +255,8 @@ def test_figure_5_takes_the_best_cell_of_each_method(tmp_path, capsys):
     best = found[0]
     assert [best[name] for name in ("dataset", "modality", "n", "device", "scale")] == [
         "treesatai", "all", "2", "A100 (3 x 1) + H200", "paper"]
-    assert [float(best[name]) for name in ("params_millions", "pretrain_hours", "finetune_hours", "f1_weighted", "f1_std",
+    assert [float(best[name])
+            for name in ("params_millions", "pretrain_hours", "finetune_hours", "f1_weighted", "f1_std",
                                            "paper_f1_best")] == [9, 30, 2, 76, 1.4142, 74.2]
     assert found[1]["f1_std"] == "" and found[2]["pretrain_hours"] == "" and found[3]["params_millions"] == ""
     assert found[2]["n"] == "1" and float(found[2]["paper_f1_best"]) == 71.6
@@ -257,7 +272,8 @@ def test_figure_5_notes_and_labels(tmp_path):
     entry = {"printed_name": "A", "pretraining": "external", "params_millions": 3.0, "n": 1, "device": "H200"}
     other = entry | {"printed_name": "B", "params_millions": None, "n": 3, "device": "cpu"}
     text = pictures.figure5_notes([entry, other], [entry])
-    assert "n = 1, 3" in text and "not counted" in text and "no number of parameters: B" in text and "H200: A; cpu: B" in text
+    assert "n = 1, 3" in text and "not counted" in text and "no number of parameters: B" in text \
+        and "H200: A; cpu: B" in text
     figure = Figure(figsize=(8, 6))
     FigureCanvasAgg(figure)
     panel = figure.subplots()
@@ -267,13 +283,15 @@ def test_figure_5_notes_and_labels(tmp_path):
     pictures.place_labels(panel, texts, [(*panel.transData.transform(point), 8) for point in points])
     boxes = [text.get_window_extent() for text in texts]
     for i, box in enumerate(boxes):
-        assert panel.bbox.x0 <= box.x0 and box.x1 <= panel.bbox.x1 and panel.bbox.y0 <= box.y0 and box.y1 <= panel.bbox.y1
+        assert panel.bbox.x0 <= box.x0 and box.x1 <= panel.bbox.x1 and panel.bbox.y0 <= box.y0 \
+            and box.y1 <= panel.bbox.y1
         assert not any(box.shrunk(0.98, 0.98).overlaps(earlier) for earlier in boxes[:i])
 
 
 def test_the_whole_table_2_fits_a_screen_and_a_picture(tmp_path, capsys):
     printed = collect.paper_cells("table2").values()
-    write(tmp_path, [({name: cell[name] for name in DEFAULTS.keys() & cell.keys()}, [float(cell["f1"]) + d for d in (0, 3)])
+    write(tmp_path, [({name: cell[name] for name in DEFAULTS.keys() & cell.keys()},
+                      [float(cell["f1"]) + d for d in (0, 3)])
                      for cell in printed])
     compare.main(["--results", str(tmp_path)])
     out = capsys.readouterr().out
@@ -300,19 +318,26 @@ def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch, capsys
     assert (tmp_path / "compare.md").exists() and (tmp_path / "fig5.csv").exists() and not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.parametrize("dataset, metric", [("treesatai", "f1_weighted"), ("treesatai-ts", "f1_weighted"), ("pastis-hd", "f1_macro"),
+@pytest.mark.parametrize("dataset, metric",
+                         [("treesatai", "f1_weighted"), ("treesatai-ts", "f1_weighted"), ("pastis-hd", "f1_macro"),
                                              ("flair", "f1_macro"), ("one's own", "f1_weighted")])
 def test_probes_have_the_metric_of_the_papers_table(dataset, metric):
     assert curves.metric_of(dataset) == metric
 
 
 def test_probes_are_told_with_what_they_lie_between(tmp_path, capsys):
-    """One seed: its bootstrap; several: mean and standard deviation over seeds; other scales and ablations are left out."""
-    usual = dict.fromkeys(PROBE_COLUMNS, "") | {"dataset": "pastis-hd", "model": "omnisat", "pretraining": "self", "ablation": "none",
-                                                "modality": "s2", "features": "tile", "classifier": "logistic", "scale": "paper"}
-    rows = [{"label_percent": 10, "seed": seed, "f1_macro": f1, "f1_macro_low": f1 - 3, "f1_macro_high": f1 + 4, "f1_weighted": 1}
+    """One seed: its bootstrap; several: mean and standard deviation over seeds; other scales and ablations are left
+    out.
+    """
+    usual = dict.fromkeys(PROBE_COLUMNS, "") | {"dataset": "pastis-hd", "model": "omnisat", "pretraining": "self",
+                                                "ablation": "none",
+                                                "modality": "s2", "features": "tile", "classifier": "logistic",
+                                                "scale": "paper"}
+    rows = [{"label_percent": 10, "seed": seed, "f1_macro": f1, "f1_macro_low": f1 - 3, "f1_macro_high": f1 + 4,
+             "f1_weighted": 1}
             for seed, f1 in enumerate((40, 44))]
-    rows += [{"label_percent": 100, "seed": 0, "f1_macro": 60, "f1_macro_low": 55.5, "f1_macro_high": 66, "f1_weighted": 1},
+    rows += [{"label_percent": 100, "seed": 0, "f1_macro": 60, "f1_macro_low": 55.5, "f1_macro_high": 66,
+              "f1_weighted": 1},
              rows[0] | {"ablation": "no_contrastive", "f1_macro": 99}, rows[0] | {"scale": "custom", "f1_macro": 99}]
     for row in rows:
         write_row(tmp_path / "probe.csv", usual | row, keys=PROBE_KEYS)
@@ -334,7 +359,8 @@ def test_errors_name_the_culprit(tmp_path, capsys):
             (["table7"], "unknown table 'table7': there are table2, table3, table4, table5, fig5"),
             (["table3"], "table3.csv: no rows yet"),
             (["table2"], r"table2.csv has only rows of scale custom, demo; shown are those of scale paper"),
-            (["table4"], "table4.csv has no score yet of a cell that the paper prints: 1 row without a score: 1 failed"),
+            (["table4"], "table4.csv has no score yet of a cell that the paper prints: 1 row without a score: 1 "
+                         "failed"),
             (["table5", "fig5"], "table2.csv has only rows of scale"),    # table 5 is printed before
             (["fig5", "--results", str(ten)], "table2.csv has no score yet with 100 %"),
             (["--results", str(tmp_path / "nothing")], "no rows yet: .*nothing has no table2.csv ... table5.csv")):
@@ -343,28 +369,35 @@ def test_errors_name_the_culprit(tmp_path, capsys):
     assert "table5: weighted F1" in capsys.readouterr().out
     compare.main(["--results", str(tmp_path)])    # all there is: what cannot be shown is told, and no reason to stop
     told = capsys.readouterr()
-    assert "table5: weighted F1" in told.out and told.err.count("table2.csv has only rows") == 1 and "table4.csv" in told.err
+    assert "table5: weighted F1" in told.out and told.err.count(
+        "table2.csv has only rows") == 1 and "table4.csv" in told.err
     run = subprocess.run([sys.executable, "compare.py", "table7"], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 1 and run.stderr.startswith("compare.py: error: unknown table") and run.stderr.count("\n") == 1
+    assert run.returncode == 1 and run.stderr.startswith("compare.py: error: unknown table") and run.stderr.count(
+        "\n") == 1
 
 
 def test_repaired_sentinel_1_stands_beside_released(tmp_path, capsys):
     """Rows of each in its own folder; a row in the wrong one is never averaged with the others."""
     write(tmp_path, FUSION + [({"s1": "repaired", "seed": 9}, (1.1,))])
     write(tmp_path / "repaired", [({"s1": "repaired"} | changes, values) for changes, values in (
-        ({}, (81, 87)), ({"modality": "s1"}, (11,)), ({"pretraining": "none", "modality": "s1"}, (14, 16)))] + [({"seed": 9}, (2.2,))])
+        ({}, (81, 87)), ({"modality": "s1"}, (11,)), ({"pretraining": "none", "modality": "s1"}, (14, 16)))]
+          + [({"seed": 9}, (2.2,))])
     compare.main(["--results", str(tmp_path)])
     out = capsys.readouterr().out
     assert re.search(r"OmniSat +self +paper +74\.2 +56\.7 +62\.9 +70\.5\n"
                      r" +ours +82\.0±2\.8 +9\.0±0\.0 +72\.5±3\.5 +68\.0±11\.3 +2\n"
                      r" +ours, S1 repaired +84\.0±4\.2 +11\.0 +1-2\n", out)
-    assert re.search(r"OmniSat +none +paper +73\.3 +\S+ *\n +ours +68\.7±\S+ +3\n +ours, S1 repaired +15\.0±1\.4 +2\n", out)
+    assert re.search(r"OmniSat +none +paper +73\.3 +\S+ *\n +ours +68\.7±\S+ +3\n +ours, S1 repaired +15\.0±1\.4 +2\n",
+                     out)
     # seeds 0 and 1: (81 - 80, 87 - 84) = (1, 3); one seed: 11 - 9; from scratch no released cell to subtract
     assert re.search(r"\[S1 repaired - as released\]\ntreesatai-ts, OmniSat, pretrained: self, all +\+2\.0±1\.4 +2\n"
                      r"treesatai-ts, OmniSat, pretrained: self, s1 +\+2\.0 +1\n", out)
-    assert re.search(r"differences, S1 repaired.*pretrained - scratch\]\ntreesatai-ts, OmniSat, s1 +\S+ +-3\.0 +1", out, re.S)
-    assert "1 row not of --s1 released, not shown" in out and "S1 repaired: 1 row not of --s1 repaired, not shown" in out
-    rows = {(row["s1"], row["pretraining"], row["modality"]): row["ours_mean"] for row in read(tmp_path / "compare.csv")}
+    assert re.search(r"differences, S1 repaired.*pretrained - scratch\]\ntreesatai-ts, OmniSat, s1 +\S+ +-3\.0 +1", out,
+                     re.S)
+    assert "1 row not of --s1 released, not shown" in out \
+        and "S1 repaired: 1 row not of --s1 repaired, not shown" in out
+    rows = {(row["s1"], row["pretraining"], row["modality"]): row["ours_mean"]
+            for row in read(tmp_path / "compare.csv")}
     assert len(rows) == 8 and rows["repaired", "self", "all"] == "84.00" and rows["released", "self", "all"] == "82.00"
     assert png_size(tmp_path / "table2.png")[0] > 500
 

@@ -1,5 +1,6 @@
-"""The compared methods as wholes: their cells, their sizes, what they see, and their way through the scripts. Those that begin
-pretrained have tests of their own, test_self_supervised.py."""
+"""The compared methods as wholes: their cells, their sizes, what they see, and their way through the scripts. Those
+that begin pretrained have tests of their own, test_self_supervised.py.
+"""
 import csv
 from pathlib import Path
 
@@ -25,7 +26,8 @@ ROOT = Path(__file__).parent.parent
 CLASSES = {"treesatai": 15, "treesatai-ts": 15, "pastis-hd": 18, "flair": 13}
 SIDES = {"treesatai": 6, "treesatai-ts": 6, "pastis-hd": 16, "flair": 6}    # of series, pixels
 METHODS = {name: method for name, method in methods.METHODS.items() if name != "omnisat"}
-CELLS = [(name, dataset, modality) for name, method in METHODS.items() for dataset, rates in method.rates.items() for modality in rates]
+CELLS = [(name, dataset, modality) for name, method in METHODS.items() for dataset,
+         rates in method.rates.items() for modality in rates]
 TRAINED = [cell for cell in CELLS if not METHODS[cell[0]].is_fitted]
 
 
@@ -40,7 +42,8 @@ def make_batch(model, tiles=3, dates=4):
     """Random tiles; the second one's series have their last date padded."""
     batch, dates = {"label": torch.ones(tiles, 1)}, 1 if model.dataset == "treesatai" else dates
     for key, sensor in model.sensors.items():
-        side = SIDES[model.dataset] if sensor.kind == "series" else getattr(getattr(model.networks, key, None), "side", 100)
+        side = SIDES[model.dataset] if sensor.kind == "series" else getattr(getattr(model.networks, key, None), "side",
+                                                                            100)
         shape = (len(sensor.bands), side, side)
         batch[key] = torch.randn(tiles, *shape) if sensor.kind == "image" else torch.randn(tiles, dates, *shape)
         if sensor.kind == "series":
@@ -53,7 +56,8 @@ def make_batch(model, tiles=3, dates=4):
 # ---- the paper's cells and sizes ------------------------------------------------------------------------------------
 
 def test_cells_are_the_papers():
-    """137 cells; a part starts from ImageNet in the late fusions with a ResNet (starred) and where the column says so."""
+    """137 cells; a part starts from ImageNet in the late fusions with a ResNet (starred) and where the column says so.
+    """
     with open(ROOT / "results" / "paper" / "cells.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["model"] in METHODS]
     assert len(rows) == 137
@@ -62,7 +66,8 @@ def test_cells_are_the_papers():
         method = METHODS[row["model"]]
         assert method.pretraining == row["pretraining"]
         is_image = row["pretraining"] == "imagenet" and "vhr" in chosen_modalities(row["modality"], row["dataset"])
-        expected = (row["late_fusion"] == "yes" or is_image and row["model"] != "lightgbm" or    # whose images are statistics
+        # whose images are statistics
+        expected = (row["late_fusion"] == "yes" or is_image and row["model"] != "lightgbm" or
                     row["pretraining"] == "external")
         assert (row["modality"] in method.published) == expected, row
         assert method.init == ("external" if row["pretraining"] == "external" else "imagenet")
@@ -89,9 +94,11 @@ def test_sizes(cell, expected):
 
 # ---- one batch ------------------------------------------------------------------------------------------------------
 
-# parameters that have no part in a cell: buckets of distances that 6 x 6 patches do not have; what makes one sensor's vector; groups
+# parameters that have no part in a cell: buckets of distances that 6 x 6 patches do not have; what makes one sensor's
+# vector; groups
 # of other sensors, and the table of months, which is fixed
-WITHOUT = {**{f"vit {modality}": ["relative"] for modality in ("vhr", "s2", "s1", "all")}, "croma all": ["croma.vectors"],
+WITHOUT = {**{f"vit {modality}": ["relative"] for modality in ("vhr", "s2", "s1", "all")},
+           "croma all": ["croma.vectors"],
            "presto s1": ["patch_embed.S2", "patch_embed.NDVI", "ERA5", "SRTM", "dw_embed", "month_embed"],
            "presto s2": ["patch_embed.S1", "ERA5", "SRTM", "dw_embed", "month_embed"]}
 
@@ -104,8 +111,10 @@ def test_a_step_and_an_evaluation(cell):
     batch = make_batch(model)
     outputs = model.all_logits(batch)
     sum(logits.square().sum() for logits in outputs).backward()
-    without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()}
-    without = {name for name in without if not any(part in name for part in WITHOUT.get(" ".join((cell[0], cell[2])), ()))}
+    without = {name for name,
+               p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()}
+    without = {name for name in without
+               if not any(part in name for part in WITHOUT.get(" ".join((cell[0], cell[2])), ()))}
     assert not without
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model.all_logits(batch)
@@ -126,8 +135,10 @@ def test_a_step_and_an_evaluation(cell):
 
 
 @pytest.mark.parametrize("name, dataset, modality", [("pse", "treesatai", "s2"), ("pse_ltae", "treesatai-ts", "s1"),
-                                                     ("utae", "pastis-hd", "s1"), ("vit", "treesatai", "s1"), ("satmae", "treesatai", "s2"),
-                                                     ("croma", "pastis-hd", "all"), ("dofa", "pastis-hd", "all"), ("presto", "treesatai", "s2")])
+                                                     ("utae", "pastis-hd", "s1"), ("vit", "treesatai", "s1"),
+                                                     ("satmae", "treesatai", "s2"),
+                                                     ("croma", "pastis-hd", "all"), ("dofa", "pastis-hd", "all"),
+                                                     ("presto", "treesatai", "s2")])
 def test_a_pool_of_one_tile_without_any_date(name, dataset, modality):
     """Both are legal: everything stays finite."""
     model = build(name, dataset, modality, width=0.25)
@@ -182,11 +193,14 @@ def test_single_dates_have_the_files_bands():
 @pytest.mark.parametrize("side, series, ratio", [(288, 6, 288 / 300), (512, 10, 512 / 500), (1280, 128, 1)])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_maps_lie_where_their_ground_is(side, series, ratio, precision):
-    """A map that holds its own place, in tiles from the centre, has that of the image's pixels at every level, also under autocast."""
+    """A map that holds its own place, in tiles from the centre, has that of the image's pixels at every level, also
+    under autocast.
+    """
     ground = ((torch.arange(series) + 0.5) / series - 0.5).expand(1, 1, series, series)
     for size in (side // 2, side // 32):
         wanted = ((torch.arange(size) + 0.5) / size - 0.5) * ratio
-        inside = wanted.abs() <= 0.5 - 0.5 / series                 # outside the first and last pixel's centre it is constant
+        # outside the first and last pixel's centre it is constant
+        inside = wanted.abs() <= 0.5 - 0.5 / series
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             found = place(ground, size, ratio)[0, 0]
         torch.testing.assert_close(found[3][inside], wanted[inside], rtol=0, atol=1e-5)
@@ -196,7 +210,8 @@ def test_a_map_and_its_mean_are_added_to_every_level():
     """Each level has its own convolution and its own MLP, of each tile's mean."""
     fusion, x = Fusion(2, [3, 5]).eval(), torch.randn(4, 2, 6, 6)
     for i, (size, summand) in enumerate(zip((8, 4), fusion(x, [8, 4], 1))):
-        wanted = [place(fusion.maps[i](x[k:k + 1]), size, 1)[0] + fusion.means[i](x[k].mean((1, 2)))[:, None, None] for k in range(4)]
+        wanted = [place(fusion.maps[i](x[k:k + 1]), size, 1)[0] + fusion.means[i](x[k].mean((1, 2)))[:, None, None]
+                  for k in range(4)]
         torch.testing.assert_close(summand, torch.stack(wanted), rtol=0, atol=1e-5)
 
 
@@ -220,12 +235,15 @@ def test_utt_predicts_from_the_image_and_trains_each_series_head():
     assert torch.equal(model(batch), image) and len(series) == 2
     batch["s2"] = batch["s2"] + torch.randn_like(batch["s2"])
     changed, s2, s1 = model.all_logits(batch)
-    assert not torch.allclose(changed, image, atol=1e-6) and not torch.allclose(s2, series[0]) and torch.equal(s1, series[1])
+    assert not torch.allclose(changed, image,
+                              atol=1e-6) and not torch.allclose(s2, series[0]) and torch.equal(s1, series[1])
 
 
 # ---- ImageNet -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("cell", [cell for cell in TRAINED if cell[2] in METHODS[cell[0]].published and METHODS[cell[0]].init == "imagenet"], ids=" ".join)
+@pytest.mark.parametrize("cell",
+                         [cell for cell in TRAINED if cell[2] in METHODS[cell[0]].published
+                          and METHODS[cell[0]].init == "imagenet"], ids=" ".join)
 def test_imagenet_weights_reach_the_network(cell):
     """Those of each method's own ResNet, all of them but the classifier."""
     model = build(*cell)
@@ -249,7 +267,8 @@ LENGTH = [*SMALL, "--epochs", "1"]
 
 def train(demo, folder, dataset, *options):
     """The row that finetune.py writes."""
-    finetune.main(["--dataset", dataset, "--data-root", str(demo), "--output", str(folder), "--csv", str(folder / "table2.csv"), *options])
+    finetune.main(["--dataset", dataset, "--data-root", str(demo), "--output", str(folder), "--csv",
+                   str(folder / "table2.csv"), *options])
     row, = read_rows(folder / "table2.csv")
     return row
 
@@ -273,7 +292,8 @@ def test_a_compared_method_goes_on_as_if_nobody_had_stopped_it(demo, tmp_path, m
     stop_after_an_epoch(monkeypatch, demo, tmp_path / "parts", *options)
     train(demo, tmp_path / "parts", *options)
     whole, parts = (checkpoint.load(tmp_path / name / "finetuned.pt", "finetuned") for name in ("whole", "parts"))
-    assert len(parts["starts"]) == 2 and all(torch.equal(value, parts["weights"][name]) for name, value in whole["weights"].items())
+    assert len(parts["starts"]) == 2 and all(torch.equal(value, parts["weights"][name]) for name,
+                                             value in whole["weights"].items())
 
 
 def test_a_run_of_another_model_does_not_go_on(demo, tmp_path, monkeypatch):
@@ -291,15 +311,18 @@ def test_a_run_of_another_model_does_not_go_on(demo, tmp_path, monkeypatch):
 
 def test_a_row(demo, tmp_path):
     row = train(demo, tmp_path, "treesatai", "--model", "pse", "--init", "none", "--modalities", "s2", *LENGTH)
-    assert (row["model"], row["pretraining"], row["modality"], row["status"], row["scale"]) == ("pse", "none", "s2", "ok", "demo")
+    assert (row["model"], row["pretraining"], row["modality"], row["status"], row["scale"]) == ("pse", "none", "s2",
+                                                                                                "ok", "demo")
     assert row["params"] == "28574" and row["n_test"] == "10" and 0 <= float(row["f1_weighted"]) <= 100
 
 
-@pytest.mark.parametrize("width, why", [("0.25", "a width of 0.25 does not fit"), ("1", "resnet50-0676ba61.pth: no such file")])
+@pytest.mark.parametrize("width, why",
+                         [("0.25", "a width of 0.25 does not fit"), ("1", "resnet50-0676ba61.pth: no such file")])
 def test_random_weights_in_the_demo_are_told(demo, tmp_path, monkeypatch, capfd, width, why):
     """Also after a stop, when the file has come in between: what was trained began at random."""
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    monkeypatch.setattr(ResNet, "forward", lambda self, x: self.fc(x.mean((2, 3)).mean(1, keepdim=True).expand(-1, self.channels[-1])))
+    monkeypatch.setattr(ResNet, "forward", lambda self,
+                        x: self.fc(x.mean((2, 3)).mean(1, keepdim=True).expand(-1, self.channels[-1])))
     options = ["--model", "resnet50", "--init", "imagenet", "--modalities", "vhr", "--width", width, *SMALL]
     stop_after_an_epoch(monkeypatch, demo, tmp_path / "run", "treesatai", *options)
     assert why in capfd.readouterr().err
@@ -311,18 +334,21 @@ def test_random_weights_in_the_demo_are_told(demo, tmp_path, monkeypatch, capfd,
 def test_imagenet_weights_that_are_there_are_taken(demo, tmp_path, monkeypatch):
     state = build_imagenet("resnet50").state_dict()
     monkeypatch.setattr(weights, "load", lambda name: state)
-    row = train(demo, tmp_path, "treesatai", "--model", "lightgbm", "--init", "imagenet", "--modalities", "all", "--workers", "0")
+    row = train(demo, tmp_path, "treesatai", "--model", "lightgbm", "--init", "imagenet", "--modalities", "all",
+                "--workers", "0")
     assert row["status"] == "ok" and row["params"] == "23508032"
     saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
     assert torch.equal(saved["weights"]["networks.vhr.resnet.layer4.2.conv3.weight"], state["layer4.2.conv3.weight"])
 
 
-@pytest.mark.parametrize("name, modality", [("lightgbm", "s1"), ("lightgbm", "vhr"), ("lightgbm", "all"), ("mosaiks", "s2")])
+@pytest.mark.parametrize("name, modality",
+                         [("lightgbm", "s1"), ("lightgbm", "vhr"), ("lightgbm", "all"), ("mosaiks", "s2")])
 def test_what_is_fitted_goes_the_same_way(demo, tmp_path, monkeypatch, name, modality):
     """One pass, no rate; the checkpoint is scored again from the disk with the same result."""
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     start = ["--init", "imagenet", "--width", "0.25"] if modality == "all" else ["--init", "none"]
-    row = train(demo, tmp_path / "run", "treesatai", "--model", name, "--modalities", modality, "--workers", "0", *start)
+    row = train(demo, tmp_path / "run", "treesatai", "--model", name, "--modalities", modality, "--workers", "0",
+                *start)
     assert (row["params"] == "") == (modality != "all")             # trees and stored tiles are none
     assert row["pretraining"] == METHODS[name].pretraining
     assert row["status"] == ("random-weights" if modality == "all" else "ok")
@@ -333,13 +359,15 @@ def test_what_is_fitted_goes_the_same_way(demo, tmp_path, monkeypatch, name, mod
     assert f"{again['f1_weighted']:.4f}" == row["f1_weighted"] and f"{again['map']:.4f}" == row["map"]
 
 
-@pytest.mark.parametrize("name, dataset, modality", [("pse_ltae", "treesatai-ts", "s2"), ("mosaiks", "treesatai", "s2")])
+@pytest.mark.parametrize("name, dataset, modality",
+                         [("pse_ltae", "treesatai-ts", "s2"), ("mosaiks", "treesatai", "s2")])
 def test_two_processes_give_one_processs_row(demo, tmp_path, name, dataset, modality):
     """Batch norm and dropout depend on the pool, not on the process; what is fitted sees the tiles in one order."""
     options = ["--model", name, "--modalities", modality, "--init", "none", "--workers", "0", "--pool", "4"]
     options += [] if METHODS[name].is_fitted else ["--width", "0.25", *LENGTH]
     row = train(demo, tmp_path / "one", dataset, *options)
-    done = torchrun(2, "finetune.py", "--dataset", dataset, "--data-root", str(demo), "--output", str(tmp_path / "two"), "--csv",
+    done = torchrun(2, "finetune.py", "--dataset", dataset, "--data-root", str(demo), "--output", str(tmp_path / "two"),
+                    "--csv",
                     str(tmp_path / "two" / "table2.csv"), *options)
     assert done.returncode == 0, done.stderr
     other, = read_rows(tmp_path / "two" / "table2.csv")
@@ -348,17 +376,24 @@ def test_two_processes_give_one_processs_row(demo, tmp_path, name, dataset, moda
 
 @pytest.mark.parametrize("options, culprit", [
     (["--model", "pse", "--init", "imagenet", "--modalities", "s2"], "--init imagenet: pse on s2 starts from none"),
-    (["--model", "pse", "--init", "none", "--modalities", "vhr"], "pse is not made for vhr of treesatai, but for s1, s2, all"),
+    (["--model", "pse", "--init", "none", "--modalities", "vhr"],
+     "pse is not made for vhr of treesatai, but for s1, s2, all"),
     (["--model", "utae", "--init", "none", "--modalities", "s2"], "utae is not made for s2 of treesatai"),
-    (["--model", "mlp", "--init", "none", "--modalities", "s2", "--width", "0"], "--width: must be a number over 0, at most 1, not 0"),
-    (["--model", "mlp", "--init", "none", "--modalities", "s2", "--embed-dim", "64"], "--embed-dim does nothing in mlp"),
-    (["--model", "mosaiks", "--init", "none", "--modalities", "s2", "--epochs", "3"], "--epochs does nothing in mosaiks on s2"),
-    (["--model", "lightgbm", "--init", "none", "--modalities", "s1", "--width", "0.5"], "--width does nothing in lightgbm on s1"),
-    (["--model", "mlp", "--init", "none", "--modalities", "s2", "--tiles-at-once", "2"], "--tiles-at-once does nothing in mlp"),
+    (["--model", "mlp", "--init", "none", "--modalities", "s2", "--width", "0"],
+     "--width: must be a number over 0, at most 1, not 0"),
+    (["--model", "mlp", "--init", "none", "--modalities", "s2", "--embed-dim", "64"],
+     "--embed-dim does nothing in mlp"),
+    (["--model", "mosaiks", "--init", "none", "--modalities", "s2", "--epochs", "3"],
+     "--epochs does nothing in mosaiks on s2"),
+    (["--model", "lightgbm", "--init", "none", "--modalities", "s1", "--width", "0.5"],
+     "--width does nothing in lightgbm on s1"),
+    (["--model", "mlp", "--init", "none", "--modalities", "s2", "--tiles-at-once", "2"],
+     "--tiles-at-once does nothing in mlp"),
     (["--init", "imagenet"], "--init imagenet: omnisat"),
     (["--init", "none", "x.pt"], "--init none x.pt: omnisat starts from one pretrained.pt, or none"),
     (["--model", "dofa", "--init", "imagenet", "--modalities", "vhr"], "dofa on vhr starts from external, or none"),
-    (["--model", "presto", "--init", "external", "--modalities", "s2", "--width", "0.5"], "--width does nothing in presto on s2"),
+    (["--model", "presto", "--init", "external", "--modalities", "s2", "--width", "0.5"],
+     "--width does nothing in presto on s2"),
     (["--init", "none", "--width", "0.5"], "--width does nothing in omnisat")])
 def test_wrong_options_are_told(demo, tmp_path, options, culprit, capsys):
     with pytest.raises((UserError, SystemExit)) as error:
@@ -369,6 +404,7 @@ def test_wrong_options_are_told(demo, tmp_path, options, culprit, capsys):
 def test_without_weights_real_data_is_not_trained_on(monkeypatch, tmp_path):
     """The place of the file, its source and its hash are told."""
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    args = finetune.command_line().parse_args(["--dataset", "treesatai", "--data-root", "d", "--model", "resnet50", "--init", "imagenet"])
+    args = finetune.command_line().parse_args(["--dataset", "treesatai", "--data-root", "d", "--model", "resnet50",
+                                               "--init", "imagenet"])
     with pytest.raises(UserError, match="resnet50-0676ba61.pth.*download.*0676ba61"):
         starts.load_published(build("resnet50", "treesatai", "vhr", 0.25), args, is_demo=False, rank=0)

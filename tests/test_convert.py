@@ -1,4 +1,6 @@
-"""A table of pixels becomes a dataset of one's own: values, dates, labels, splits by place; and what is wrong with it is told."""
+"""A table of pixels becomes a dataset of one's own: values, dates, labels, splits by place; and what is wrong with it
+is told.
+"""
 import csv
 
 import numpy as np
@@ -37,11 +39,13 @@ def test_a_table_becomes_tiles(tmp_path, monkeypatch):
         "s2": Sensor("s2", "series", ("B1", "B2"), 10, 1, 366, files="s2/{tile}.npz"),
         "s1": Sensor("s1", "series", ("VV",), 10, 1, 366, files="s1/{tile}.npz")})
     root = tmp_path / "pixels"
-    assert convert(write(tmp_path / "t.csv", lines()), root, COLUMNS, series=series_of(["s2=B1,B2", "s1=VV"]), nodata=104) == 30
+    assert convert(write(tmp_path / "t.csv", lines()), root, COLUMNS, series=series_of(["s2=B1,B2", "s1=VV"]),
+                   nodata=104) == 30
     names = {split: open_dataset("pixels", root, split, ("s2", "s1")).names for split in ("train", "val", "test")}
     assert sorted(sum(map(list, names.values()), [])) == [f"p{i:02}" for i in range(30)]
     places = {split: {int(name[1:]) % 10 for name in found} for split, found in names.items()}
-    assert not places["train"] & places["test"] and not places["val"] & places["test"] and not places["train"] & places["val"]
+    assert not places["train"] & places["test"] and not places["val"] & places["test"] and not places["train"] & places[
+        "val"]
     split, at = next((split, list(found).index("p07")) for split, found in names.items() if "p07" in found)
     dataset = open_dataset("pixels", root, split, ("s2", "s1"))
     item = dataset[at]
@@ -55,7 +59,8 @@ def test_a_table_becomes_tiles(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"crop": "oats"}, r"tile p29 has the crop oats and wheat, expected one"), ({"B1": "x"}, r"line 61: B1 is 'x', expected a number"),
+    ({"crop": "oats"}, r"tile p29 has the crop oats and wheat, expected one"),
+    ({"B1": "x"}, r"line 61: B1 is 'x', expected a number"),
     ({"sample": "../p"}, "cannot be a file's name")])
 def test_what_is_wrong_is_told(tmp_path, change, message):
     rows = list(lines())

@@ -40,7 +40,8 @@ def assert_same(value, expected, inputs):
     """Same value, same gradients."""
     weight = torch.randn_like(value)
     torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(torch.autograd.grad((value * weight).sum(), inputs), torch.autograd.grad((expected * weight).sum(), inputs))
+    torch.testing.assert_close(torch.autograd.grad((value * weight).sum(), inputs),
+                               torch.autograd.grad((expected * weight).sum(), inputs))
 
 
 def test_parameter_counts_are_the_official_ones():
@@ -48,15 +49,19 @@ def test_parameter_counts_are_the_official_ones():
     def count(*bands, **options):
         with torch.device("meta"):
             return sum(p.numel() for p in CROMA(*bands, **options).parameters()) / 1e6
-    for classes, radar, optical, counts in ((15, 3, 12, [50.3, 11.9, 22.8, 48.8]), (18, 12, 40, [51.8, 12.1, 23.5, 49.8])):
+    for classes, radar, optical, counts in ((15, 3, 12, [50.3, 11.9, 22.8, 48.8]),
+                                            (18, 12, 40, [51.8, 12.1, 23.5, 49.8])):
         head = 385 * classes / 1e6
-        assert [round(count(radar, optical, decoder=True), 1), round(count(radar) + head, 1), round(count(0, optical) + head, 1),
+        assert [round(count(radar, optical, decoder=True), 1), round(count(radar) + head, 1),
+                round(count(0, optical) + head, 1),
                 round(count(radar, optical) + head, 1)] == counts
 
 
 @pytest.mark.parametrize("heads", [8, 16])
 def test_alibi_is_its_definition(heads):
-    """Press et al., 2022: slopes 2^(-8/A), its square, ...; distances between the patches of a query and a key, of other grids too."""
+    """Press et al., 2022: slopes 2^(-8/A), its square, ...; distances between the patches of a query and a key, of
+    other grids too.
+    """
     places, others = torch.randint(15, (2, 5, 2)).double(), torch.randint(15, (2, 7, 2)).double()
     value = alibi(places, others, heads)
     assert value.shape == (2, heads, 5, 7)
@@ -66,12 +71,15 @@ def test_alibi_is_its_definition(heads):
                 distance = math.dist(places[b, i], others[b, j])
                 expected = [-distance * (2 ** (-8 / heads)) ** (h + 1) for h in range(heads)]
                 torch.testing.assert_close(value[b, :, i, j], torch.tensor(expected, dtype=torch.float64))
-    by_hand = alibi(torch.zeros(1, 1, 2), torch.tensor([[[3., 4.], [0., 0.]]]), 8)       # row, column: 5 patches away, and itself
+    # row, column: 5 patches away, and itself
+    by_hand = alibi(torch.zeros(1, 1, 2), torch.tensor([[[3., 4.], [0., 0.]]]), 8)
     assert by_hand[0, :2, 0].tolist() == [[-2.5, 0], [-1.25, 0]]
 
 
 def test_bias_of_visible_patches_is_that_of_their_places():
-    """Of all patches, the rows and columns that are visible; in cross attention rows of the radar's and columns of the optical ones."""
+    """Of all patches, the rows and columns that are visible; in cross attention rows of the radar's and columns of the
+    optical ones.
+    """
     model = toy()
     every = alibi(model.places, model.places, 16)[0]
     masks = model.draw_masks(3)
@@ -85,7 +93,8 @@ def test_bias_of_visible_patches_is_that_of_their_places():
 def test_attention_is_its_definition(cross):
     """softmax_j of q_i . k_j / sqrt(D/A) + bias, head by head, over what is attended to."""
     attention, heads, size = Attention(8, 4).double(), 4, 2
-    x, bias = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True), torch.randn(2, heads, 3, 5 if cross else 3).double()
+    x, bias = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True), torch.randn(2, heads, 3,
+                                                                                         5 if cross else 3).double()
     context = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True) if cross else None
     rows, inputs = [], [x, *attention.parameters()] + ([context] if cross else [])
     for b in range(2):
@@ -102,7 +111,9 @@ def test_attention_is_its_definition(cross):
 
 
 def test_cross_encoder_attends_to_itself_then_to_the_context():
-    """Section 3: in each block self-attention, cross attention and the feed-forward network, each residual; a last norm."""
+    """Section 3: in each block self-attention, cross attention and the feed-forward network, each residual; a last
+    norm.
+    """
     transformer = Transformer(32, 2, 16, cross=True).double()
     x, context, places, others = (torch.randn(2, n, d).double() for n, d in ((3, 32), (5, 32), (3, 2), (5, 2)))
     expected = x
@@ -118,7 +129,8 @@ def test_places_are_known_by_distance_alone():
     model, x = toy(), images()
     grid = torch.arange(16).view(4, 4)
     for order, kept in ((grid.flip(1), True), (grid.t(), True), (torch.randperm(16).view(4, 4), False)):
-        moved = {sensor: patchify(value, 4)[:, order.flatten()].unflatten(1, (4, 4)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        moved = {sensor: patchify(value, 4)[:, order.flatten()].unflatten(1, (4, 4)).permute(0, 3, 1, 4, 2,
+                                                                                             5).flatten(4).flatten(2, 3)
                  for sensor, value in x.items()}
         for sensors in (["radar"], ["optical"], ["radar", "optical"]):
             difference = (model(**{s: moved[s] for s in sensors}) - model(**{s: x[s] for s in sensors})).abs().max()
@@ -148,7 +160,9 @@ def test_only_visible_patches_are_encoded():
     _, _, before = pretrain(model, x, masks)
     changed = {}
     for sensor, value in x.items():
-        patches = patchify(value, 4).scatter(1, masks[sensor]["masked"][:, :, None, None, None].expand(-1, -1, BANDS[sensor], 4, 4), 7.)
+        patches = patchify(value, 4).scatter(1,
+                                             masks[sensor]["masked"][:, :, None, None,
+                                                                     None].expand(-1, -1, BANDS[sensor], 4, 4), 7.)
         changed[sensor] = patches.unflatten(1, (4, 4)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
         assert (changed[sensor] != value).double().mean() == 0.75
     _, _, after = pretrain(model, changed, masks)
@@ -199,9 +213,11 @@ def test_contrast_is_of_the_projected_vectors():
     model, x = toy(decoder=True), images()
     masks = model.draw_masks(3)
     _, terms, _ = pretrain(model, x, masks)
-    a, b = (model.projections[sensor](model.vectors[sensor](model.encode(sensor, x[sensor], masks[sensor]["visible"]).mean(1)))
+    a, b = (model.projections[sensor](
+        model.vectors[sensor](model.encode(sensor, x[sensor], masks[sensor]["visible"]).mean(1)))
             for sensor in BANDS)
-    torch.testing.assert_close(terms["contrastive"], info_nce(a, b, torch.tensor(math.log(1 / 0.07), dtype=torch.float64)))
+    torch.testing.assert_close(terms["contrastive"],
+                               info_nce(a, b, torch.tensor(math.log(1 / 0.07), dtype=torch.float64)))
 
 
 def test_reconstruction_is_of_masked_patches_normalised():
@@ -218,10 +234,12 @@ def test_reconstruction_is_of_masked_patches_normalised():
                 target = x[sensor][b, :, row:row + 4, column:column + 4]
                 target = (target - target.mean()) / target.std(correction=1)
                 prediction = seen["predictions"][sensor][b, at].view(bands, 4, 4)
-                errors += [(prediction[c, i, j] - target[c, i, j]) ** 2 for c in range(bands) for i in range(4) for j in range(4)]
+                errors += [(prediction[c, i, j] - target[c, i, j]) ** 2 for c in range(bands) for i in range(4)
+                           for j in range(4)]
         assert len(errors) == 3 * 12 * bands * 16
         expected += sum(errors) / len(errors)
-    torch.testing.assert_close(terms["reconstruction"], expected, rtol=1e-5, atol=1e-5)    # of the 1e-6 added to variances
+    # of the 1e-6 added to variances
+    torch.testing.assert_close(terms["reconstruction"], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss, terms["contrastive"] + terms["reconstruction"])
     assert (normalized_patches(torch.full((1, 2, 8, 8), 3.), 4) == 0).all()                # a constant patch
 

@@ -13,9 +13,11 @@ from datasets import open_dataset
 from datasets.simulated import demo, forest, treesatai
 from utils.errors import UserError
 
-logging.getLogger('tifffile').setLevel(logging.CRITICAL)       # '-9999' on uint8 makes it complain, as on the real files
+# '-9999' on uint8 makes it complain, as on the real files
+logging.getLogger('tifffile').setLevel(logging.CRITICAL)
 TRAIN, TEST, SEED = 44, 16, 10
-KEYS = {f'sen-1-{d}-{x}' for d in ('asc', 'des') for x in ('data', 'products')} | {'sen-2-data', 'sen-2-masks', 'sen-2-products'}
+KEYS = {f'sen-1-{d}-{x}' for d in ('asc', 'des') for x in ('data', 'products')} | {'sen-2-data', 'sen-2-masks',
+                                                                                   'sen-2-products'}
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +36,8 @@ def series(root):
 
 
 def digests(root):
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob('*')) if p.is_file()}
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob('*'))
+            if p.is_file()}
 
 
 def test_same_bytes_for_any_number_of_workers(root, tmp_path):
@@ -50,7 +53,8 @@ def test_marker(tmp_path, capsys):
         demo.write_treesatai(tmp_path / 'mine', 1, 1)
     root = tmp_path / 'demo'
     demo.main(['--root', str(root), '--train', '2', '--test', '1'])
-    assert json.loads((root / 'DEMO.json').read_text()) == dict(demo=True, dataset='treesatai', train=2, test=1, seed=0, version=treesatai.VERSION)
+    assert json.loads((root / 'DEMO.json').read_text()) == dict(demo=True, dataset='treesatai', train=2, test=1, seed=0,
+                                                                version=treesatai.VERSION)
     before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
     demo.main(['--root', str(root), '--train', '2', '--test', '1'])
     assert 'nothing to do' in capsys.readouterr().out and before == {p: p.stat().st_mtime_ns for p in root.rglob('*')}
@@ -97,7 +101,8 @@ def test_aerial(root):
             page, image = tif.pages[0], tif.pages[0].asarray()
             assert image.shape == (304, 304, 4) and image.dtype == np.uint8 and len(tif.pages) == 1
             assert (page.planarconfig, page.rowsperstrip, page.compression, page.photometric) == (1, 6, 1, 2)
-            assert page.extrasamples == (2,) and page.tags[42113].value == '-9999' and page.tags[33550].value[:2] == (.2, .2)
+            assert page.extrasamples == (2,) and page.tags[42113].value == '-9999' and page.tags[33550].value[:2] == (
+                .2, .2)
         means.append(image.mean((0, 1)))
     assert np.allclose(np.mean(means, 0), [150, 90, 85, 80], atol=12)
 
@@ -133,12 +138,15 @@ def test_series_format(root, series):
         data = tile['sen-2-data']
         assert (data == np.rint(data)).all() and data.min() >= 1
         for band in range(10):                                             # 20 m bands: columns 0-1 and 3-4, rows too
-            same = (data[:, band, :, [0, 3]] == data[:, band, :, [1, 4]]).all() and (data[:, band, [0, 3]] == data[:, band, [1, 4]]).all()
+            same = (data[:, band, :, [0, 3]] == data[:, band, :,
+                                                     [1, 4]]).all() and (data[:, band, [0, 3]] == data[:, band,
+                                                                                                       [1, 4]]).all()
             assert same == (band in (3, 4, 5, 7, 8, 9))
         for key, date in (('sen-1-asc', 4), ('sen-1-des', 4), ('sen-2', 2)):
             names = [n.decode() for n in tile[f'{key}-products']]
             days = [n.split('_')[date][:8] for n in names]
-            assert len(names) == len(tile[f'{key}-data']) and days == sorted(days) and len(set(d[:4] for d in days)) <= 1
+            assert len(names) == len(tile[f'{key}-data']) and days == sorted(days) and len(set(d[:4]
+                                                                                               for d in days)) <= 1
             assert all(n.split('_')[date] == n.split('_')[-5] for n in names)
         assert all(tile[k].dtype == np.float32 for k in KEYS if 'products' not in k)
         if len(tile['sen-1-asc-data']):
@@ -156,7 +164,8 @@ def test_planted_defects(series, root):
     tiles = list(series.values())
     s1 = [t[f'sen-1-{d}-data'] for t in tiles for d in ('asc', 'des')]
     nan = [np.isnan(x) for x in s1]
-    assert any(len(t['sen-1-asc-data']) == 0 and t['sen-1-asc-products'].shape == (0,) for t in tiles), 'empty ascending'
+    assert any(len(t['sen-1-asc-data']) == 0 and t['sen-1-asc-products'].shape == (0,
+               ) for t in tiles), 'empty ascending'
     assert any(n.all((1, 2, 3)).any() for n in nan), 'all-NaN date'
     assert any((n.any((1, 2, 3)) & ~n.all((1, 2, 3))).any() for n in nan), 'NaN pixel'
     assert all((n[:, 0] == n[:, 1]).all() for n in nan)
@@ -190,7 +199,8 @@ def test_labels_are_the_ground_map(root):
         species, stands = forest.ground_map(SEED, i)
         assert stands.shape == (304, 304) and set(np.unique(stands)) <= {*range(len(species)), forest.UNLABELLED}
         centre = stands[2:302, 2:302]
-        want = sorted(((s.split('_')[0], (centre == k).mean()) for k, s in enumerate(species) if (centre == k).any()), key=lambda e: -e[1])
+        want = sorted(((s.split('_')[0], (centre == k).mean()) for k, s in enumerate(species) if (centre == k).any()),
+                      key=lambda e: -e[1])
         if tile.overlap == 0:
             got = lists[tile.name]
             assert [g for g, _ in got] == [g for g, _ in want]
@@ -221,7 +231,9 @@ def test_physics(root, series):
             vh.setdefault(genus, []).append(10 * np.log10(np.nanmean(tile['sen-1-des-data'][:, 1])))
         for direction in ('asc', 'des'):
             x = tile[f'sen-1-{direction}-data']
-            assert np.nanmin(x, initial=0) >= 0 and np.nanmax(x, initial=0) < 10 and (x.size == 0 or .02 < np.nanmean(x[:, 0]) < .5)
+            assert np.nanmin(x, initial=0) >= 0 and np.nanmax(x,
+                                                              initial=0) < 10 and (x.size == 0
+                                                                                   or .02 < np.nanmean(x[:, 0]) < .5)
     assert bright_agrees / dates > .85
     leafless = [a for g in ('Fagus', 'Quercus', 'Betula', 'Larix') for a in amplitude.get(g, [])]
     evergreen = [a for g in ('Picea', 'Abies', 'Pinus') for a in amplitude.get(g, [])]
@@ -231,7 +243,9 @@ def test_physics(root, series):
 
 
 def test_smaller_tiles(tmp_path):
-    """Of 3 x 3 pixels: the same files but for the single dates, read like the others; a tile is not the middle of a larger one."""
+    """Of 3 x 3 pixels: the same files but for the single dates, read like the others; a tile is not the middle of a
+    larger one.
+    """
     root = demo.write_treesatai(tmp_path / 'small', 9, 3, SEED, side=3)
     assert json.loads((root / 'DEMO.json').read_text())['side'] == 3 and not (root / 'sentinel').exists()
     lists = json.loads((root / 'labels' / 'TreeSatBA_v9_60m_multi_labels.json').read_text())
@@ -239,11 +253,15 @@ def test_smaller_tiles(tmp_path):
         species, stands = forest.ground_map(SEED, i, 3)
         assert stands.shape == (154, 154)
         if forest.plan(SEED, i).overlap == 0:
-            want = sorted(((s.split('_')[0], (stands[2:-2, 2:-2] == k).mean()) for k, s in enumerate(species)), key=lambda e: -e[1])
-            assert [area for _, area in lists[forest.plan(SEED, i).name]] == pytest.approx([area for _, area in want if area > 0], abs=6e-6)
+            want = sorted(((s.split('_')[0], (stands[2:-2, 2:-2] == k).mean()) for k, s in enumerate(species)),
+                          key=lambda e: -e[1])
+            assert [area for _,
+                    area in lists[forest.plan(SEED, i).name]] == pytest.approx([area for _, area in want if area > 0],
+                                                                               abs=6e-6)
     tiles = open_dataset('treesatai-ts', root, 'test', ['vhr', 's2', 's1', 's1-des'])
     item = tiles[0]
-    assert item['vhr'].shape == (4, 150, 150) and item['s2'].shape[1:] == (10, 3, 3) and item['s1-des'].shape[1:] == (2, 3, 3)
+    assert item['vhr'].shape == (4, 150, 150) and item['s2'].shape[1:] == (10, 3,
+                                                                           3) and item['s1-des'].shape[1:] == (2, 3, 3)
     with h5py.File(next((root / 'sentinel-ts').glob(f'{tiles.names[0][:-4]}_*.h5'))) as f:
         assert f['sen-1-asc-data'].shape[1:] == (2, 3, 3) and f['sen-2-masks'].shape[2:] == (3, 3)
     assert tiles.orders(0) == {}                                # the scrambled files have 6 x 6 pixels
@@ -256,7 +274,8 @@ def test_smaller_tiles(tmp_path):
         open_dataset('treesatai-ts', root, 'test', ['s1'])[0]
 
 
-@pytest.mark.parametrize('options, error', [(['--dataset', 'flair', '--side', '3'], '--side: it is about tiles of treesatai'),
+@pytest.mark.parametrize('options, error',
+                         [(['--dataset', 'flair', '--side', '3'], '--side: it is about tiles of treesatai'),
                                             (['--as-2017', '--side', '3'], 'the scrambled files have 6 x 6 pixels')])
 def test_a_side_that_does_nothing_is_refused(options, error, tmp_path):
     with pytest.raises(UserError, match=error):

@@ -130,7 +130,8 @@ def test_pastis_metadata(pastis, patches, tmp_path):
             assert date(2018, 9, 1) <= first < last < date(2019, 12, 1)
             assert seen.setdefault((properties["TILE"], key), days) == days
             assert len(days) == length[properties["TILE"]] if key == "S2" else 65 <= len(days) <= 70
-            assert len(np.load(pastis / f"DATA_{key}" / f"{key}_{properties['ID_PATCH']}.npy", mmap_mode="r")) == len(days)
+            assert len(np.load(pastis / f"DATA_{key}" / f"{key}_{properties['ID_PATCH']}.npy",
+                               mmap_mode="r")) == len(days)
     even = json.loads(demo_pastis.metadata(2, 1, 32, [(3, .5)]))["features"][0]["properties"]
     assert isinstance(even["dates-S2"], dict) and list(even["dates-S2"]) != sorted(even["dates-S2"], key=int)
 
@@ -145,7 +146,8 @@ def test_pastis_arrays(pastis, patches):
             assert s1.shape[1:] == (3, 32, 32) and s1.dtype == np.float16
             s1 = s1.astype(np.float32)
             ok = np.isfinite(s1).all(1)
-            assert np.allclose((s1[:, 0] - s1[:, 1])[ok], s1[:, 2][ok], atol=.03) and -25 < s1[:, :2].mean(1)[ok].mean() < -8
+            assert np.allclose((s1[:, 0] - s1[:, 1])[ok], s1[:, 2][ok],
+                               atol=.03) and -25 < s1[:, :2].mean(1)[ok].mean() < -8
         with tifffile.TiffFile(pastis / demo_pastis.FOLDERS[3] / f"SPOT6_RVB_1M00_2019_{patch.id}.tif") as tif:
             page = tif.pages[0]
             assert page.shape == (320, 320, 3) and page.dtype == np.uint8
@@ -184,7 +186,8 @@ def test_pastis_traps(pastis, patches):
 
 
 def test_pastis_sensors_complement_each_other(pastis, patches):
-    """Parcels of the training patches teach a forest, those of test patches are named: fusing beats each sensor alone."""
+    """Parcels of the training patches teach a forest, those of test patches are named: fusing beats each sensor alone.
+    """
     features, crops, is_train = {"s2": [], "s1": [], "vhr": []}, [], []
     for patch in patches:
         label, s2, image = target_of(pastis, patch), s2_of(pastis, patch).astype(np.float32), spot_of(pastis, patch)
@@ -218,7 +221,8 @@ def test_pastis_sensors_complement_each_other(pastis, patches):
     assert min(right.values()) > chance + .25 and right["all"] > .93, right
     assert all(right["all"] > right[key] + .02 for key in ("s2", "s1", "vhr")), right
 
-    def recall(key, *names):                                     # each sensor mixes up the pairs that the story says it does
+    # each sensor mixes up the pairs that the story says it does
+    def recall(key, *names):
         chosen = np.isin(truth, [demo_pastis.CROPS[name][0] for name in names])
         return (named[key] == truth)[chosen].mean()
     assert recall("s2", "grapevine", "orchard") < .8 < .95 < recall("vhr", "grapevine", "orchard")
@@ -263,7 +267,8 @@ def test_flair_files(flair, areas):
 def test_flair_domains_layout(tmp_path):
     old = demo.write_flair(tmp_path / "old", 5, 1, seed=3)
     new = demo.write_flair(tmp_path / "new", 5, 1, seed=3, layout="domains")
-    files = [{path.split("/")[-1]: digest for path, digest in digests(root).items() if path != "DEMO.json"} for root in (old, new)]
+    files = [{path.split("/")[-1]: digest for path, digest in digests(root).items() if path != "DEMO.json"}
+             for root in (old, new)]
     assert files[0] == files[1] and len(list((new / "aux-data").iterdir())) == 2
     assert len(list((new / "data" / "train-val").glob("D*/aerial/Z*/IMG_*.tif"))) == 5
     assert len(list((new / "data" / "train-val").glob("D*/sentinel/Z*/SEN2_sp_D*-Z*_data.npy"))) == 2
@@ -332,7 +337,8 @@ def test_flair_sensors_complement_each_other(flair, areas):
         clear = (data[:, 0].mean((1, 2)) < 900) & (data[:, 6].mean((1, 2)) > 900)
         data, month = data[clear], month[clear]
         ndvi = (data[:, 6] - data[:, 2]) / (data[:, 6] + data[:, 2])
-        course = np.stack([np.median(ndvi[np.isin(month, k)], 0) if np.isin(month, k).any() else np.full(ndvi.shape[1:], .5)
+        course = np.stack([np.median(ndvi[np.isin(month, k)], 0) if np.isin(month, k).any()
+                           else np.full(ndvi.shape[1:], .5)
                            for k in ((1, 2, 12), (3, 4), (5, 6), (7, 8), (9, 10))])
         for tile in area.tiles:
             image = tifffile.imread(image_folder / f"IMG_{tile:06d}.tif")[6:306, 6:306].astype(np.float32)
@@ -355,7 +361,8 @@ def test_flair_sensors_complement_each_other(flair, areas):
 
 
 def test_physics(flair, areas):
-    """Roofs and crowns are high, roads, water and pools are not; the near infrared of plants is bright, of water dark."""
+    """Roofs and crowns are high, roads, water and pools are not; the near infrared of plants is bright, of water dark.
+    """
     height, infrared = {}, {}
     for area in areas:
         image_folder, label_folder, _ = demo_flair.folders(flair, "original", area)
@@ -366,5 +373,6 @@ def test_physics(flair, areas):
                 height.setdefault(int(k), []).append(np.median(image[label == k][:, 4]) / 5)
                 infrared.setdefault(int(k), []).append(np.median(image[label == k][:, 3]))
     height, infrared = ({k: np.median(v) for k, v in x.items()} for x in (height, infrared))
-    assert 3 < height[1] < 15 and min(height[6], height[7]) > 8 and max(height[3], height[5], height[10], height[13]) < 1
+    assert 3 < height[1] < 15 and min(height[6], height[7]) > 8 and max(height[3], height[5], height[10],
+                                                                        height[13]) < 1
     assert infrared[5] < 50 and infrared[3] + 30 < min(infrared[10], infrared[11])

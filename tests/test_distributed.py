@@ -35,7 +35,8 @@ def batch_of(indices, without):
     batch = {}
     for s, sensor in enumerate(SENSORS):
         draws = [torch.Generator().manual_seed(100 * s + i) for i in indices]
-        batch[sensor.key] = torch.stack([torch.randn(4, len(sensor.bands), 2, 2, generator=g, dtype=torch.float64) for g in draws])
+        batch[sensor.key] = torch.stack([torch.randn(4, len(sensor.bands), 2, 2, generator=g, dtype=torch.float64)
+                                         for g in draws])
         batch[f"{sensor.key}_dates"] = torch.arange(4).repeat(len(indices), 1) * 30
         batch[f"{sensor.key}_padded"] = torch.tensor([[s == 1 and i in without] * 4 for i in indices])
     return batch
@@ -48,7 +49,8 @@ def epoch(rank, world, tiles, pool, batch, without, classes=0):
     """
     torch.manual_seed(0)
     model = OmniSat(SENSORS, embed_dim=32, depth=1, num_classes=classes).double()
-    pools, results, statistics = Pools(tiles, pool, batch, seed=5, rank=rank, world=world), [], distributed.RunningStatistics(model)
+    pools, results, statistics = Pools(tiles, pool, batch, seed=5, rank=rank,
+                                       world=world), [], distributed.RunningStatistics(model)
     pools.epoch = 2
     for step_size, step_pools in pools.steps():
         statistics.begin_step(pools.a_step)
@@ -56,7 +58,8 @@ def epoch(rank, world, tiles, pool, batch, without, classes=0):
             content = batch_of(indices, without)
             statistics.begin_pool()
             if classes:
-                labels = torch.tensor([[float(i % (k + 2) == 0) for k in range(classes)] for i in indices], dtype=torch.float64)
+                labels = torch.tensor([[float(i % (k + 2) == 0) for k in range(classes)] for i in indices],
+                                      dtype=torch.float64)
                 loss = torch.nn.functional.binary_cross_entropy_with_logits(model(content), labels)
             else:
                 loss, _ = model.pretrain_loss(content, model.draw_masks(content, torch.Generator().manual_seed(number)))
@@ -67,15 +70,18 @@ def epoch(rank, world, tiles, pool, batch, without, classes=0):
         statistics.end_step()
         results.append({name: p.grad.clone() for name, p in model.named_parameters()})
         model.zero_grad(set_to_none=True)
-    return [*results, {name: value.double() for name, value in model.named_buffers() if "running" in name or "tracked" in name}]
+    return [*results,
+            {name: value.double() for name, value in model.named_buffers() if "running" in name or "tracked" in name}]
 
 
 # tiles, pool, batch, and classes of fine-tuning
 CASES = {
     "two full steps": (12, 2, 6),
-    "uneven last step": (7, 2, 6),                            # three pools, then one of a single tile: others have nothing to do
+    # three pools, then one of a single tile: others have nothing to do
+    "uneven last step": (7, 2, 6),
     "fewer tiles than processes": (2, 1, 6),
-    "no b on one process": (6, 2, 6),                         # not in the first and the third pool, which process 0 of 2 and of 3 gets
+    # not in the first and the third pool, which process 0 of 2 and of 3 gets
+    "no b on one process": (6, 2, 6),
     "fine-tuning": (12, 2, 6, 3),
     "fine-tuning, a pool of one tile": (7, 2, 6, 3),
 }
@@ -86,7 +92,8 @@ def run_case(case, rank=0, world=1):
     pools = Pools(tiles, pool, batch, seed=5)
     pools.epoch = 2
     numbered = next(iter(pools.steps()))[1]
-    without = {i for number, indices in numbered if number != 1 for i in indices} if case == "no b on one process" else {3}
+    without = {i for number,
+               indices in numbered if number != 1 for i in indices} if case == "no b on one process" else {3}
     return epoch(rank, world, tiles, pool, batch, without, *classes)
 
 
@@ -109,7 +116,8 @@ def errors(world, folder):
             for is_last, one, other in zip([*[0] * (len(expected) - 1), 1], expected, results):
                 for name, value in one.items():
                     if name == "combiner.norm.bias" and "fine-tuning" in case:
-                        continue                                              # the batch norm behind cancels it: a gradient of roundings
+                        # the batch norm behind cancels it: a gradient of roundings
+                        continue
                     error = (other[name] - value).norm() / value.norm().clamp(min=1e-12)
                     worst[is_last] = max(worst[is_last], error.item())
         found[case] = worst
@@ -125,7 +133,8 @@ def test_processes_compute_what_one_does(world, tmp_path):
 
 def test_float32_is_float32_on_a_gpu():
     """No TF32 in convolutions either, which torch allows by default."""
-    code = ("import torch; from engine import distributed; print(torch.backends.cudnn.allow_tf32); distributed.setup(); "
+    code = ("import torch; from engine import distributed; print(torch.backends.cudnn.allow_tf32); "
+            "distributed.setup(); "
             "print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.split() == ["True", "False", "False"], run.stderr
@@ -169,7 +178,9 @@ def test_validation_is_mixed_and_always_the_same():
 
 
 class LargeTiles(torch.utils.data.Dataset):
-    """Tiles of 6 to 12 MB; each knows what memory its reading process had at most by then (MB), beyond what it began with."""
+    """Tiles of 6 to 12 MB; each knows what memory its reading process had at most by then (MB), beyond what it began
+    with.
+    """
     started = None
 
     def __len__(self):
@@ -180,7 +191,8 @@ class LargeTiles(torch.utils.data.Dataset):
         self.started = self.started or int(memory["VmHWM"].split()[0]) / 1000
         dates = 1 + i[0] % 2
         return {"name": str(i[0]), "label": torch.tensor([int(memory["VmHWM"].split()[0]) / 1000 - self.started]),
-                "s2": torch.full((dates, 6, 1000, 1000), i[0], dtype=torch.int8), "s2_dates": torch.arange(dates) + i[0]}
+                "s2": torch.full((dates, 6, 1000, 1000), i[0], dtype=torch.int8),
+                "s2_dates": torch.arange(dates) + i[0]}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is looked up in /proc")
@@ -212,7 +224,9 @@ def test_tiles_stay_as_they_are_or_are_emptied():
 
 
 def test_an_epoch_of_few_steps_passes_over_the_tiles_again():
-    """20 tiles, 9 a step: 3 steps a pass, so 3 passes for 7 steps. Each has an order and dates of its own, and goes on from any step."""
+    """20 tiles, 9 a step: 3 steps a pass, so 3 passes for 7 steps. Each has an order and dates of its own, and goes on
+    from any step.
+    """
     pools = Pools(20, 3, 9, seed=1, least=7)
     pools.epoch = 2
     steps, sent = list(pools.steps()), list(pools)
@@ -222,7 +236,8 @@ def test_an_epoch_of_few_steps_passes_over_the_tiles_again():
     turns = [[turn for batch in sent for _, turn in batch][at:at + 20] for at in (0, 20, 40)]
     assert turns == [[4] * 20, [5] * 20, [6] * 20]                            # epoch 1 had passes 1, 2 and 3
     numbers = [number for _, step in steps for number, _ in step]
-    assert len(set(numbers)) == len(numbers)                                  # what is random in a pool follows from its number
+    # what is random in a pool follows from its number
+    assert len(set(numbers)) == len(numbers)
     for start in range(9):
         pools.start = start
         assert list(pools.steps()) == steps[start:] and pools.before(start) == sum(tiles for tiles, _ in steps[:start])
@@ -242,18 +257,23 @@ def test_processes_without_work_are_told():
 
 
 def test_an_error_on_one_process_is_told_once(tmp_path):
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "pretrain.py",
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                          "pretrain.py",
                           "--dataset", "treesatai-ts", "--data-root", str(tmp_path), "--output", str(tmp_path / "out")],
-                         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+                         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                         timeout=120)
     told = [line for line in run.stderr.splitlines() if line.startswith("pretrain.py: error:")]
     assert run.returncode != 0 and len(told) == 1 and str(tmp_path) in told[0]
     assert "UserError" not in run.stderr    # no trace of ours; torchrun adds its own report
 
 
 def test_the_error_of_a_process_is_on_top(tmp_path):
-    """A file that only process 1 reads is cut off in the middle of training: the run ends at once, its error comes first."""
+    """A file that only process 1 reads is cut off in the middle of training: the run ends at once, its error comes
+    first.
+    """
     data = write_treesatai(tmp_path / "data", train=24, test=4, seed=3)
-    common = ["--dataset", "treesatai-ts", "--modalities", "s2", "--data-root", str(data), "--output", str(tmp_path / "out"), "--batch-size", "4",
+    common = ["--dataset", "treesatai-ts", "--modalities", "s2", "--data-root", str(data), "--output",
+              str(tmp_path / "out"), "--batch-size", "4",
               "--pool", "2", "--workers", "1", "--embed-dim", "32", "--depth", "0", "--epochs", "1"]
     train = open_dataset("treesatai-ts", data, "train", ("s2",), labelled=False)
     training_statistics(train)                                                # before the file is damaged
@@ -261,8 +281,10 @@ def test_the_error_of_a_process_is_on_top(tmp_path):
     pools.epoch = 1
     victim = Path(train.paths["s2"][list(pools.steps())[2][1][0][1][0]])
     victim.write_bytes(victim.read_bytes()[:5000])
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "pretrain.py", *common],
-                         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                          "pretrain.py", *common],
+                         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                         timeout=120)
     lines = [line for line in run.stderr.splitlines() if "rror" in line or "Traceback" in line]
     assert run.returncode != 0 and lines[0].startswith("pretrain.py: error: ") and victim.name in lines[0]
     ours = run.stderr.split("torch/distributed/elastic")[0]                   # then comes torchrun's report
@@ -272,7 +294,8 @@ def test_the_error_of_a_process_is_on_top(tmp_path):
 def test_processes_meet_although_the_store_holds_a_dead_address(monkeypatch):
     """As after a restart: first a port where something listens but nobody answers, then one where nobody listens."""
     agent, dead = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), socket.socket()
-    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(agent.port)), ("TORCHELASTIC_USE_AGENT_STORE", "True")):
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(agent.port)),
+                        ("TORCHELASTIC_USE_AGENT_STORE", "True")):
         monkeypatch.setenv(name, value)
     dead.bind(("127.0.0.1", 0))
     dead.listen()
@@ -290,7 +313,9 @@ def test_processes_meet_although_the_store_holds_a_dead_address(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
 def test_the_threads_of_the_group_end_with_it(tmp_path):
-    """One that still runs when Python ends aborts the process now and then. It did: the first step of an optimiser kept the group."""
+    """One that still runs when Python ends aborts the process now and then. It did: the first step of an optimiser
+    kept the group.
+    """
     script = tmp_path / "script.py"
     script.write_text("""\
 from pathlib import Path
@@ -300,7 +325,8 @@ import torch
 from engine import distributed
 
 def threads():
-    return [name for name in (path.read_text() for path in Path("/proc/self/task").glob("*/comm")) if "gloo" in name or "store" in name]
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name or "store" in name]
 
 distributed.setup()
 weight = torch.nn.Parameter(torch.zeros(3))
@@ -311,8 +337,10 @@ assert distributed.gather(weight.grad.tolist()) == [[2, 2, 2]] * 2 and threads()
 distributed.finish()
 assert not threads(), threads()
 """)
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)], cwd=ROOT,
-                         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=120)
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                          str(script)], cwd=ROOT,
+                         capture_output=True, text=True,
+                         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=120)
     assert run.returncode == 0, run.stderr
 
 
@@ -326,7 +354,8 @@ def test_nodes_are_told_from_processes_of_one_node(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1",
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+                "--master_addr=127.0.0.1",
                 f"--master_port={port}"]
     nodes = [subprocess.Popen([*launcher, f"--node_rank={n}", str(script)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
                               env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}) for n in range(2)]

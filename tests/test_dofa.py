@@ -19,7 +19,8 @@ def seed():
 def network():
     """A small one: D = 24 and E = 4. Kernels and tokens weigh enough to be seen."""
     network = DOFA(width=1 / 32, depth=2).eval()
-    for parameter in (network.patch_embed.weight_generator.fc_weight.weight, network.patch_embed.weight_generator.weight_tokens,
+    for parameter in (network.patch_embed.weight_generator.fc_weight.weight,
+                      network.patch_embed.weight_generator.weight_tokens,
                       network.cls_token):
         torch.nn.init.normal_(parameter)
     return network
@@ -42,13 +43,16 @@ def published(dim, inner, depth):
               f"{generator}.weight_tokens": (128, inner), f"{generator}.bias_token": (1, inner),
               f"{layer}.self_attn.in_proj_weight": (3 * inner, inner), f"{layer}.self_attn.in_proj_bias": (3 * inner,),
               **linear(f"{layer}.self_attn.out_proj", inner, inner), **linear(f"{layer}.linear1", 16 * inner, inner),
-              **linear(f"{layer}.linear2", inner, 16 * inner), **norm(f"{layer}.norm1", inner), **norm(f"{layer}.norm2", inner),
+              **linear(f"{layer}.linear2", inner, 16 * inner), **norm(f"{layer}.norm1", inner),
+              **norm(f"{layer}.norm2", inner),
               **linear(f"{generator}.fc_weight", 16 * 16 * dim, inner), **linear(f"{generator}.fc_bias", dim, inner),
               **linear("patch_embed.fclayer.w1", inner, inner), **linear("patch_embed.fclayer.w2", inner, inner)}
     for i in range(depth):
         block = f"blocks.{i}"
-        shapes |= {**norm(f"{block}.norm1", dim), **linear(f"{block}.attn.qkv", 3 * dim, dim), **linear(f"{block}.attn.proj", dim, dim),
-                   **norm(f"{block}.norm2", dim), **linear(f"{block}.mlp.fc1", 4 * dim, dim), **linear(f"{block}.mlp.fc2", dim, 4 * dim)}
+        shapes |= {**norm(f"{block}.norm1", dim), **linear(f"{block}.attn.qkv", 3 * dim, dim),
+                   **linear(f"{block}.attn.proj", dim, dim),
+                   **norm(f"{block}.norm2", dim), **linear(f"{block}.mlp.fc1", 4 * dim, dim),
+                   **linear(f"{block}.mlp.fc2", dim, 4 * dim)}
     return shapes
 
 
@@ -59,11 +63,14 @@ def test_names_and_shapes_are_the_published_ones():
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     assert shapes == published(768, 128, 12) | {"fc_norm.weight": (768,), "fc_norm.bias": (768,)}
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 111.16
-    assert network(images(3).to("meta"), RGB.to("meta")).shape == (2, 768)                          # nothing is made on the CPU
+    # nothing is made on the CPU
+    assert network(images(3).to("meta"), RGB.to("meta")).shape == (2, 768)
 
 
 def test_published_weights_are_taken_strictly(network):
-    """All of them but those of pretraining; the norm that is not among them stays; nothing else may lack, be more or differ."""
+    """All of them but those of pretraining; the norm that is not among them stays; nothing else may lack, be more or
+    differ.
+    """
     state = {name: torch.randn(shape) for name, shape in published(24, 4, 2).items()}
     dropped = {"mask_token": torch.zeros(1, 1, 24), "norm.weight": torch.zeros(24), "norm.bias": torch.zeros(24),
                "projector.weight": torch.zeros(24, 24), "projector.bias": torch.zeros(24)}
@@ -79,13 +86,16 @@ def test_published_weights_are_taken_strictly(network):
 
 
 def test_generator_is_a_transformer_over_bands():
-    """Xiong et al., section 3: learned tokens, bands, bias token; a band's kernel is of its token plus its wavelength, times 0.01."""
+    """Xiong et al., section 3: learned tokens, bands, bias token; a band's kernel is of its token plus its wavelength,
+    times 0.01.
+    """
     inner, dim, bands = 8, 3, 4
     generator = WeightGenerator(inner, dim).double()
     waves = torch.randn(bands, inner, dtype=torch.float64)
     layer, size = generator.transformer_encoder.layers[0], inner // GENERATOR_HEADS
     x = torch.cat([generator.weight_tokens, waves, generator.bias_token])
-    q, k, v = F.linear(x, layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias).view(len(x), 3, GENERATOR_HEADS, size).unbind(1)
+    q, k, v = F.linear(x, layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias).view(len(x), 3, GENERATOR_HEADS,
+                                                                                             size).unbind(1)
     rows = []
     for i in range(len(x)):
         heads = []
@@ -115,7 +125,8 @@ def test_kernels_follow_wavelengths(network):
     torch.testing.assert_close(network(x[:, order], bands[order]), first, rtol=0, atol=1e-5)
     assert (network(x[:, order], bands) - first).abs().max() > 1e-3
     x, radar = images(2), wavelengths_of(("VV", "VH"))
-    torch.testing.assert_close(network(x + torch.tensor([1., -1])[:, None, None], radar), network(x, radar), rtol=0, atol=1e-4)
+    torch.testing.assert_close(network(x + torch.tensor([1., -1])[:, None, None], radar), network(x, radar), rtol=0,
+                               atol=1e-4)
 
 
 def test_wavelengths_are_encoded_in_nanometres(network):
@@ -130,7 +141,9 @@ def test_wavelengths_are_encoded_in_nanometres(network):
 
 
 def test_tokens_are_patches_and_their_places(network):
-    """A patch of 16 x 16 pixels, which begins one pixel above and left of its own; sines and cosines of column, then of row."""
+    """A patch of 16 x 16 pixels, which begins one pixel above and left of its own; sines and cosines of column, then
+    of row.
+    """
     x, inputs, kernels = images(), [], []
     network.patch_embed.weight_generator.register_forward_hook(lambda module, given, output: kernels.extend(output))
     network.blocks[0].register_forward_pre_hook(lambda block, given: inputs.extend(given))
@@ -139,7 +152,8 @@ def test_tokens_are_patches_and_their_places(network):
     frequency = 10000 ** (-torch.arange(6) / 6)
     for row, column in ((0, 0), (2, 5), (13, 13)):
         patch = padded[1, :, 16 * row:16 * row + 16, 16 * column:16 * column + 16]
-        place = torch.cat([(column * frequency).sin(), (column * frequency).cos(), (row * frequency).sin(), (row * frequency).cos()])
+        place = torch.cat([(column * frequency).sin(), (column * frequency).cos(), (row * frequency).sin(),
+                           (row * frequency).cos()])
         expected = (kernels[0] * patch).sum((1, 2, 3)) + kernels[1] + place
         torch.testing.assert_close(inputs[0][1, 1 + 14 * row + column], expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(inputs[0][:, 0], network.cls_token[:, 0].expand(2, -1))              # which is nowhere
@@ -167,7 +181,8 @@ def test_each_tile_is_apart_and_gradients_reach_all(network):
 
 
 def test_bands_and_images_that_do_not_fit_are_refused(network):
-    assert len(S2) == 9 and wavelengths_of(S2).tolist() == pytest.approx([0.665, 0.56, 0.49, 0.705, 0.74, 0.783, 0.842, 1.61, 2.19])
+    assert len(S2) == 9 and wavelengths_of(S2).tolist() == pytest.approx([0.665, 0.56, 0.49, 0.705, 0.74, 0.783, 0.842,
+                                                                          1.61, 2.19])
     assert set(WAVELENGTHS) == {*S2, *"RGB", "VV", "VH"}
     with pytest.raises(ValueError, match="no wavelength of B8A, NIR: there are those of B02"):
         wavelengths_of(("B8A", "B02", "NIR"))

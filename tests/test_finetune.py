@@ -1,4 +1,6 @@
-"""Which epoch fine-tuning keeps, and when it stops, in the regimes of the tables: the fewer steps an epoch, the more can go wrong."""
+"""Which epoch fine-tuning keeps, and when it stops, in the regimes of the tables: the fewer steps an epoch, the more
+can go wrong.
+"""
 import itertools
 import json
 import shutil
@@ -31,7 +33,8 @@ def data(tmp_path_factory):
 
 
 def options(data, folder, *more):
-    return ["--dataset", "treesatai-ts", "--data-root", str(data), "--modalities", "s2", "--workers", "0", "--output", str(folder), *more]
+    return ["--dataset", "treesatai-ts", "--data-root", str(data), "--modalities", "s2", "--workers", "0", "--output",
+            str(folder), *more]
 
 
 def log(folder):
@@ -40,7 +43,9 @@ def log(folder):
 
 
 def test_the_constant_prediction():
-    """Its loss is torch's of constant logits, finite for a class that no training tile or every one has; no random choice has its F1."""
+    """Its loss is torch's of constant logits, finite for a class that no training tile or every one has; no random
+    choice has its F1.
+    """
     train = torch.tensor([[1, 0, 1.], [0, 0, 1.], [1, 0, 1.]])
     val = torch.tensor([[0, 1, 0.], [1, 0, 1.]])
     loss, f1 = constant_scores(train, val)
@@ -50,7 +55,8 @@ def test_the_constant_prediction():
     rng = np.random.default_rng(0)
     labels = rng.random((500, 6)) < [0.02, 0.05, 0.1, 0.2, 0.4, 0.8]
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
-        assert f1_scores(count(share - rng.random(labels.shape), labels))["f1_macro"] < constant_scores(labels, labels)[1]
+        assert f1_scores(count(share - rng.random(labels.shape), labels))["f1_macro"] < constant_scores(labels,
+                                                                                                        labels)[1]
 
 
 def scripted(monkeypatch, values):
@@ -75,11 +81,13 @@ def scripted(monkeypatch, values):
 def test_the_epoch_that_is_kept(values, kept, end, data, tmp_path, monkeypatch, capsys):
     scripted(monkeypatch, values)
     monkeypatch.setattr("utils.metrics.constant_scores", lambda train, labels: (0.4, 25))
-    finetune.main(options(data, tmp_path, "--init", "none", *MODEL, "--epochs", "6", "--min-epochs", "2", "--patience", "2", "--epoch-steps", "1"))
+    finetune.main(options(data, tmp_path, "--init", "none", *MODEL, "--epochs", "6", "--min-epochs", "2", "--patience",
+                          "2", "--epoch-steps", "1"))
     assert checkpoint.load(tmp_path / "finetuned.pt", "finetuned")["epoch"] == kept
     told = capsys.readouterr().err
     epochs = log(tmp_path)[1]
-    assert f"kept epoch {kept} of {len(epochs)}, val macro F1 {values[kept - 1][1]:.1f}, mAP {epochs[kept - 1]['val_map']:.1f}; {end}" in told
+    scores = f"val macro F1 {values[kept - 1][1]:.1f}, mAP {epochs[kept - 1]['val_map']:.1f}"
+    assert f"kept epoch {kept} of {len(epochs)}, {scores}; {end}" in told
 
 
 def test_one_step_a_pass_trains_until_it_has_learned(data, tmp_path):
@@ -89,9 +97,11 @@ def test_one_step_a_pass_trains_until_it_has_learned(data, tmp_path):
     """
     data = write_treesatai(tmp_path / "data" / "treesatai", train=60, test=4, seed=5)
     common = ["--dataset", "treesatai", "--data-root", str(data), "--workers", "0"]
-    pretrain.main([*common, "--modalities", "s2,s1", "--output", str(tmp_path / "pretrain"), *MODEL, "--batch-size", "16", "--epochs", "6",
+    pretrain.main([*common, "--modalities", "s2,s1", "--output", str(tmp_path / "pretrain"), *MODEL, "--batch-size",
+                   "16", "--epochs", "6",
                    "--lr", "1e-3"])
-    finetune.main([*common, "--modalities", "s2", "--output", str(tmp_path), "--init", str(tmp_path / "pretrain" / "pretrained.pt"),
+    finetune.main([*common, "--modalities", "s2", "--output", str(tmp_path), "--init",
+                   str(tmp_path / "pretrain" / "pretrained.pt"),
                    "--batch-size", "384", "--lr", "1e-3", "--epochs", "6", "--min-epochs", "6"])
     header, epochs = log(tmp_path)
     saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
@@ -109,7 +119,8 @@ def test_validation_has_the_trainings_precision_and_the_test_float32(data, tmp_p
         return original(self, batch)
     monkeypatch.setattr(OmniSat, "forward", forward)
     place = 0, 1, torch.device("cpu")
-    finetune.main(options(data, tmp_path, "--init", "none", *MODEL, "--epochs", "3", "--epoch-steps", "1", "--lr", "1e-2",
+    finetune.main(options(data, tmp_path, "--init", "none", *MODEL, "--epochs", "3", "--epoch-steps", "1", "--lr",
+                          "1e-2",
                           "--batch-size", "8", "--precision", "bfloat16", "--csv", str(tmp_path / "table2.csv")))
     assert [kind for kind, group in itertools.groupby(seen)] == [(True, True), (False, True)] * 3 + [(False, False)]
     path, (_, epochs) = tmp_path / "finetuned.pt", log(tmp_path)
@@ -125,10 +136,12 @@ def test_validation_has_the_trainings_precision_and_the_test_float32(data, tmp_p
     assert row["map"] == f"{score_test(path, data, None, 0, place)['map']:.4f}"
 
 
-# ---- what is told before the training, not after ----------------------------------------------------------------------
+# ---- what is told before the training, not after --------------------------------------------------------------------
 
 def test_the_test_split_is_looked_at_first(data, tmp_path):
-    """A file of a test tile that is not there ends a run with --csv before its first epoch; without --csv it is not needed."""
+    """A file of a test tile that is not there ends a run with --csv before its first epoch; without --csv it is not
+    needed.
+    """
     broken = tmp_path / "data"
     shutil.copytree(data, broken)
     tile = (broken / "split" / "test_filenames.lst").read_text().split()[0][:-len(".tif")]
@@ -151,7 +164,8 @@ def test_all_that_score_obey_tiles_at_once(data, tmp_path, monkeypatch):
             seen.append((self.tiles_at_once, len(self.parts(batch))))
         return original(self, batch)
     monkeypatch.setattr(OmniSat, "encode", encode)
-    finetune.main(options(data, run, "--init", "none", *MODEL, "--epochs", "1", "--epoch-steps", "1", "--tiles-at-once", "2", "--csv",
+    finetune.main(options(data, run, "--init", "none", *MODEL, "--epochs", "1", "--epoch-steps", "1", "--tiles-at-once",
+                          "2", "--csv",
                           str(tmp_path / "table2.csv")))
     assert seen.pop() == (2, 2) and {tiles for tiles, _ in seen} == {2}       # the test's 4 tiles, and validation's
     (first,) = read_rows(tmp_path / "table2.csv")
@@ -161,29 +175,36 @@ def test_all_that_score_obey_tiles_at_once(data, tmp_path, monkeypatch):
         evaluate.main([*again, str(tmp_path / "again" / "table2.csv"), *tiles])
         assert set(seen) == parts
         (row,) = read_rows(tmp_path / "again" / "table2.csv")
-        assert [row[name] for name in ("f1_weighted", "f1_macro", "map")] == [first[name] for name in ("f1_weighted", "f1_macro", "map")]
+        assert [row[name]
+                for name in ("f1_weighted", "f1_macro", "map")] == [first[name]
+                                                                    for name in ("f1_weighted", "f1_macro", "map")]
     seen.clear()
-    probe.main([*again[:-1], "--features", "tile", "--weights", "own", "--modalities", "s2", "--classifiers", "knn", "--label-percent",
+    probe.main([*again[:-1], "--features", "tile", "--weights", "own", "--modalities", "s2", "--classifiers", "knn",
+                "--label-percent",
                 "100", "--tiles-at-once", "1"])
     assert seen and {tiles for tiles, _ in seen} == {1}
 
 
 def test_tiles_at_once_is_refused_where_it_does_nothing(data, tmp_path):
-    few = ["--dataset", "treesatai", "--data-root", str(data), "--modalities", "s2", "--workers", "0", "--model", "mosaiks", "--init", "none"]
+    few = ["--dataset", "treesatai", "--data-root", str(data), "--modalities", "s2", "--workers", "0", "--model",
+           "mosaiks", "--init", "none"]
     finetune.main([*few, "--output", str(tmp_path)])
     for script in (evaluate, probe):
         with pytest.raises(UserError, match="--tiles-at-once does nothing in mosaiks; leave it out"):
-            script.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--workers", "0", "--tiles-at-once", "2"])
+            script.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--workers", "0",
+                         "--tiles-at-once", "2"])
 
 
 @pytest.mark.parametrize("model", ["mosaiks", "lightgbm"])
 def test_few_tiles_for_what_is_fitted(model, data, tmp_path):
     """mosaiks looks for five neighbours; the trees make do with two tiles."""
-    few = ["--dataset", "treesatai", "--data-root", str(data), "--modalities", "s2", "--workers", "0", "--model", model, "--init", "none",
+    few = ["--dataset", "treesatai", "--data-root", str(data), "--modalities", "s2", "--workers", "0", "--model", model,
+           "--init", "none",
            "--label-percent", "10", "--output", str(tmp_path)]
     if model == "lightgbm":
         finetune.main(few)
         return
-    with pytest.raises(UserError, match="2 training tiles at 10 % of the labels; mosaiks looks for the nearest 5: give it more"):
+    with pytest.raises(UserError,
+                       match="2 training tiles at 10 % of the labels; mosaiks looks for the nearest 5: give it more"):
         finetune.main(few)
     assert not (tmp_path / "finetuned.pt").exists()

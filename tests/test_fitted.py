@@ -50,7 +50,9 @@ def fitted(kind, x, y, seed=0):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rule_is_learned(kind):
-    """On new tiles, decisions by sigmoid > 0.5; a class that no tile or every tile had is predicted so, by finite logits."""
+    """On new tiles, decisions by sigmoid > 0.5; a class that no tile or every tile had is predicted so, by finite
+    logits.
+    """
     model = fitted(kind, *scene())
     x, y = scene(200)
     logits = model({"a": x})
@@ -72,7 +74,8 @@ def test_checkpoint_gives_the_same_logits(kind, tmp_path):
     assert torch.equal(again["method"]({"a": x}), model({"a": x}))
     for name in state:
         with pytest.raises(RuntimeError, match=f'Missing key.*{name}'):
-            torch.nn.ModuleDict({"method": fresh(kind)}).load_state_dict({key: state[key] for key in state if key != name})
+            torch.nn.ModuleDict({"method": fresh(kind)}).load_state_dict({key: state[key] for key in state
+                                                                          if key != name})
     empty = fresh(kind)
     empty.load_state_dict(fresh(kind).state_dict())
     with pytest.raises(RuntimeError, match="after fit"):
@@ -131,9 +134,12 @@ def test_lightgbm_is_the_library():
 
 
 def test_lightgbm_features_by_hand():
-    """Small images as they are with mean and deviation; large ones by statistics; vectors unchanged; in the order of the sensors."""
+    """Small images as they are with mean and deviation; large ones by statistics; vectors unchanged; in the order of
+    the sensors.
+    """
     a = 10 * torch.rand(3, 2, 6, 6)
-    b = torch.rand(3, 1, 41, 41)                                              # quantiles are pixels: 1,680 / 20 is whole
+    # quantiles are pixels: 1,680 / 20 is whole
+    b = torch.rand(3, 1, 41, 41)
     vector = torch.rand(3, 5)
     features = LightGBM({"b": 1, "vector": 5, "a": 2}, 4).features({"a": a, "b": b, "vector": vector}).double().numpy()
     assert features.shape == (3, 11 + 5 + 72 + 4)
@@ -159,7 +165,8 @@ def test_whitening_gives_the_identity_as_covariance():
     patches = torch.randn(5000, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64).mul(3) + 7
     mean, whiten = whitening(patches)
     white = (patches - mean) @ whiten
-    torch.testing.assert_close(white.t() @ white / 5000, torch.eye(12).double(), rtol=0, atol=0.02)    # the ridge's part
+    # the ridge's part
+    torch.testing.assert_close(white.t() @ white / 5000, torch.eye(12).double(), rtol=0, atol=0.02)
     torch.testing.assert_close(white.mean(0), torch.zeros(12).double())
     torch.testing.assert_close(whiten, whiten.t())
     constant = torch.cat([patches, torch.ones(5000, 1).double()], 1)          # a band without variance is no problem
@@ -174,20 +181,24 @@ def test_mosaiks_filters_are_whitened_patches_of_training_tiles():
     model.prepare(x, 0)
     assert model.weight.shape == (256, 2, 3, 3) and model.features({"a": x}).shape == (20, 512)
     big = F.interpolate(x, (10, 10), mode="bilinear", align_corners=False).double()
-    patches = torch.stack([tile[:, r:r + 3, c:c + 3].flatten() for tile in big for r in range(8) for c in range(8)])    # all there are
+    # all there are
+    patches = torch.stack([tile[:, r:r + 3, c:c + 3].flatten() for tile in big for r in range(8) for c in range(8)])
     mean, whiten = whitening(patches)
     chosen = (patches - mean) @ whiten
     chosen = chosen / chosen.norm(dim=1, keepdim=True)
-    # each filter is one of the patches; the model's own whitening is of patches drawn from these, so it is not the same to the digit
+    # each filter is one of the patches; the model's own whitening is of patches drawn from these, so it is not the same
+    # to the digit
     filters = F.normalize(model.weight.double().flatten(1) @ torch.linalg.inv(whiten))
     likeness, which = (filters @ chosen.t()).max(1)
     assert likeness.min() > 0.99 and len(set(which.tolist())) > 200           # 256 draws of 1,280: 232 different ones
     features = model.features({"a": x})
     for i in (0, 19):
         for k in (0, 255):
-            answers = [float(chosen[which[k]] @ ((patch - mean) @ whiten)) - 1 for patch in patches[64 * i:64 * (i + 1)]]
+            answers = [float(chosen[which[k]] @ ((patch - mean) @ whiten)) - 1
+                       for patch in patches[64 * i:64 * (i + 1)]]
             assert features[i, k] == pytest.approx(sum(max(0, answer) for answer in answers) / 64, abs=0.03)
-            answers = [float((model.weight[k] * patch.view(2, 3, 3)).sum() + model.bias[k]) for patch in patches[64 * i:64 * (i + 1)]]
+            answers = [float((model.weight[k] * patch.view(2, 3, 3)).sum() + model.bias[k])
+                       for patch in patches[64 * i:64 * (i + 1)]]
             assert features[i, k] == pytest.approx(sum(max(0, answer) for answer in answers) / 64, abs=1e-5)
             assert features[i, 256 + k] == pytest.approx(sum(max(0, -answer) for answer in answers) / 64, abs=1e-5)
 
@@ -202,7 +213,8 @@ def test_answers_of_filters_are_on_one_scale():
 
 
 def test_zoom_is_the_sources():
-    assert zoom(torch.zeros(1, 2, 20, 20)).shape == (1, 2, 34, 34) and zoom(torch.zeros(1, 2, 6, 6)).shape == (1, 2, 10, 10)
+    assert zoom(torch.zeros(1, 2, 20, 20)).shape == (1, 2, 34, 34) and zoom(torch.zeros(1, 2, 6, 6)).shape == (1, 2, 10,
+                                                                                                               10)
 
 
 def test_neighbours_are_sklearns():

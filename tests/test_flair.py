@@ -1,4 +1,6 @@
-"""The reader of FLAIR #2, trap by trap, on a hand-made miniature: images of 112 pixels, whose centre holds 2 x 2 patches."""
+"""The reader of FLAIR #2, trap by trap, on a hand-made miniature: images of 112 pixels, whose centre holds 2 x 2
+patches.
+"""
 import json
 import mmap
 import re
@@ -43,7 +45,8 @@ def series_values(dates=4, height=H, width=W, dtype=np.uint16):
 def image_values(side=112):
     """(side, side, 5): row, column, then 50, 60, 70."""
     at = np.arange(side)
-    bands = [np.repeat(at[:, None], side, 1), np.repeat(at[None], side, 0), *(np.full((side, side), k) for k in (50, 60, 70))]
+    bands = [np.repeat(at[:, None], side, 1), np.repeat(at[None], side, 0),
+             *(np.full((side, side), k) for k in (50, 60, 70))]
     return np.stack(bands, -1).astype(np.uint8)
 
 
@@ -61,7 +64,8 @@ def folders(root, layout, domain, zone):
 
 def write_image(path, image, **how):
     path.parent.mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(path, image, photometric="minisblack", **({"planarconfig": "contig"} if image.ndim == 3 else {}), **how)
+    tifffile.imwrite(path, image, photometric="minisblack", **({"planarconfig": "contig"} if image.ndim == 3 else {}),
+                     **how)
 
 
 def write_series(folder, area, data=None, dates=DATES, end="\n"):
@@ -85,7 +89,8 @@ def write_flair(root, layout="zips", side=112):
 
 
 def write_centroids(root, centres, end=".tif"):
-    (root / "flair-2_centroids_sp_to_patch.json").write_text(json.dumps({f"IMG_{n:06d}{end}": at for n, at in centres.items()}))
+    (root / "flair-2_centroids_sp_to_patch.json").write_text(
+        json.dumps({f"IMG_{n:06d}{end}": at for n, at in centres.items()}))
 
 
 def sen(root, kind="data.npy"):
@@ -137,7 +142,8 @@ def test_domains_are_the_official_ones():
         D052_2019 D055_2018 D058_2020 D060_2021 D063_2019 D066_2021 D067_2021 D070_2020 D072_2019 D074_2020 D077_2021 D078_2021
         D080_2021 D081_2020 D086_2020 D091_2021""".split()
     test = "D015_2020 D022_2021 D026_2020 D036_2020 D061_2020 D064_2021 D068_2021 D069_2020 D071_2020 D084_2021".split()
-    splits = {name: [domain for domain, split in read_domains().items() if split == name] for name in ("train", "val", "test")}
+    splits = {name: [domain for domain, split in read_domains().items() if split == name]
+              for name in ("train", "val", "test")}
     assert {name: len(domains) for name, domains in splits.items()} == {"train": 32, "val": 8, "test": 10}
     assert [domain[:4] for domain in sorted(splits["val"])] == "D004 D014 D029 D031 D058 D066 D067 D077".split()
     assert sorted(splits["train"] + splits["val"]) == sorted(train_and_val) and sorted(splits["test"]) == test
@@ -168,7 +174,8 @@ def test_zips_by_domain_are_unpacked_and_read(tmp_path):
 
 
 @pytest.mark.parametrize("metadata, culprit", [
-    (None, "IMG_077413.tif: no folders <domain>/<zone>/ such as D004_2021/Z1_NN/ above it, and no flair_aerial_metadata.json "
+    (None, "IMG_077413.tif: no folders <domain>/<zone>/ such as D004_2021/Z1_NN/ above it, and no "
+           "flair_aerial_metadata.json "
            "that has its domain; unpack the zip of each domain into a folder of its name, as prepare.py does"),
     ({n: at for n, at in TILES.items() if n != 2}, "IMG_000002.tif: no folders"),
     (TILES | {1: (None, "Z1_NN")}, "flair_aerial_metadata.json: not the metadata of FLAIR's images"),
@@ -300,7 +307,8 @@ def test_only_pages_with_pixels_of_chosen_dates_are_asked_for(release, monkeypat
 
 
 @pytest.mark.parametrize("dtype, value, kept, expected", [
-    (np.uint16, 32767, np.int16, 32767), (np.uint16, 40000, np.int32, 40000), (np.int16, -105, np.int16, -105), (">i2", -105, np.int16, -105),
+    (np.uint16, 32767, np.int16, 32767), (np.uint16, 40000, np.int32, 40000), (np.int16, -105, np.int16, -105),
+    (">i2", -105, np.int16, -105),
     (np.uint8, 200, np.uint8, 200), (np.int32, 70000, np.int32, 70000),
     (np.float16, 0.5, np.float16, 0.5), (np.float64, 0.1, np.float32, np.float32(0.1))])
 def test_types_of_the_series(release, dtype, value, kept, expected):
@@ -365,7 +373,8 @@ def test_dates_are_chosen_among_those_without_clouds(release, monkeypatch):
 def test_nineteen_mask_values_are_thirteen_classes(release, compression):
     for high in ([13], [14, 16], [19], []):
         mask = np.full((112, 112), 5, np.uint8)
-        mask[0, 0], mask[-1, -1], mask[0, 50:50 + len(high)] = 1, 12, high    # one pixel is enough, also where the image is cut
+        # one pixel is enough, also where the image is cut
+        mask[0, 0], mask[-1, -1], mask[0, 50:50 + len(high)] = 1, 12, high
         write_image(msk(release), mask, compression=compression)
         data = flair(release, labelled=False)
         assert np.flatnonzero(data.present(0)).tolist() == [0, 4, 11, *([12] if high else [])]
@@ -424,7 +433,8 @@ def no_folders(root):
 
 @pytest.mark.parametrize("damage, culprit", [
     (lambda root: cut_off(sen(root)), "NN_data.npy: cannot be read as a numpy array"),
-    (lambda root: np.save(sen(root), np.array([{}], object), allow_pickle=True), "NN_data.npy: cannot be read as a numpy array"),
+    (lambda root: np.save(sen(root), np.array([{}], object), allow_pickle=True),
+     "NN_data.npy: cannot be read as a numpy array"),
     (lambda root: np.save(sen(root), series_values()[:, :9]), "NN_data.npy: shape (4, 9, 9, 7)"),
     (lambda root: np.save(sen(root), series_values()[0]), "NN_data.npy: shape (10, 9, 7)"),
     (lambda root: np.save(sen(root), series_values(3)), "NN_data.npy: shape (3, 10, 9, 7) of type uint16, expected 4"),
@@ -437,11 +447,14 @@ def no_folders(root):
     (lambda root: (root / CENTROIDS).unlink(), f"no {CENTROIDS} found"),
     (lambda root: (root / CENTROIDS).write_text("{"), f"{CENTROIDS}: not the centroids"),
     (lambda root: (root / CENTROIDS).write_text('{"IMG_000001.tif": 3}'), f"{CENTROIDS}: not the centroids"),
-    (lambda root: write_centroids(root, {2: [3, 3], 7: [3, 3]}), "D006_2020-Z1_NN-IMG_000001: no file of the centroids"),
+    (lambda root: write_centroids(root, {2: [3, 3], 7: [3, 3]}),
+     "D006_2020-Z1_NN-IMG_000001: no file of the centroids"),
     (lambda root: cut_off(img(root)), "IMG_000001.tif: cannot be read as TIFF"),
     (lambda root: write_image(img(root), image_values(110)), "IMG_000001.tif: shape (5, 110, 110)"),
-    (lambda root: write_image(img(root), image_values()[..., :4]), "IMG_000001.tif: shape (112, 112, 4), expected 5 bands"),
-    (lambda root: write_image(img(root), image_values().astype(np.uint16)), "IMG_000001.tif: shape (5, 112, 112) of type uint16"),
+    (lambda root: write_image(img(root), image_values()[..., :4]),
+     "IMG_000001.tif: shape (112, 112, 4), expected 5 bands"),
+    (lambda root: write_image(img(root), image_values().astype(np.uint16)),
+     "IMG_000001.tif: shape (5, 112, 112) of type uint16"),
     (second_image, "D006_2020-Z1_NN-IMG_000001: 2 files of vhr"),
     (no_folders, "IMG_000001.tif: no folders <domain>/<zone>/"),
     (lambda root: msk(root).unlink(), "D006_2020-Z1_NN-IMG_000001: no files of the labels"),
@@ -449,7 +462,8 @@ def no_folders(root):
     (lambda root: cut_off(msk(root)), "MSK_000001.tif: cannot be read as TIFF"),
     (lambda root: write_image(msk(root), np.ones((112, 100), np.uint8)), "MSK_000001.tif: shape (112, 100)"),
     (lambda root: write_image(msk(root), np.ones((112, 112), bool)), "MSK_000001.tif: shape (112, 112) of type bool"),
-    (lambda root: write_image(msk(root), np.ones((112, 112), np.float32)), "MSK_000001.tif: shape (112, 112) of type float32"),
+    (lambda root: write_image(msk(root), np.ones((112, 112), np.float32)),
+     "MSK_000001.tif: shape (112, 112) of type float32"),
     (lambda root: img(root).unlink(), "D006_2020-Z1_NN-IMG_000001: no file of vhr (img/IMG_000001.tif) for the labels"),
     (lambda root: (root / CENTROIDS).write_text('{"IMG_000001.tif": [1e999, 3]}'), f"{CENTROIDS}: not the centroids"),
     (lambda root: (root / CENTROIDS).write_bytes(b"\xff"), f"{CENTROIDS}: cannot be read"),
@@ -469,7 +483,8 @@ def test_the_list_of_domains_is_whole(tmp_path, monkeypatch):
     changed = tmp_path / "domains.txt"
     changed.write_text(DOMAINS.read_text().replace("D015_2020 test", "D015_2020 train"))
     monkeypatch.setattr("datasets.flair.DOMAINS", changed)
-    with pytest.raises(UserError, match="domains.txt: its lines do not have the hash in the first one; restore it with git"):
+    with pytest.raises(UserError,
+                       match="domains.txt: its lines do not have the hash in the first one; restore it with git"):
         read_domains()
 
 

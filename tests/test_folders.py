@@ -1,4 +1,6 @@
-"""A dataset of one's own, and a sensor added to a known one: what docs/own.md promises, read and trained on as a user would."""
+"""A dataset of one's own, and a sensor added to a known one: what docs/own.md promises, read and trained on as a user
+would.
+"""
 import json
 from dataclasses import replace
 
@@ -46,7 +48,8 @@ def path_of(root, key, tile="b2"):
 
 def values(key):
     """What a tile's file holds: numbers that count up, in the type of a typical product."""
-    shape, dtype = {"photo": ((60, 40, 3), np.uint8), "height": ((1, 30, 20), np.float64), "thermal": ((3, 2, 6, 4), np.float64),
+    shape, dtype = {"photo": ((60, 40, 3), np.uint8), "height": ((1, 30, 20), np.float64),
+                    "thermal": ((3, 2, 6, 4), np.float64),
                     "water": ((3, 1, 3, 2), np.uint16)}[key]
     return (1 + np.arange(np.prod(shape)) % 250).reshape(shape).astype(dtype)
 
@@ -81,7 +84,8 @@ def mine(root, split="train", modalities=ALL, **options):
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("start, end", [("", "\n"), ("", "\r\n"), ("", "\n\n"), ("\ufeff", "\r\n")])    # as spreadsheets write it
+# as spreadsheets write it
+@pytest.mark.parametrize("start, end", [("", "\n"), ("", "\r\n"), ("", "\n\n"), ("\ufeff", "\r\n")])
 def test_tiles_and_labels_are_in_the_order_of_the_list(folder, start, end):
     write_lines(folder, [start + LINES[0], *LINES[1:]], end)
     data = mine(folder)
@@ -135,7 +139,8 @@ def test_half_precision_is_cleaned_and_summed_up_in_more(folder, monkeypatch):
         write(folder, "thermal", tile, data=data[:2], dates=DATES[:2])
     found = training_statistics(mine(folder, modalities=["thermal"]))["thermal"]
     whole = np.stack([mine(folder)[0]["thermal"].numpy()] * 3).astype(float)
-    assert found["mean"] == pytest.approx(whole.mean((0, 1, 3, 4))) and found["std"] == pytest.approx(whole.std((0, 1, 3, 4)))
+    assert found["mean"] == pytest.approx(whole.mean((0, 1, 3, 4))) and found["std"] == pytest.approx(
+        whole.std((0, 1, 3, 4)))
 
 
 def test_series_are_cleaned(folder):
@@ -155,7 +160,8 @@ def test_unsigned_numbers_beyond_those_torch_computes_with(folder, monkeypatch):
     data[0, 0, 1, 1], data[1], data[2] = 65535, 65535, 40000
     write(folder, "water", data=data)
     item = mine(folder)[0]
-    assert (item["water"][0] == 1000).all() and (item["water"][1] == 40000).all() and item["water_dates"].tolist() == [424, 730]
+    assert (item["water"][0] == 1000).all() and (item["water"][1]
+                                                 == 40000).all() and item["water_dates"].tolist() == [424, 730]
     monkeypatch.setitem(SENSORS["mine"], "water", replace(TABLE[3], nodata=None))
     water = mine(folder)[0]["water"]
     assert water.dtype == torch.int32 and np.array_equal(water, data)
@@ -166,10 +172,12 @@ def test_unsigned_numbers_beyond_those_torch_computes_with(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype, highest, kind", [
-    (np.uint16, 32767, torch.int16), (np.uint16, 32768, torch.int32), (np.uint16, 65535, torch.int32), (">u2", 47000, torch.int32),
+    (np.uint16, 32767, torch.int16), (np.uint16, 32768, torch.int32), (np.uint16, 65535, torch.int32),
+    (">u2", 47000, torch.int32),
     (np.uint32, 65535, torch.int32), (np.uint32, 2 ** 31, torch.int64), (np.uint64, 2 ** 63, torch.float32)])
 def test_wide_numbers_of_an_image_and_a_series_are_not_clipped(folder, monkeypatch, dtype, highest, kind):
-    """Aerial images of 16 bits, Landsat and thermal series hold such; also where a batch has narrower ones beside them."""
+    """Aerial images of 16 bits, Landsat and thermal series hold such; also where a batch has narrower ones beside them.
+    """
     for key in ("height", "thermal"):
         data = values(key).astype(dtype)
         data.ravel()[1] = highest
@@ -204,12 +212,14 @@ def test_nodata_of_an_image_is_filled(folder, monkeypatch, dtype, nodata):
     expected = values("height").copy()
     expected[0, 3, 4:9] = mean if image.dtype.kind == "f" else round(mean)
     data = mine(folder)
-    assert all(np.allclose(found, expected) for found in (data[0]["height"], data[0, 1]["height"], data.read(0)["height"][0]))
+    assert all(np.allclose(found, expected)
+               for found in (data[0]["height"], data[0, 1]["height"], data.read(0)["height"][0]))
     statistics = training_statistics(mine(folder, modalities=["height"]))["height"]
     assert statistics["mean"] == pytest.approx([(2 * values("height").mean() + expected.mean()) / 3])
     image[0, :16] = nodata
     write(folder, "height", data=image)
-    with pytest.raises(UserError, match=r"b2/h.npy: 53% of the pixels of h are nodata, expected at most 50%: leave the tile out"):
+    with pytest.raises(UserError,
+                       match=r"b2/h.npy: 53% of the pixels of h are nodata, expected at most 50%: leave the tile out"):
         data[0]
 
 
@@ -217,7 +227,8 @@ def test_nan_of_an_image_needs_an_entry(folder, monkeypatch):
     image = values("height")
     image[0, 3, 4] = np.nan
     write(folder, "height", data=image)
-    with pytest.raises(UserError, match="b2/h.npy: holds values that are not finite, .* the entry of height .* needs nodata="):
+    with pytest.raises(UserError,
+                       match="b2/h.npy: holds values that are not finite, .* the entry of height .* needs nodata="):
         mine(folder)[0]
     monkeypatch.setitem(SENSORS["mine"], "height", replace(TABLE[1], nodata=-9999))
     assert mine(folder)[0]["height"][0, 3, 4].item() == pytest.approx(np.nanmean(image))
@@ -230,7 +241,8 @@ def test_a_pixel_that_is_zero_in_all_bands_was_not_seen(folder):
     write(folder, "thermal", data=data)
     write(folder, "water", data=water)
     item = mine(folder)[0]
-    assert item["thermal_dates"].tolist() == [60, 61]                            # of the third date 3 of 4 columns were not seen
+    # of the third date 3 of 4 columns were not seen
+    assert item["thermal_dates"].tolist() == [60, 61]
     expected = data[:2].copy()
     for band in expected[0]:
         band[2, 1:3] = band[band > 0].mean()
@@ -242,7 +254,9 @@ def test_a_pixel_that_is_zero_in_all_bands_was_not_seen(folder):
 def test_dates_that_lost_their_last_digits_are_refused(folder, dtype):
     with np.errstate(over="ignore"):
         write(folder, "thermal", dates=DATES.astype(dtype))
-    with pytest.raises(UserError, match=r"b2.npz: .* float\d\d, which cannot hold eight digits: 20200321 becomes 20200320; int32 can\);"):
+    with pytest.raises(UserError,
+                       match=r"b2.npz: .* float\d\d, which cannot hold eight digits: 20200321 becomes 20200320; int32 "
+                             r"can\);"):
         mine(folder)[0]
     for wide in (np.int32, np.float64, np.uint32, "S8", "U8"):
         write(folder, "thermal", dates=DATES.astype(wide))
@@ -265,12 +279,15 @@ def test_arrays_by_other_endings_and_what_is_none(folder, monkeypatch):
         path_of(folder, sensor.key).rename(folder / form.format(tile="b2"))
         monkeypatch.setitem(SENSORS["mine"], sensor.key, replace(sensor, files=form))
         path = folder / form.format(tile="c3")
-        path_of(folder, sensor.key, "c3").exists() or path.write_bytes((folder / sensor.files.format(tile="c3")).read_bytes())
+        path_of(folder, sensor.key,
+                "c3").exists() or path.write_bytes((folder / sensor.files.format(tile="c3")).read_bytes())
         (folder / form.format(tile="e5")).write_bytes((folder / sensor.files.format(tile="e5")).read_bytes())
     item = mine(folder)[0]
     assert np.array_equal(item["height"], values("height")) and np.array_equal(item["thermal"], values("thermal"))
     monkeypatch.setitem(SENSORS["mine"], "photo", replace(TABLE[0], files="photo/{tile}.jp2"))
-    with pytest.raises(UserError, match=r"photo: its entry .* has files='photo/{tile}.jp2', expected one of .tif, .tiff, .npy, .npz at"):
+    with pytest.raises(UserError,
+                       match=r"photo: its entry .* has files='photo/{tile}.jp2', expected one of .tif, .tiff, .npy, "
+                             r".npz at"):
         mine(folder)
 
 
@@ -324,12 +341,15 @@ def test_statistics_leave_missing_images_out(folder):
 def test_a_tile_needs_one_sensor(folder):
     for key in IMAGES:
         path_of(folder, key, "c3").unlink()
-    with pytest.raises(UserError, match="^c3: no file of photo, height, and each tile needs one sensor at least; leave it out of the list"):
+    with pytest.raises(UserError,
+                       match="^c3: no file of photo, height, and each tile needs one sensor at least; leave it out of "
+                             "the list"):
         mine(folder, modalities=IMAGES)
     assert len(mine(folder, modalities=("photo", "thermal"))) == 3
     write(folder, "thermal", "c3", np.zeros((0, 2, 6, 4)), DATES[:0])
     data = mine(folder, modalities=("photo", "thermal"))
-    with pytest.raises(UserError, match="^c3: no file of photo, and no date of the others; each tile needs one sensor at least"):
+    with pytest.raises(UserError,
+                       match="^c3: no file of photo, and no date of the others; each tile needs one sensor at least"):
         data[1]
     assert mine(folder, modalities=("photo", "water"))[1]["photo_missing"]
     assert not len(mine(folder, modalities=["thermal"])[1]["thermal_dates"])      # alone it is masked, as before
@@ -386,7 +406,8 @@ def test_pixels_of_a_missing_image_change_nothing(folder, classes, tiles_at_once
     other["photo"][2] = 77
     assert not any(map(torch.equal, before, outcome(model, other, masks)[:1]))
     said = {name: value for name, value in batch.items() if not name.endswith("_missing")}
-    assert not torch.equal(before[0], outcome(model, said, masks)[0])             # without the flag its zeros would count
+    # without the flag its zeros would count
+    assert not torch.equal(before[0], outcome(model, said, masks)[0])
 
 
 def test_tokens_of_a_missing_image_are_masked_and_no_part_of_the_losses(folder):
@@ -396,13 +417,16 @@ def test_tokens_of_a_missing_image_are_masked_and_no_part_of_the_losses(folder):
     model = model_of(statistics)
     masks = model.draw_masks(batch, torch.Generator().manual_seed(0))
     assert masks["is_masked"][0, 0].all() and masks["is_masked"][1, 1].all() and not masks["is_masked"].all(2)[2].all()
-    assert masks["photo_targets"].min() >= 6 and not ((masks["height_targets"] >= 6) & (masks["height_targets"] < 12)).any()
+    assert masks["photo_targets"].min() >= 6 and not ((masks["height_targets"] >= 6)
+                                                      & (masks["height_targets"] < 12)).any()
     tokens, present, _ = model.encode(batch)
     loss = contrastive_loss(tokens, present)
     other = tokens.detach().clone()
     other[0, 0], other[1, 1] = torch.randn(6, 32), other[2, 0]
-    assert torch.equal(contrastive_loss(other, present), loss) and not torch.equal(contrastive_loss(other, torch.ones_like(present)), loss)
-    alone = torch.stack([torch.stack([tokens[0, m] for m in (1, 2, 3)]), torch.stack([tokens[1, m] for m in (0, 2, 3)])])
+    assert torch.equal(contrastive_loss(other, present),
+                       loss) and not torch.equal(contrastive_loss(other, torch.ones_like(present)), loss)
+    alone = torch.stack([torch.stack([tokens[0, m] for m in (1, 2, 3)]),
+                         torch.stack([tokens[1, m] for m in (0, 2, 3)])])
     assert contrastive_loss(tokens[:2], present[:2]).item() == pytest.approx(
         contrastive_loss(alone, torch.ones(2, 3, dtype=torch.bool)).item(), rel=1e-9)
     seen = []
@@ -416,13 +440,17 @@ def test_features_made_by_hand_are_zeros_without_the_image(folder):
     _, batch = batch_of(folder)
     sensors = {sensor.key: sensor for sensor in TABLE}
     features = handmade(batch | {"photo": batch["photo"] + 1}, sensors)
-    assert not features[0, :33].any() and features[1, :33].all(0).any() and not features[1, 33:44].any() and features[0, 33:44].any()
+    assert not features[0, :33].any() and features[1,
+                                                   :33].all(0).any() and not features[1, 33:44].any() and features[
+                                                       0, 33:44].any()
 
 
 def test_compared_methods_refuse_a_missing_image(folder, monkeypatch):
     statistics, batch = batch_of(folder)
     model = build_model("resnet50", TABLE[:1], num_classes=2, dataset="treesatai", width=0.125)
-    with pytest.raises(UserError, match="^b2: no image of photo, which only omnisat can do without; leave the tile out of the list$"):
+    with pytest.raises(UserError,
+                       match="^b2: no image of photo, which only omnisat can do without; leave the tile out of the "
+                             "list$"):
         model(batch)
     rest = {name: value[1:] for name, value in batch.items()}
     assert model(rest).shape == (2, 2)
@@ -466,12 +494,15 @@ def test_validation_is_drawn_where_there_is_none(folder):
 
 @pytest.mark.parametrize("lines, culprit", [
     ([LINES[0], "b2,train,1,2"], "the line 'b2,train,1,2'"), ([LINES[0], "b2,train,1"], "the line 'b2,train,1'"),
-    ([LINES[0], "b2,train,1,0,1"], "the line 'b2,train,1,0,1'"), ([LINES[0], "b2,training,1,0"], "the line 'b2,training,1,0'"),
-    ([*LINES, "b2,val,1,0"], "the line 'b2,val,1,0'"), (["name,split,forest", "b2,train,1"], "below a header tile,split"),
+    ([LINES[0], "b2,train,1,0,1"], "the line 'b2,train,1,0,1'"),
+    ([LINES[0], "b2,training,1,0"], "the line 'b2,training,1,0'"),
+    ([*LINES, "b2,val,1,0"], "the line 'b2,val,1,0'"),
+    (["name,split,forest", "b2,train,1"], "below a header tile,split"),
     ([LINES[0]], "no tile in train"), ([LINES[0], "d4,test,0,1"], "no tile in train"), ([], "cannot be read"),
     (["tile"], "cannot be read"), (["tile,split", "b2,train"], "its header names no class"),
     (["tile;split;forest", "b2;train;1"], "cannot be read"), (["\xff" * 200000], "cannot be read"),
-    (["tile,split,forest,forest", "b2,train,1,0"], "names no class, or one twice"), ([LINES[0], "b\x07,train,1,0"], r"the line 'b\x07,"),
+    (["tile,split,forest,forest", "b2,train,1,0"], "names no class, or one twice"),
+    ([LINES[0], "b\x07,train,1,0"], r"the line 'b\x07,"),
     (["tile,split,for\x1best", "b2,train,1"], "its header names no class")])
 def test_wrong_lists(folder, lines, culprit):
     write_lines(folder, lines)
@@ -505,24 +536,30 @@ def cut_off(path, count):
     (lambda root: path_of(root, "water").unlink(), "b2: no file of water"),
     (lambda root: (root / "labels.csv").unlink(), "labels.csv: cannot be read"),
     (lambda root: write(root, "photo", data=values("photo")[:50]), "b2.tif: shape (3, 50, 40), expected 40 x 40"),
-    (lambda root: write(root, "thermal", data=np.ones((3, 2, 4, 4))), "thermal/b2.npz: shape (3, 2, 4, 4), expected 6 x 4"),
+    (lambda root: write(root, "thermal", data=np.ones((3, 2, 4, 4))),
+     "thermal/b2.npz: shape (3, 2, 4, 4), expected 6 x 4"),
     (lambda root: write(root, "height", data=np.ones((1, 20, 30))), "b2/h.npy: shape (1, 20, 30), expected 30 x 20"),
     (lambda root: write(root, "height", data=np.ones((2, 30, 20))), "b2/h.npy: shape (2, 30, 20)"),
-    (lambda root: write(root, "height", data=np.full((1, 30, 20), np.nan)), "b2/h.npy: holds values that are not finite"),
+    (lambda root: write(root, "height", data=np.full((1, 30, 20), np.nan)),
+     "b2/h.npy: holds values that are not finite"),
     (lambda root: cut_off(path_of(root, "height"), 100), "b2/h.npy: cannot be read as a numpy array"),
     (lambda root: cut_off(path_of(root, "photo"), 3000), "b2.tif: cannot be read as TIFF"),
     (lambda root: cut_off(path_of(root, "thermal"), 100), "b2.npz: cannot be read as an npz file"),
     (lambda root: np.savez(path_of(root, "thermal"), data=values("thermal")), "b2.npz: cannot be read as an npz file"),
-    (lambda root: np.savez(path_of(root, "thermal"), data=np.array([{}]), dates=DATES), "b2.npz: cannot be read as an npz file"),
+    (lambda root: np.savez(path_of(root, "thermal"), data=np.array([{}]), dates=DATES),
+     "b2.npz: cannot be read as an npz file"),
     (flip_bytes, "b2.npz: cannot be read as an npz file"),
     (lambda root: as_npy(path_of(root, "thermal")), "b2.npz: cannot be read as an npz file"),
     (lambda root: write(root, "thermal", dates=DATES[:2]), "thermal/b2.npz: 3 images but 2 dates"),
     (lambda root: write(root, "thermal", dates=np.array(20200301)), "thermal/b2.npz: 3 images but 1 dates"),
     (lambda root: write(root, "thermal", dates=np.array(["2020-03-01"] * 3)), "b2.npz: a date of thermal is not"),
-    (lambda root: write(root, "thermal", dates=DATES + 1j), "b2.npz: cannot be read as an npz file with data and dates (dates of type"),
+    (lambda root: write(root, "thermal", dates=DATES + 1j),
+     "b2.npz: cannot be read as an npz file with data and dates (dates of type"),
     (lambda root: write(root, "thermal", dates=DATES + 0.5), "b2.npz: a date of thermal is not"),
-    (lambda root: write(root, "water", dates=np.array([20200101, 20220415, 20220416])), "the date 20220416 of water is"),
-    (lambda root: write(root, "water", dates=np.array([20181231, 20190101, 20190102])), "the date 20181231 of water is"),
+    (lambda root: write(root, "water", dates=np.array([20200101, 20220415, 20220416])),
+     "the date 20220416 of water is"),
+    (lambda root: write(root, "water", dates=np.array([20181231, 20190101, 20190102])),
+     "the date 20181231 of water is"),
 ])
 def test_bad_input(folder, damage, culprit):
     damage(folder)
@@ -563,7 +600,8 @@ def test_findings_are_collected(folder):
     path_of(folder, "photo").write_bytes(b"")    # told when it is read
     findings = []
     data = mine(folder, findings=findings)
-    assert [(tile, key) for tile, key, _ in findings] == [("e5", "photo"), ("b2", "water")] and data.paths["photo"][2] is None
+    assert [(tile, key) for tile, key, _ in findings] == [("e5", "photo"),
+                                                          ("b2", "water")] and data.paths["photo"][2] is None
 
 
 # ---- through the scripts --------------------------------------------------------------------------------------------
@@ -577,20 +615,25 @@ def train_and_check(dataset, root, output, added):
     pretrain.main([*common, "--embed-dim", "32", "--depth", "1", "--output", str(output / "pretrain")])
     saved = checkpoint.load(output / "pretrain" / "pretrained.pt", "pretrained")
     table = SENSORS[dataset]
-    assert [sensor["key"] for sensor in saved["config"]["sensors"]] == [key for key, sensor in table.items() if sensor.in_all]
+    assert [sensor["key"] for sensor in saved["config"]["sensors"]] == [key for key,
+                                                                        sensor in table.items() if sensor.in_all]
     torch.manual_seed(0)
-    fresh = build_model("omnisat", [sensor for sensor in table.values() if sensor.in_all], embed_dim=32, depth=1).state_dict()
+    fresh = build_model("omnisat", [sensor for sensor in table.values() if sensor.in_all], embed_dim=32,
+                        depth=1).state_dict()
     for part in [f"{kind}.{key}." for kind in ("encoders", "decoders") for key in added]:
-        weights = [name for name, value in fresh.items() if name.startswith(part) and name.endswith("weight") and value.ndim > 1]
+        weights = [name for name,
+                   value in fresh.items() if name.startswith(part) and name.endswith("weight") and value.ndim > 1]
         assert weights and not [name for name in weights if torch.equal(fresh[name], saved["weights"][name])], part
     finetune.main([*common, "--init", str(output / "pretrain" / "pretrained.pt"), "--output", str(output / "finetune"),
                    "--csv", str(output / "table2.csv")])
     tuned = checkpoint.load(output / "finetune" / "finetuned.pt", "finetuned")
     for key in added:
-        names = [name for name in saved["weights"] if name.startswith(f"encoders.{key}.") and saved["weights"][name].ndim > 1]
+        names = [name for name in saved["weights"] if name.startswith(f"encoders.{key}.")
+                 and saved["weights"][name].ndim > 1]
         assert any(not torch.equal(tuned["weights"][name], saved["weights"][name]) for name in names)
     (row,) = read_rows(output / "table2.csv")
-    assert [row[name] for name in KEYS] == ["table2", dataset, "omnisat", "self", "none", "all", "100"] and row["status"] == "ok"
+    assert [row[name] for name in KEYS] == ["table2", dataset, "omnisat", "self", "none", "all",
+                                            "100"] and row["status"] == "ok"
     return row
 
 

@@ -23,7 +23,8 @@ from utils.files import walk
 @pytest.mark.parametrize("name", [*KEYS, "zips"])
 def test_damaged_files_are_refused_repaired_or_as_stored(name):
     bad = []
-    counts = fuzz(name, 40, 1, lambda kind, path, what, text: bad.append(f"{path}: {what}: {text}") if kind == "else" else None)
+    counts = fuzz(name, 40, 1, lambda kind, path, what,
+                  text: bad.append(f"{path}: {what}: {text}") if kind == "else" else None)
     assert not bad and counts.total() == 40 and counts["clear error"] > 15
 
 
@@ -35,12 +36,14 @@ def test_planted_scrambled_files_are_found_and_undone(monkeypatch):
 
     def planted():
         found = []
-        fuzz("treesatai-ts", 24, 2, lambda kind, path, what, text: found.append((kind, text)) if "scrambled" in what else None)
+        fuzz("treesatai-ts", 24, 2, lambda kind, path, what,
+             text: found.append((kind, text)) if "scrambled" in what else None)
         assert len(found) > 3
         return found
     assert {kind for kind, _ in planted()} == {"repair"}
     original = sentinel1.order
-    for broken in (lambda data, key: original(data, key)._replace(verdict="in order"), lambda data, key: sentinel1.Order("scrambled", dates=9)):
+    for broken in (lambda data, key: original(data, key)._replace(verdict="in order"), lambda data,
+                   key: sentinel1.Order("scrambled", dates=9)):
         monkeypatch.setattr(sentinel1, "order", broken)
         assert "else" in {kind for kind, _ in planted()}
 
@@ -56,13 +59,16 @@ def test_a_lost_block_in_an_hdf5_heap_is_refused(tmp_path, gap):
     path.write_bytes(content[:at] + bytes(512) + content[at + 512:])
     status, text = process.ask(read_h5, path, ["s2", "s1"])
     process.stop()
-    assert status == "error" and text.startswith(f"{path}: cannot be read as HDF5 (text ") and text.endswith("; download it again")
+    assert status == "error" and text.startswith(f"{path}: cannot be read as HDF5 (text ") and text.endswith(
+        "; download it again")
 
 
 @pytest.mark.parametrize("tag, value", [("PlanarConfiguration", 213), ("RowsPerStrip", 4), ("StripByteCounts", 7)])
 @pytest.mark.parametrize("compression", [None, "lzw"])
 def test_tags_that_do_not_fit_the_strips_are_refused(tmp_path, tag, value, compression):
-    """tifffile guesses: with a wrong planar configuration it takes rows of pixels for bands, and zeros for those it lacks."""
+    """tifffile guesses: with a wrong planar configuration it takes rows of pixels for bands, and zeros for those it
+    lacks.
+    """
     path, image = tmp_path / "image.tif", np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
     tifffile.imwrite(path, image, photometric="rgb", planarconfig="contig", compression=compression)
     assert read_tif(path, 3).shape == (3, 10, 10)
@@ -77,7 +83,9 @@ def test_an_array_file_of_another_size_than_its_header_says_is_refused(tmp_path)
     np.save(path, np.zeros((4, 2, 3, 3), np.int16))
     assert read_npy(path).shape == (4, 2, 3, 3)
     path.write_bytes(path.read_bytes().replace(b"(4, 2", b"(3, 2"))
-    with pytest.raises(UserError, match="array.npy: cannot be read as a numpy array .272 bytes, its header says 236.; download it again"):
+    with pytest.raises(UserError,
+                       match="array.npy: cannot be read as a numpy array .272 bytes, its header says 236.; download it "
+                             "again"):
         read_npy(path)
 
 
@@ -88,7 +96,8 @@ def test_folders_that_hold_themselves_are_walked_once(tmp_path):
     (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "b" / "top").symlink_to(tmp_path)
     (tmp_path / "c" / "elsewhere").symlink_to(tmp_path / "a")    # no loop: as a folder of its own
-    found = [os.path.relpath(os.path.join(folder, name), tmp_path) for folder, _, names in walk(tmp_path) for name in names]
+    found = [os.path.relpath(os.path.join(folder, name), tmp_path) for folder, _,
+             names in walk(tmp_path) for name in names]
     assert found == ["a/file", "c/elsewhere/file"]
 
 

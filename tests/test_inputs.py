@@ -54,7 +54,8 @@ def test_season_medians_by_hand():
 
 
 def test_season_medians_are_stacked_season_by_season():
-    x, dates, padded = torch.randn(2, 6, 3, 2, 2), torch.tensor([[10, 20, 100, 200, 300, 310]] * 2), torch.zeros(2, 6).bool()
+    x, dates, padded = torch.randn(2, 6, 3, 2,
+                                   2), torch.tensor([[10, 20, 100, 200, 300, 310]] * 2), torch.zeros(2, 6).bool()
     out = season_medians(x, dates, padded)
     assert out.shape == (2, 12, 2, 2)
     torch.testing.assert_close(out, torch.cat([x[:, :2].amin(1), x[:, 2], x[:, 3], x[:, 4:].amin(1)], 1))
@@ -74,14 +75,16 @@ def test_resize_by_hand():
     row = torch.tensor([0., 4.]).expand(1, 1, 2, 2)
     torch.testing.assert_close(resize(row, 4), torch.tensor([0., 1, 3, 4]).expand(1, 1, 4, 4))
     peaks = torch.zeros(1, 1, 64, 64, dtype=torch.bfloat16)
-    peaks[..., ::8, ::8] = 64                                       # one pixel in 64: without averaging seen or not by luck
+    # one pixel in 64: without averaging seen or not by luck
+    peaks[..., ::8, ::8] = 64
     small = resize(peaks, 8)
     assert small.dtype == torch.float32 and small.mean() == pytest.approx(1, rel=0.1) and small.min() > 0.3
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(resize(x, 6), x)
 
 
-@pytest.mark.parametrize("side, expected", [(300, 288), (500, 512), (1280, 1280), (304, 320), (10, 32), (1, 32), (33, 32)])
+@pytest.mark.parametrize("side, expected",
+                         [(300, 288), (500, 512), (1280, 1280), (304, 320), (10, 32), (1, 32), (33, 32)])
 def test_fit_side_is_the_nearest_multiple(side, expected):
     """The official sizes of UT&T for 300, 500, 1280; the smallest is one multiple."""
     out, ratio = fit_side(torch.randn(1, 2, side, side))

@@ -1,4 +1,5 @@
-"""The losses against loops over the paper's equations 3 and 5, in float64, values and gradients; cases worked by hand."""
+"""The losses against loops over the paper's equations 3 and 5, in float64, values and gradients; cases worked by hand.
+"""
 import math
 
 import pytest
@@ -91,7 +92,9 @@ def test_contrastive_is_equation_3(shape, naive, temperature, contrastive_loss):
 @pytest.mark.parametrize("block", [1, 10, 64])
 @pytest.mark.parametrize("naive", [False, True])
 def test_contrastive_in_blocks_is_the_dense_form(shape, block, naive, monkeypatch):
-    """Blocks of one T(m, p) and of several, the last one shorter, tokens missing: value and gradient, in both precisions."""
+    """Blocks of one T(m, p) and of several, the last one shorter, tokens missing: value and gradient, in both
+    precisions.
+    """
     monkeypatch.setattr(contrastive, "BLOCK", block)
     present = torch.rand(shape[:2]) < 0.7
     present[0] = True
@@ -219,7 +222,8 @@ def test_contrastive_in_blocks_down_to_its_lowest_temperature(spread, bound, mon
     loss = losses.contrastive.contrastive_loss(tokens.double(), present, temperature=0.025)
     gradient = torch.autograd.grad(loss, tokens)[0]
     for value, ours in found:
-        assert value == pytest.approx(loss.item(), rel=1e-5, abs=1e-5) and (ours - gradient).norm() <= bound * gradient.norm()
+        assert value == pytest.approx(loss.item(), rel=1e-5,
+                                      abs=1e-5) and (ours - gradient).norm() <= bound * gradient.norm()
 
 
 def test_token_error_divides_by_the_dimension():
@@ -300,9 +304,11 @@ def test_pretrain_loss_is_equation_3_plus_equation_5():
 def test_top_dates_by_hand():
     """Section 3.1: the top 25 % of the valid dates, rounded up; never a padded one; an empty series has none."""
     cases = [([1, 9, 2, 8, 3, 7, 4, 6], range(8), {1, 3}), ([8, 1, 7, 2, 6, 3, 5, 4], range(8), {0, 2}),    # 8 valid: 2
-             ([1, 2, 5, 4, 3, 0, 0, 0], range(5), {2, 3}), ([5, 4, 3, 2, 1, 0, 0, 0], range(5), {0, 1}),    # ceil(1.25) = 2
+             # ceil(1.25) = 2
+             ([1, 2, 5, 4, 3, 0, 0, 0], range(5), {2, 3}), ([5, 4, 3, 2, 1, 0, 0, 0], range(5), {0, 1}),
              ([1, 2, 4, 3, 9, 9, 9, 9], range(4), {2}), ([4, 3, 2, 1, 9, 9, 9, 9], range(4), {0}),          # 1
-             ([0, 0, 0, 1, 0, 0, 0, 0], [3], {3}), ([0, 0, 0, 0, 0, 0, 0, 0], [3], {3}),                    # itself, seen or not
+             # itself, seen or not
+             ([0, 0, 0, 1, 0, 0, 0, 0], [3], {3}), ([0, 0, 0, 0, 0, 0, 0, 0], [3], {3}),
              ([1, 2, 3, 4, 5, 6, 7, 8], [], set())]
     padded = torch.tensor([[t not in valid for t in range(8)] for _, valid, _ in cases])
     index, is_used = top_dates(torch.tensor([attention for attention, _, _ in cases]).float(), padded)

@@ -1,4 +1,5 @@
-"""SatMAE and Scale-MAE: sizes, groups of bands, what a token is told of itself, masks, and the loss of masked tokens."""
+"""SatMAE and Scale-MAE: sizes, groups of bands, what a token is told of itself, masks, and the loss of masked tokens.
+"""
 import math
 
 import pytest
@@ -22,7 +23,9 @@ def seed():
 
 def build(name="satmae", groups=GROUPS, **options):
     """A small network: 2 seasons of 4 bands, 2 x 2 places, so 4 groups and 16 tokens of 48 numbers."""
-    return METHODS[name](BANDS, groups, **{"side": 16, "seasons": 2, "depth": 2, "decoder_depth": 1, "width": 1 / 8} | options).double()
+    return METHODS[name](BANDS, groups,
+                         **{"side": 16, "seasons": 2, "depth": 2, "decoder_depth": 1, "width": 1 / 8}
+                         | options).double()
 
 
 @pytest.fixture(params=METHODS)
@@ -50,17 +53,21 @@ def count(*modules):
 
 def test_parameter_counts_are_the_official_ones():
     """Official configuration, in millions: pretraining, and fine-tuning with a linear layer or the late fusion's."""
-    rgb, nir, once, seasons = ("R", "G", "B"), ("R", "G", "B", "NIR"), {"gsd": 26.7, "side": 48}, {"gsd": 2, "side": 48, "seasons": 4}
+    rgb, nir, once, seasons = ("R", "G", "B"), ("R", "G", "B", "NIR"), {"gsd": 26.7, "side": 48}, {"gsd": 2, "side": 48,
+                                                                                                   "seasons": 4}
     with torch.device("meta"):
-        networks = [satmae(nir, (nir,)), satmae(S2, S2_GROUPS), scalemae(rgb, (rgb,), 5.7), scalemae(S2, S2_GROUPS, **once),
+        networks = [satmae(nir, (nir,)), satmae(S2, S2_GROUPS), scalemae(rgb, (rgb,), 5.7),
+                    scalemae(S2, S2_GROUPS, **once),
                     scalemae(S2, S2_GROUPS, **seasons)]
         linear, fusion = nn.Linear(384, 15), [nn.Linear(384, 128), nn.Linear(384, 128), FusionHead(256, 15)]
     encoders = [network.encoder for network in networks]
     assert [len(encoder.encoding) for encoder in encoders] == [784, 2352, 784, 108, 432]      # tokens
-    for number, extra, pretraining, tuning in ((0, 0, 35.8, 21.4), (1, 0, 36.1, 21.5), (2, 1, 36.2, 21.8), (4, 1, 38.0, 22.7)):
+    for number, extra, pretraining, tuning in ((0, 0, 35.8, 21.4), (1, 0, 36.1, 21.5), (2, 1, 36.2, 21.8),
+                                               (4, 1, 38.0, 22.7)):
         counts = count(networks[number]), count(encoders[number], linear)
         assert [round((n + extra * UNUSED_LAYER) / 1e6, 1) for n in counts] == [pretraining, tuning]
-    for one, other, extra, millions in ((0, 1, 0, 43.1), (0, 1, 2, 43.8), (2, 3, 2, 43.8), (0, 4, 2, 44.6)):    # late fusion
+    # late fusion
+    for one, other, extra, millions in ((0, 1, 0, 43.1), (0, 1, 2, 43.8), (2, 3, 2, 43.8), (0, 4, 2, 44.6)):
         assert round((count(encoders[one], encoders[other], *fusion) + extra * UNUSED_LAYER) / 1e6, 1) == millions
 
 
@@ -75,7 +82,8 @@ def naive_encoding(group, row, column, scale, place_dim, group_dim):
             + naive_sinusoids(group, group_dim))
 
 
-@pytest.mark.parametrize("name, scale, encoder, decoder", [("satmae", 1, (16, 32), (16, 32)), ("scalemae", 0.3, (48, 0), (32, 16))])
+@pytest.mark.parametrize("name, scale, encoder, decoder",
+                         [("satmae", 1, (16, 32), (16, 32)), ("scalemae", 0.3, (48, 0), (32, 16))])
 def test_encodings_are_place_and_group(name, scale, encoder, decoder):
     """Cong et al., 3.3: place beside group. Reed et al., 3.1: sin(g/G pos / 10000^(2i/D)), G = 1 m."""
     network = build(name, side=24)
@@ -112,21 +120,25 @@ def test_tokens_are_bands_of_a_group_at_a_place(network):
     for token in range(16):
         bands, rows, columns = pixels(token)
         patch = torch.stack([x[:, band, rows, columns] for band in bands], 1).flatten(1)
-        torch.testing.assert_close(tokens[:, 1 + token], network.encoder.embed[token // 4](patch) + network.encoder.encoding[token])
+        torch.testing.assert_close(tokens[:, 1 + token],
+                                   network.encoder.embed[token // 4](patch) + network.encoder.encoding[token])
     other = x.clone()
     other[:, [1, 5]] += 1
     assert torch.equal(network(other), network(x))
 
 
 def test_order_of_groups_is_known_by_encodings_only():
-    """Groups in another order, their matrices with them: the same vector where encodings tell no group, another in SatMAE."""
+    """Groups in another order, their matrices with them: the same vector where encodings tell no group, another in
+    SatMAE.
+    """
     x = images()
     for name, is_same in (("scalemae", True), ("satmae", False)):
         one, other = build(name), build(name, groups=GROUPS[::-1])
         state = one.state_dict()
         for mine, yours in ((0, 1), (1, 0), (2, 3), (3, 2)):
             for part in ("encoder.embed", "decoder.heads"):
-                state |= {f"{part}.{mine}.{key}": one.state_dict()[f"{part}.{yours}.{key}"] for key in ("weight", "bias")}
+                state |= {f"{part}.{mine}.{key}": one.state_dict()[f"{part}.{yours}.{key}"]
+                          for key in ("weight", "bias")}
         other.load_state_dict(state)
         assert torch.allclose(one(x), other(x), rtol=0, atol=1e-10) == is_same
     other.encoder.encoding[:, 16:], one.encoder.encoding[:, 16:] = 0, 0            # SatMAE without groups, with places
@@ -134,7 +146,9 @@ def test_order_of_groups_is_known_by_encodings_only():
 
 
 def test_block_is_attention_then_mlp():
-    """Dosovitskiy et al., 2021: softmax_j of q_i . k_j / sqrt(d) in each head, pre-norm, residual; values and gradients."""
+    """Dosovitskiy et al., 2021: softmax_j of q_i . k_j / sqrt(d) in each head, pre-norm, residual; values and
+    gradients.
+    """
     block, size = Block(48, HEADS).double(), 3
     x = torch.randn(2, 4, 48, dtype=torch.float64, requires_grad=True)
     rows = []
@@ -150,18 +164,22 @@ def test_block_is_attention_then_mlp():
     expected, value = torch.stack(rows).view_as(x), block(x)
     torch.testing.assert_close(value, expected)
     weight, inputs = torch.randn_like(value), [x, *block.parameters()]
-    torch.testing.assert_close(torch.autograd.grad((value * weight).sum(), inputs), torch.autograd.grad((expected * weight).sum(), inputs))
+    torch.testing.assert_close(torch.autograd.grad((value * weight).sum(), inputs),
+                               torch.autograd.grad((expected * weight).sum(), inputs))
 
 
 def test_a_quarter_of_the_tokens_is_visible_uniformly():
-    """Cong et al., independent masking: exactly a quarter of a tile's tokens, whatever their group; each tile draws alone."""
+    """Cong et al., independent masking: exactly a quarter of a tile's tokens, whatever their group; each tile draws
+    alone.
+    """
     network = build()
     kept = network.draw_masks(4000, torch.Generator().manual_seed(3))
     assert kept.shape == (4000, 4) and kept.device.type == "cpu"
     is_kept = torch.zeros(4000, 16).scatter_add_(1, kept, torch.ones(4000, 4))
     assert is_kept.max() == 1                                                     # none twice
     assert (is_kept.mean(0) - 1 / 4).abs().max() < 0.03                           # 4.4 standard deviations
-    together = is_kept.t() @ is_kept / 4000                                       # of two tokens: 4/16 x 3/15, same place or not
+    # of two tokens: 4/16 x 3/15, same place or not
+    together = is_kept.t() @ is_kept / 4000
     assert (together.fill_diagonal_(0.05) - 0.05).abs().max() < 0.016
     agree = (is_kept[1:] * is_kept[:-1]).sum(1).mean().item()                     # of two tiles: 4 x 1/4
     assert agree == pytest.approx(1, abs=0.06)
@@ -170,7 +188,9 @@ def test_a_quarter_of_the_tokens_is_visible_uniformly():
 
 
 def naive_loss(network, x, kept):
-    """Token by token: which go into the encoder, what the decoder starts from, and the error of those that it did not see."""
+    """Token by token: which go into the encoder, what the decoder starts from, and the error of those that it did not
+    see.
+    """
     encoder, decoder, errors = network.encoder, network.decoder, []
     for b in range(len(x)):
         patches = []
@@ -227,7 +247,8 @@ def test_gradients_reach_all(network):
     network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         network(images(1).float()).float().square().sum().backward()
-    assert {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None and p.grad.any()} == {"encoder"}
+    assert {name.split(".")[0] for name,
+            p in network.named_parameters() if p.grad is not None and p.grad.any()} == {"encoder"}
     assert all(p.grad.any() for p in network.encoder.parameters())
     assert network.pretrain_loss(images(1).float(), network.draw_masks(1)).isfinite()
 
@@ -252,7 +273,9 @@ def test_vectors_are_of_each_tile(network):
 
 def test_what_does_not_fit_is_refused(network):
     for shape in ((3, 8, 24, 24), (3, 4, 16, 16)):
-        with pytest.raises(ValueError, match=rf"images are \({shape[1]}, {shape[2]}, {shape[3]}\), this network takes \(8, 16, 16\)"):
+        with pytest.raises(ValueError,
+                           match=rf"images are \({shape[1]}, {shape[2]}, {shape[3]}\), this network takes \(8, 16, "
+                                 rf"16\)"):
             network(torch.zeros(shape))
     with pytest.raises(ValueError, match="no band e: there are a, b, c, d"):
         build(groups=(("a", "e"),))

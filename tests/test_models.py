@@ -93,7 +93,8 @@ def naive_embed(encoder, x, padded):
         if isinstance(layer, nn.BatchNorm1d):
             mean = sum(rows.values()) / len(rows)
             variance = sum((row - mean) ** 2 for row in rows.values()) / len(rows)
-            rows = {k: (row - mean) / (variance + layer.eps).sqrt() * layer.weight + layer.bias for k, row in rows.items()}
+            rows = {k: (row - mean) / (variance + layer.eps).sqrt() * layer.weight + layer.bias for k,
+                    row in rows.items()}
         else:
             rows = {k: layer(row) for k, row in rows.items()}
     return rows
@@ -107,7 +108,8 @@ def naive_ltae(encoder, x, dates, padded):
     embedded = naive_embed(encoder, x, padded)
     for b, p in torch.cartesian_prod(torch.arange(x.shape[0]), torch.arange(x.shape[1])).tolist():
         valid = [t for t in range(x.shape[2]) if not padded[b, t]]
-        e = {t: encoder.norm(embedded[b, p, t] + naive_encoding(dates[b, t].item(), share).repeat(heads)) for t in valid}
+        e = {t: encoder.norm(embedded[b, p, t] + naive_encoding(dates[b, t].item(), share).repeat(heads))
+             for t in valid}
         pieces = []
         for h in range(heads):
             w_key = encoder.key.weight[h * keys:(h + 1) * keys]
@@ -143,7 +145,8 @@ def test_series_encoder_ignores_padding_and_order(form):
     token, attention = encoder(x, dates, padded)
     more = encoder(torch.cat([x, 1e3 * double(2, 5, 3, 3)], 2), torch.cat([dates, torch.randint(31, (2, 3))], 1),
                    torch.cat([padded, ~padded[:, :3]], 1))
-    torch.testing.assert_close(more, (token, torch.cat([attention, torch.zeros(2, 5, 3).double()], 2)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(more, (token, torch.cat([attention, torch.zeros(2, 5, 3).double()], 2)), rtol=0,
+                               atol=1e-12)
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(encoder(x[:, :, order], dates[:, order], padded), (token, attention[:, :, order]))
     assert not torch.allclose(encoder(x[:, :, order], dates, padded)[0], token, atol=1e-3)    # the dates do count
@@ -185,7 +188,9 @@ def test_attention_is_contextual_relative_attention(form):
 
 
 def test_blocks_are_residual(form):
-    """Section 3.1, "residual self-attention blocks": x + attention(norm x), then y + MLP(y); the context has its own norm."""
+    """Section 3.1, "residual self-attention blocks": x + attention(norm x), then y + MLP(y); the context has its own
+    norm.
+    """
     x, context, buckets = double(2, 3, 8), double(2, 5, 8), torch.randint(4, (3, 5))
     norm = nn.LayerNorm(8).double()
     for block, inputs in ((Block(8, 2), (buckets[:, :3],)), (Block(8, 2, cross=True), (buckets, context))):
@@ -209,7 +214,8 @@ def test_attention_in_parts_keeps_no_matrix_of_all_scores(monkeypatch):
     monkeypatch.setattr("models.fast.combiner.PAIRS", 2 ** 10)
     attention, x = change_classes(Attention(16, 2), FORMS), torch.randn(1, 512, 16)
     sizes, buckets = [], torch.zeros(512, 512, dtype=torch.uint8)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t,
+                                                  lambda t: t):
         attention(x, x, buckets).sum().backward()
     assert max(sizes) < 2 * 512 * 512 * 4 / 8    # heads x queries x keys x float32, by far
 
@@ -384,7 +390,8 @@ def test_winograds_filters_are_convolution(images, channels, filters, side, monk
     """Values and gradients, two images at a time, a last one alone; weights that train and that do not."""
     monkeypatch.setattr(winograd, "AT_ONCE", 2 * 36 * channels * (side // 4) ** 2)
     assert len(winograd.parts(double(images, channels, side, side))) == (images + 1) // 2
-    x, weight, bias = (double(*shape).requires_grad_() for shape in ((images, channels, side, side), (filters, channels, 3, 3), (filters,)))
+    x, weight, bias = (double(*shape).requires_grad_()
+                       for shape in ((images, channels, side, side), (filters, channels, 3, 3), (filters,)))
     ours, wanted = winograd.convolution(x, weight, bias), nn.functional.conv2d(x, weight, bias, padding=1)
     torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-10)
     for gradient in (double(*wanted.shape), double(filters, 1, 1).expand(wanted.shape)):
@@ -408,8 +415,10 @@ def test_winograds_filters_in_float32():
 
 
 @pytest.mark.parametrize("channels, sides, more, wanted", [
-    (256, (12, 12), {}, True), (256, (8, 8), {}, True), (256, (10, 10), {}, False), (256, (4, 4), {}, False), (256, (12, 8), {}, False),
-    (128, (12, 12), {}, False), (256, (12, 12), {"device": "meta"}, False), (256, (12, 12), {"dtype": torch.bfloat16}, False)])
+    (256, (12, 12), {}, True), (256, (8, 8), {}, True), (256, (10, 10), {}, False), (256, (4, 4), {}, False),
+    (256, (12, 8), {}, False),
+    (128, (12, 12), {}, False), (256, (12, 12), {"device": "meta"}, False),
+    (256, (12, 12), {"dtype": torch.bfloat16}, False)])
 def test_where_winograds_filters_are_used(channels, sides, more, wanted):
     x, weight = torch.empty(2, channels, *sides, **more), torch.empty(256, channels, 3, 3)
     assert winograd.is_faster(x, weight) == wanted
@@ -435,7 +444,8 @@ def test_any_mixture_of_sensors_pretrains_and_classifies(sensors, toy):
 
 
 def test_logits_are_the_mean_of_f_and_one_layer(toy):
-    """Not in the paper: mean of the P outputs f*, batch norm, one linear layer. Equation 4: f^mask replaces the masked."""
+    """Not in the paper: mean of the P outputs f*, batch norm, one linear layer. Equation 4: f^mask replaces the masked.
+    """
     model, batch = toy([VHR, S2], num_classes=5), make_batch([VHR, S2], side=3)
     tokens, present, _ = model.encode(batch)
     f = model.combiner(tokens, torch.tensor([[i, j] for i in range(3) for j in range(3)]))
@@ -450,7 +460,8 @@ def test_logits_are_the_mean_of_f_and_one_layer(toy):
 
 
 def test_a_tile_alone_can_be_trained_on(toy):
-    """The last pool of a pass may have one tile: its batch norm has no variance, moves no statistics, and is no error."""
+    """The last pool of a pass may have one tile: its batch norm has no variance, moves no statistics, and is no error.
+    """
     model, batch = toy([S2], num_classes=5), make_batch([S2], batch=1, valid=(6,))
     logits = model(batch)
     logits.sum().backward()
@@ -459,10 +470,13 @@ def test_a_tile_alone_can_be_trained_on(toy):
 
 
 def test_modalities_on_different_grids(toy):
-    """Section 3.1: all modalities share the patches, in rows and columns; the error names them, or the one that does not fit."""
+    """Section 3.1: all modalities share the patches, in rows and columns; the error names them, or the one that does
+    not fit.
+    """
     model, batch = toy([S2, S1]), make_batch([S2, S1], side=4)
     for shape in ((3, 3), (2, 8)):                                  # 2 x 8 patches are as many as 4 x 4
-        with pytest.raises(ValueError, match=f"one grid of patches, here it is 4 x 4 for s2, {shape[0]} x {shape[1]} for s1"):
+        with pytest.raises(ValueError,
+                           match=f"one grid of patches, here it is 4 x 4 for s2, {shape[0]} x {shape[1]} for s1"):
             model.encode(batch | {"s1": torch.randn(3, 6, 2, *(n * S1.patch for n in shape))})
     with pytest.raises(ValueError, match="vhr: 50 x 51 pixels"):
         toy([VHR])(make_batch([VHR]) | {"vhr": torch.zeros(3, 4, 50, 51)})
@@ -516,7 +530,8 @@ def test_modality_missing_in_all_tiles_stays_finite(sensors, toy):
 
 
 def test_inputs_are_standardised(toy):
-    """Not in the paper: (x - mean) / std of each band, also of bytes; the statistics are set, and saved, by modality."""
+    """Not in the paper: (x - mean) / std of each band, also of bytes; the statistics are set, and saved, by modality.
+    """
     model, mean, std = toy([VHR, S1]), torch.tensor([1., 2., 3.]), torch.tensor([4., 5., 6.])
     model.standardize.set({"s1": {"mean": [100., 20.], "std": [50., 10.]},
                           "vhr": {"mean": mean.tolist(), "std": std.tolist()}})
@@ -525,7 +540,8 @@ def test_inputs_are_standardised(toy):
         assert model.standardize["s1"](shaped).flatten().tolist() == [-2, 2, 0, 23.5]
     assert model.state_dict()["standardize.vhr.std"].tolist() == [4, 5, 6]
     batch = make_batch([VHR, S1])
-    torch.testing.assert_close(model.patches("vhr", batch["vhr"])[0, 3, :, 9, 0], (batch["vhr"][0, :, 19, 10] - mean) / std)
+    torch.testing.assert_close(model.patches("vhr", batch["vhr"])[0, 3, :, 9, 0],
+                               (batch["vhr"][0, :, 19, 10] - mean) / std)
 
 
 def test_tiles_are_not_mixed(toy):

@@ -18,7 +18,8 @@ from utils.errors import UserError
 ALL = ("vhr", "s2", "s1")
 FOLDS = {30001: 5, 10000: 1, 20005: 3, 10002: 2, 10007: 4}    # ids with gaps; train is 10000, 10002, 20005
 # days since 1 September 2018, counted by hand
-S2_DATES = {20180917: 16, 20181001: 30, 20181101: 61, 20181201: 91, 20190101: 122, 20190201: 153, 20190301: 181, 20190401: 212,
+S2_DATES = {20180917: 16, 20181001: 30, 20181101: 61, 20181201: 91, 20190101: 122, 20190201: 153, 20190301: 181,
+            20190401: 212,
             20190501: 242, 20190601: 273, 20190701: 303, 20191027: 421}
 DATES = {"S2": list(S2_DATES), "S1A": [20180918, 20190101], "S1D": [20180903, 20190601, 20191231]}
 
@@ -83,7 +84,8 @@ def write_metadata(root, folds=FOLDS, as_text=False, dates=DATES, **changes):
     """changes: properties of tile 10000."""
     features = []
     for n, (tile, fold) in enumerate(folds.items()):
-        properties = {"Fold": fold, "ID_PATCH": tile, "N_Parcel": 3, "Parcel_Cover": 0.5, "TILE": "t30uxv", "id": str(tile)}
+        properties = {"Fold": fold, "ID_PATCH": tile, "N_Parcel": 3, "Parcel_Cover": 0.5, "TILE": "t30uxv",
+                      "id": str(tile)}
         for name, values in dates.items():
             keys = sorted(str(k) for k in range(len(values)))    # "10" before "2"
             entry = {key: values[int(key)] for key in keys}
@@ -91,7 +93,8 @@ def write_metadata(root, folds=FOLDS, as_text=False, dates=DATES, **changes):
         if tile == 10000:
             properties |= changes
         ring = [[0, 0], [1, 0], [1, 1], [0, 0]]
-        geometry = {"type": "MultiPolygon", "coordinates": [[ring]]} if n % 2 else {"type": "Polygon", "coordinates": [ring]}
+        geometry = {"type": "MultiPolygon", "coordinates": [[ring]]} if n % 2 else {"type": "Polygon",
+                                                                                    "coordinates": [ring]}
         features.append({"id": str(n), "type": "Feature", "properties": properties, "geometry": geometry})
     (root / "metadata.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
 
@@ -138,7 +141,8 @@ def test_true_sizes_without_a_marker(tmp_path):
     data = pastis(tmp_path)
     item = data[0]
     assert not data.is_demo and data.release == "pastis-hd" and data.grid == (32, 32)
-    assert item["s2"].shape == (2, 10, 128, 128) and item["vhr"].shape == (3, 1280, 1280) and item["s1"].shape == (1, 3, 128, 128)
+    assert item["s2"].shape == (2, 10, 128,
+                                128) and item["vhr"].shape == (3, 1280, 1280) and item["s1"].shape == (1, 3, 128, 128)
     assert len(patchify(item["vhr"][None], 40)[0]) == len(patchify(item["s2"][None], 4)[0]) == 1024
     assert len(pastis(tmp_path, parts=4)) == 16 and pastis(tmp_path, parts=4)[5]["vhr"].shape == (3, 320, 320)
 
@@ -151,7 +155,8 @@ def test_dates_are_days_since_september_in_the_order_of_the_keys_as_numbers(rele
     item = pastis(release, modalities=("s2", "s1", "s1-des"))[0]
     assert item["s2_dates"].tolist() == list(S2_DATES.values())    # 16 is 17 September 2018, 421 is 27 October 2019
     assert (item["s2"][:, 0, 0, 0] // 2000).tolist() == list(range(12))
-    assert item["s1_dates"].tolist() == [17, 122] and item["s1-des_dates"].tolist() == [2, 273, 486]    # lists of their own
+    # lists of their own
+    assert item["s1_dates"].tolist() == [17, 122] and item["s1-des_dates"].tolist() == [2, 273, 486]
 
 
 def test_unsorted_and_double_days(release):
@@ -182,7 +187,8 @@ LONG = {"S2": [*S2_DATES, 20181001, 20190915], "S1A": [20190600 + day for day in
 
 @pytest.fixture
 def long_series(release, monkeypatch):
-    """Series with unsorted and double days. Returns the root and the list that the dates read from files are added to."""
+    """Series with unsorted and double days. Returns the root and the list that the dates read from files are added to.
+    """
     write_tile(release, 10000, dates=LONG)
     write_metadata(release, dates=LONG)
     read = []
@@ -195,7 +201,9 @@ def long_series(release, monkeypatch):
 
 
 def check_plain(tiles, i, epoch, read):
-    """tiles[i, epoch] is what choosing after reading and cleaning everything gives. Returns it, and in `read` what it read."""
+    """tiles[i, epoch] is what choosing after reading and cleaning everything gives. Returns it, and in `read` what it
+    read.
+    """
     rng = None if epoch is None else np.random.default_rng((tiles.choices.seed, epoch, i))
     expected = {}
     for key, (data, days) in tiles.read(i).items():
@@ -225,7 +233,9 @@ def test_only_chosen_dates_are_read(long_series, epoch, parts):
 
 @pytest.mark.parametrize("epoch", [None, 0, 1, 2, 3])
 def test_chosen_dates_that_are_of_no_use(long_series, epoch):
-    """Dates that are not chosen may hold anything; if a chosen one is of no use, the choice is made among those that are."""
+    """Dates that are not chosen may hold anything; if a chosen one is of no use, the choice is made among those that
+    are.
+    """
     root, read = long_series
     tiles = pastis(root, modalities=("s2", "s1"), max_dates=5)
     before = check_plain(tiles, 0, epoch, read)
@@ -238,7 +248,8 @@ def test_chosen_dates_that_are_of_no_use(long_series, epoch):
     data = s2_values(len(LONG["S2"]))
     data[chosen[2]] = -10000
     save(s2_path(root), data)
-    item = check_plain(tiles, 0, epoch, read)                                     # s1 too: as many random numbers were drawn
+    # s1 too: as many random numbers were drawn
+    item = check_plain(tiles, 0, epoch, read)
     assert len(item["s2"]) == 5 and read[0] == chosen and (item["s2"] >= 0).all()
     data[4:] = -10000
     save(s2_path(root), data)
@@ -302,7 +313,8 @@ def test_missing_values_and_half_precision_of_sentinel_1(release):
     save(s1_path(release), data)
     s1 = pastis(release)[0]["s1"]
     assert s1.dtype == torch.float16 and torch.isfinite(s1).all() and len(s1) == 2    # as in the file: half the bytes
-    assert s1[0, 0, 0, 0].item() == pytest.approx(-(62 * 20 + 20.5) / 63, abs=0.01)    # half precision has steps of 0.016
+    # half precision has steps of 0.016
+    assert s1[0, 0, 0, 0].item() == pytest.approx(-(62 * 20 + 20.5) / 63, abs=0.01)
     assert s1[0, 1:, 2, 2].tolist() == [-25, 5]
     data[1, 2].flat[:33] = np.nan
     save(s1_path(release), data)
@@ -346,7 +358,8 @@ def test_pretraining_reads_no_labels(release):
 # ---- one ground -----------------------------------------------------------------------------------------------------
 
 def test_a_patch_is_the_same_ground_in_all_modalities(release):
-    """Sentinel pixel (r, c) of a patch lies on SPOT rows 10 r .. 10 r + 9; a patch's pixels are flattened row by row."""
+    """Sentinel pixel (r, c) of a patch lies on SPOT rows 10 r .. 10 r + 9; a patch's pixels are flattened row by row.
+    """
     number = np.arange(64).reshape(8, 8)
     save(s2_path(release), np.broadcast_to(number + 1, (12, 10, 8, 8)).astype(np.int16))
     write_spot(spot_path(release), np.repeat(np.kron(number + 1, np.ones((10, 10)))[..., None], 3, 2).astype(np.uint8))
@@ -446,16 +459,21 @@ def as_npz(path):
     (lambda root: pickled(s2_path(root)), "S2_10000.npy: cannot be read as a numpy array"),
     (lambda root: as_npz(s2_path(root)), "S2_10000.npy: cannot be read as a numpy array"),
     (lambda root: cut_off(spot_path(root)), "SPOT6_RVB_1M00_2019_10000.tif: cannot be read as TIFF"),
-    (lambda root: write_spot(spot_path(root), np.zeros((80, 76, 3), np.uint8)), "tif: shape (3, 80, 76), expected 80 x 80"),
-    (lambda root: write_spot(spot_path(root), np.zeros((80, 80, 4), np.uint8)), "tif: shape (80, 80, 4), expected 3 bands"),
+    (lambda root: write_spot(spot_path(root), np.zeros((80, 76, 3), np.uint8)),
+     "tif: shape (3, 80, 76), expected 80 x 80"),
+    (lambda root: write_spot(spot_path(root), np.zeros((80, 80, 4), np.uint8)),
+     "tif: shape (80, 80, 4), expected 3 bands"),
     (lambda root: save(s2_path(root), s2_values()[..., :4]), "S2_10000.npy: shape (12, 10, 8, 4), expected 8 x 8"),
     (lambda root: save(s2_path(root), s2_values()[:, :9]), "S2_10000.npy: shape (12, 9, 8, 8)"),
     (lambda root: save(s2_path(root), s2_values() > 0), "S2_10000.npy: shape (12, 10, 8, 8) of type bool"),
     (lambda root: save(s1_path(root), s1_values(2, -10)[:, :2]), "S1A_10000.npy: shape (2, 2, 8, 8)"),
     (lambda root: save(s2_path(root), s2_values(11)), "S2_10000.npy: 11 images but 12 dates"),
-    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20180918, 20200101]}), "geojson: tile 10000: the date 20200101 of s1"),
-    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20180831, 20190101]}), "geojson: tile 10000: the date 20180831 of s1"),
-    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20181301, 20190101]}), "metadata.geojson: tile 10000: a date of s1 is not"),
+    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20180918, 20200101]}),
+     "geojson: tile 10000: the date 20200101 of s1"),
+    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20180831, 20190101]}),
+     "geojson: tile 10000: the date 20180831 of s1"),
+    (lambda root: write_metadata(root, dates=DATES | {"S1A": [20181301, 20190101]}),
+     "metadata.geojson: tile 10000: a date of s1 is not"),
     (lambda root: write_metadata(root, dates={"S2": DATES["S2"]}), "metadata.geojson: no dates-S1A for tile 10000"),
     (lambda root: s1_path(root).unlink(), "10000: no file of s1"),
     (lambda root: shutil.rmtree(root / "DATA_SPOT"), "10000: no file of vhr"),
@@ -466,7 +484,8 @@ def as_npz(path):
     (lambda root: fill(target_path(root), shape=(3, 8, 4)), "TARGET_10000.npy: shape (8, 4), expected 8 x 8"),
     (lambda root: cut_off(target_path(root)), "TARGET_10000.npy: cannot be read"),
     (second_metadata, " and "),
-    (lambda root: (root / "metadata.geojson").unlink(), "no folder at the root or up to two folders below has a metadata.geojson"),
+    (lambda root: (root / "metadata.geojson").unlink(),
+     "no folder at the root or up to two folders below has a metadata.geojson"),
     (lambda root: (root / "metadata.geojson").write_text("{"), "metadata.geojson: not the metadata of PASTIS"),
     (lambda root: (root / "metadata.geojson").write_text("{}"), "metadata.geojson: not the metadata of PASTIS"),
     (lambda root: write_metadata(root, Fold=6), "metadata.geojson: tile 10000: ValueError fold 6"),
@@ -475,14 +494,16 @@ def as_npz(path):
     (lambda root: write_metadata(root, **{"dates-S2": "{"}), "metadata.geojson: tile 10000"),
     (twice, "metadata.geojson: tile 30001: ValueError it is there twice"),
     (lambda root: write_metadata(root, {30001: 5}), "no tile in train"),
-    (lambda root: (root / "metadata.geojson").write_text('{"features": []}'), "geojson: not the metadata of PASTIS (no features)"),
+    (lambda root: (root / "metadata.geojson").write_text('{"features": []}'),
+     "geojson: not the metadata of PASTIS (no features)"),
     (lambda root: (root / "metadata.geojson").write_text("[" * 10**5), "metadata.geojson: not the metadata of PASTIS"),
     (lambda root: (root / "metadata.geojson").write_bytes(b"\xff{"), "metadata.geojson: cannot be read"),
     (lambda root: write_metadata(root, **{"dates-S2": {"0": 1e999}}), "S2_10000.npy: 12 images but 1 dates in"),
     (lambda root: write_metadata(root, **{"dates-S2": "[" * 10**5}), "metadata.geojson: tile 10000: RecursionError"),
     (lambda root: fill(target_path(root), shape=(3, 8, 8, 1)), "TARGET_10000.npy: shape (3, 8, 8, 1)"),
     (lambda root: np.save(target_path(root), np.zeros((0, 8, 8), np.uint8)), "TARGET_10000.npy: shape (0, 8, 8)"),
-    (lambda root: s2_path(root).write_bytes(s2_path(root).read_bytes() * 2), "S2_10000.npy: cannot be read as a numpy array"),
+    (lambda root: s2_path(root).write_bytes(s2_path(root).read_bytes() * 2),
+     "S2_10000.npy: cannot be read as a numpy array"),
 ])
 def test_bad_input(release, damage, culprit):
     damage(release)
@@ -506,12 +527,16 @@ def test_options_that_do_not_fit(release):
 def test_metadata_that_another_tool_saved(fold, number, tmp_path):
     """The numbers as text, or with a decimal point; the tile's name stays that of its files."""
     path = tmp_path / "metadata.geojson"
-    path.write_text(json.dumps({"features": [{"properties": {"ID_PATCH": number, "Fold": fold, "dates-S2": {"0": 20190101}}}]}))
+    path.write_text(
+        json.dumps({"features": [{"properties": {"ID_PATCH": number, "Fold": fold, "dates-S2": {"0": 20190101}}}]}))
     assert read_metadata(path) == {"10000": {"fold": 1, "dates": {"S2": [20190101]}}}
 
 
-@pytest.mark.parametrize("fold, number, error", [("x", 1, "Fold is not a whole number but 'x'"), (6, 1, "fold 6, expected 1 to 5"), (1.5, 1, "Fold is not a whole number but 1.5"),
-                                                 (None, 1, "but None"), (True, 1, "but True"), (1, 1.5, "ID_PATCH is not a whole number but 1.5"),
+@pytest.mark.parametrize("fold, number, error",
+                         [("x", 1, "Fold is not a whole number but 'x'"), (6, 1, "fold 6, expected 1 to 5"),
+                          (1.5, 1, "Fold is not a whole number but 1.5"),
+                                                 (None, 1, "but None"), (True, 1, "but True"),
+                                                 (1, 1.5, "ID_PATCH is not a whole number but 1.5"),
                                                  (1, -1, "but -1"), (1, "nan", "but 'nan'")])
 def test_metadata_whose_numbers_are_none(fold, number, error, tmp_path):
     path = tmp_path / "metadata.geojson"

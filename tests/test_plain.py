@@ -1,4 +1,5 @@
-"""OMNISAT_PLAIN=1: the plain model runs, nothing of models/fast does, and what is learned is the same but for rounding."""
+"""OMNISAT_PLAIN=1: the plain model runs, nothing of models/fast does, and what is learned is the same but for rounding.
+"""
 import json
 import subprocess
 import sys
@@ -53,7 +54,8 @@ def test_nothing_fast_is_called(switch):
     if switch:
         assert type(model) is OmniSat and found == set()
     else:
-        assert type(model) is FastOmniSat and found >= {"stem", "is_faster", "gelu_of_largest", "put", "moments", "attend",
+        assert type(model) is FastOmniSat and found >= {"stem", "is_faster", "gelu_of_largest", "put", "moments",
+                                                        "attend",
                                                         "blocks", "contrastive_loss"}
 
 
@@ -71,7 +73,8 @@ def test_another_value_is_refused_in_one_line(monkeypatch):
     run = subprocess.run([sys.executable, "pretrain.py", "--dataset", "flair", "--data-root", "x"], cwd=ROOT,
                          capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.strip() == (
-        "pretrain.py: error: OMNISAT_PLAIN=yes: say 1, the plain model with every fast operation off, or 0, or leave it out")
+        "pretrain.py: error: OMNISAT_PLAIN=yes: say 1, the plain model with every fast operation off, or 0, or leave "
+        "it out")
     with pytest.raises(UserError, match="OMNISAT_PLAIN=yes"):
         build_model("omnisat", [VHR])
 
@@ -99,4 +102,5 @@ def test_through_a_script(tmp_path, monkeypatch):
         found[value] = [json.loads(line) for line in (tmp_path / value / "log.jsonl").read_text().splitlines()]
     fast, plain = ([line["val_loss"] for line in found[value] if "val_loss" in line] for value in ("0", "1"))
     assert fast and plain == pytest.approx(fast, rel=1e-4)
-    assert '"OMNISAT_PLAIN=1 python pretrain.py' in json.dumps(found["1"]) and "OMNISAT_PLAIN" not in json.dumps(found["0"])
+    assert '"OMNISAT_PLAIN=1 python pretrain.py' in json.dumps(found["1"]) and "OMNISAT_PLAIN" not in json.dumps(
+        found["0"])

@@ -1,4 +1,6 @@
-"""What Git LFS leaves in place of a file is told as such, whatever reads it; errors about other people's files stay short."""
+"""What Git LFS leaves in place of a file is told as such, whatever reads it; errors about other people's files stay
+short.
+"""
 import json
 
 import pytest
@@ -12,7 +14,8 @@ from models.methods import build_model
 from utils import unpack, weights
 from utils.errors import UserError
 
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+POINTER = ("version https://git-lfs.github.com/spec/v1\noid sha256:"
+           "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n")
 READERS = {
     "a.tif": lambda path: read_tif(path, 3), "a.npy": read_npy, "a.npz": read_npz, "labels.csv": read_text,
     "a.geojson": lambda path: read_json(path, "metadata"), "a.h5": lambda path: read_h5(path, ["s2"]),
@@ -33,7 +36,8 @@ def test_a_pointer_is_named(name, tmp_path):
 def test_a_pointer_in_place_of_a_zip(tmp_path):
     (tmp_path / "aerial.zip").write_text(POINTER)
     _, findings = unpack.unpack(str(tmp_path))
-    assert [kind for kind, _, _ in findings] == ["broken zip"] and findings[0][1].startswith("a Git LFS pointer, not the file itself")
+    assert [kind for kind, _,
+            _ in findings] == ["broken zip"] and findings[0][1].startswith("a Git LFS pointer, not the file itself")
 
 
 def test_a_file_about_lfs_is_no_pointer(tmp_path):

@@ -43,7 +43,8 @@ def test_masks_of_fixed_size_give_the_same_loss(model):
     fixed = [model.fixed_size(m) for m in masks]
     assert len({tuple((name, value.shape, value.dtype) for name, value in f.items()) for f in fixed}) == 1
     ours, wanted = step_of(model, pad_dates(batch), fixed[0]), step_of(other, batch, masks[0])
-    assert pad_dates(batch)["s2"].shape[1] == pad_dates(pad_dates(batch))["s1_dates"].shape[1] == 10 and batch["s2"].shape[1] == 6
+    assert pad_dates(batch)["s2"].shape[1] == pad_dates(pad_dates(batch))["s1_dates"].shape[1] == 10 and batch[
+        "s2"].shape[1] == 6
     single = {name: value[:, :1] if name[:2] in ("s1", "s2") else value for name, value in batch.items()}
     assert pad_dates(single)["s2_padded"].shape[1] == 1
     torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
@@ -100,14 +101,16 @@ def graphs(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_recording_does_what_the_step_does(model, device, request):
-    """Pools of one shape (as written, recorded, replayed) and one of another, with other tiles, dates and masks each."""
+    """Pools of one shape (as written, recorded, replayed) and one of another, with other tiles, dates and masks each.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("CUDA graphs need a GPU")
     if device == "cpu":                                             # all but the graph itself
         request.getfixturevalue("graphs")
     device = torch.device(device)
     other = copy.deepcopy(model.to(device))
-    steps = [PoolStep(m, torch.autocast(device.type, enabled=False), device, *how) for m, how in ((model, (5, True)), (other, ()))]
+    steps = [PoolStep(m, torch.autocast(device.type, enabled=False), device, *how) for m,
+             how in ((model, (5, True)), (other, ()))]
     for number, tiles in enumerate((5, 5, 5, 5, 3, 5)):
         batch = make_batch(torch.float32, tiles)
         batch["s2"] += 0.1 * number
@@ -117,7 +120,8 @@ def test_a_recording_does_what_the_step_does(model, device, request):
         values = [step(batch, masks, 0.1 * number) for step in steps]
         torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
         gradients = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, other)]
-        assert (gradients[0] - gradients[1]).norm() <= 1e-4 * gradients[1].norm() and (number == 0 or gradients[1].norm() > 0)
+        assert (gradients[0] - gradients[1]).norm() <= 1e-4 * gradients[1].norm() and (number == 0
+                                                                                       or gradients[1].norm() > 0)
         torch.testing.assert_close(dict(model.named_buffers()), dict(other.named_buffers()), rtol=1e-4, atol=1e-5)
     assert [recording is not None for recording in steps[0].recordings.values()] == [True]
 
@@ -129,12 +133,15 @@ def test_recorded_rows_of_the_benchmark(part, compiler, graphs, monkeypatch):
     monkeypatch.setattr(benchmarks.measure, "reuse_memory", lambda: None)
     monkeypatch.setattr(benchmarks.tasks, "DIM", 32)
     monkeypatch.setitem(benchmarks.run.DATASETS, "treesatai-ts", (3, 10, 2))
-    args = benchmarks.run.command_line().parse_args(["--forms", "ours", "--datasets", "treesatai-ts", "--parts", part, "--repeats", "2",
-                                                     "--precision", "bfloat16", "--tiles", "2", "--compile", "--record"])
+    args = benchmarks.run.command_line().parse_args(["--forms", "ours", "--datasets", "treesatai-ts", "--parts", part,
+                                                     "--repeats", "2",
+                                                     "--precision", "bfloat16", "--tiles", "2", "--compile",
+                                                     "--record"])
     row = benchmarks.run.rows_of(args, torch.device("cpu"))[0]
     figures = benchmarks.measure.measure(row)
     assert len(graphs) == 1 and figures["seconds"] > 0 and figures["gflop"] > 0
     value = graphs[0].values.flatten()[0]
     if part != "step":                                              # whose weights have moved
-        torch.testing.assert_close(value, benchmarks.tasks.task(row, torch.device("cpu"))(is_counted=True), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(value, benchmarks.tasks.task(row, torch.device("cpu"))(is_counted=True), rtol=1e-3,
+                                   atol=1e-3)
     assert value.isfinite()                                         # it was replayed

@@ -1,4 +1,5 @@
-"""prepare.py: planted defects are found and no others, a stopped run goes on, zips are unpacked safely, raw files stay."""
+"""prepare.py: planted defects are found and no others, a stopped run goes on, zips are unpacked safely, raw files stay.
+"""
 import csv
 import hashlib
 import io
@@ -28,7 +29,8 @@ from datasets.simulated import demo
 from datasets.treesatai import LABELS_FILE
 from utils.errors import UserError
 
-WRITERS = {"treesatai-ts": (demo.write_treesatai, 44, 10), "pastis-hd": (demo.write_pastis, 24, 6), "flair": (demo.write_flair, 24, 6)}
+WRITERS = {"treesatai-ts": (demo.write_treesatai, 44, 10), "pastis-hd": (demo.write_pastis, 24, 6),
+           "flair": (demo.write_flair, 24, 6)}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +61,8 @@ def copy(originals, tmp_path):
 
 
 def digests(root):
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*") if path.is_file()}
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*")
+            if path.is_file()}
 
 
 def run(name, root, *more):
@@ -154,7 +157,8 @@ def test_defects_of_treesatai(copy, capsys):
     series("s1", "NaN", data=assign((0, slice(None), 2, slice(2, 4)), np.nan))
     series("s2", "date without data", data=assign(0, np.nan))
     series("s1", "infinite", data=assign((1, 0, 0, 0), np.inf))
-    series("s2", "empty series", data=lambda data: data[:0], products=lambda products: products[:0], masks=lambda masks: masks[:0])
+    series("s2", "empty series", data=lambda data: data[:0], products=lambda products: products[:0],
+           masks=lambda masks: masks[:0])
     series("s1", "nothing left", data=assign(slice(None), np.nan))
     series("s2", "cloudy only", masks=assign((slice(None), 1), 81))
     series("s2", "cloud masks", masks=lambda masks: masks[:-1])
@@ -202,7 +206,8 @@ def test_scrambled_sentinel_1_is_found_file_by_file(tmp_path, monkeypatch, capsy
         for name in ("data", "products"):
             kept = file[f"sen-1-des-{name}"][()][:4]
             del file[f"sen-1-des-{name}"]
-            file.create_dataset(f"sen-1-des-{name}", data=kept, dtype=h5py.string_dtype() if name == "products" else None)
+            file.create_dataset(f"sen-1-des-{name}", data=kept,
+                                dtype=h5py.string_dtype() if name == "products" else None)
     raw = digests(root)
     for known in (0, 53):                                                         # and again, from what was kept
         code, rows = run("treesatai-ts", root)
@@ -211,15 +216,22 @@ def test_scrambled_sentinel_1_is_found_file_by_file(tmp_path, monkeypatch, capsy
         assert (few["modality"], os.path.basename(few["file"]), few["severity"]) == ("s1-des", others[2].name, "note")
         assert few["detail"] == "too few dates to tell: 4 whole ones"
         rows.remove(few)
-        assert {os.path.basename(row["file"]) for row in rows} == set(expected) and all(row["severity"] == "note" for row in rows)
-        assert {row["modality"] for row in rows} == {"s1", "s1-des"} and len(rows) == len({(row["file"], row["modality"]) for row in rows})
-        assert all(re.fullmatch(r"VV - VH -?\d\.\d dB, undone \d\.\d; neighbours -?0\.\d\d, undone 0\.\d\d", row["detail"]) for row in rows)
+        assert {os.path.basename(row["file"]) for row in rows} == set(expected) and all(row["severity"] == "note"
+                                                                                        for row in rows)
+        assert {row["modality"] for row in rows} == {"s1",
+                                                     "s1-des"} and len(rows) == len({(row["file"], row["modality"])
+                                                                                     for row in rows})
+        assert all(re.fullmatch(r"VV - VH -?\d\.\d dB, undone \d\.\d; neighbours -?0\.\d\d, undone 0\.\d\d",
+                                row["detail"]) for row in rows)
         screen = capsys.readouterr().out
-        assert max(len(line) for line in screen.splitlines() if str(root.parent) not in line) <= 112 and len(screen.splitlines()) < 45
+        assert max(len(line) for line in screen.splitlines()
+                   if str(root.parent) not in line) <= 112 and len(screen.splitlines()) < 45
         counts = {line.split()[0]: [int(number) for number in line.split()[1:]] for line in screen.splitlines()
                   if re.match(r"  20\d\d  ", line)}
-        assert counts["2017"][5:] == [1, len(of_2017) - 1, 0, 0, 0] and counts["2017"][1] + counts["2017"][3] == len(of_2017) - 1
-        assert sum(sum(numbers) for numbers in counts.values()) == 2 * 54 and sum(numbers[4] for numbers in counts.values()) == 1
+        assert counts["2017"][5:] == [1, len(of_2017) - 1, 0, 0,
+                                      0] and counts["2017"][1] + counts["2017"][3] == len(of_2017) - 1
+        assert sum(sum(numbers) for numbers in counts.values()) == 2 * 54 and sum(numbers[4]
+                                                                                  for numbers in counts.values()) == 1
         assert sum(numbers[1] for year, numbers in counts.items() if year != "2017") == 1
         picture = root.parent / "planted-sentinel1.png"
         assert str(picture) in screen and picture.read_bytes().startswith(b"\x89PNG")
@@ -308,17 +320,20 @@ def write_own(root, tiles):
         np.savez(root / "planet" / f"{tile}.npz", data=rng.integers(1, 900, (3, 2, 2, 2)).astype(np.int16),
                  dates=[20200103, 20200303, 20200503])
     (root / "labels.csv").write_text("".join(f"{line}\n" for line in (
-        "tile,split,forest,lake", *(f"{tile},{split},{number % 2},{1 - number % 2}" for tile, (split, number) in tiles.items()))))
+        "tile,split,forest,lake",
+        *(f"{tile},{split},{number % 2},{1 - number % 2}" for tile, (split, number) in tiles.items()))))
 
 
-OWN = {sensor.key: sensor for sensor in (Sensor("photo", "image", ("R", "G", "B"), 1, 10, files="photo/{tile}.tif", nodata=0),
+OWN = {sensor.key: sensor
+       for sensor in (Sensor("photo", "image", ("R", "G", "B"), 1, 10, files="photo/{tile}.tif", nodata=0),
                                          Sensor("planet", "series", ("B", "G"), 10, 1, 366, files="planet/{tile}.npz"))}
 
 
 def test_the_same_tile_in_two_splits(tmp_path, monkeypatch, capsys):
     """Under another name, copied or linked; one that shares an image alone is another."""
     monkeypatch.setitem(SENSORS, "mine", OWN)
-    root, tiles = tmp_path / "mine", {f"t{n}": (split, n) for n, split in enumerate(["train"] * 20 + ["val"] * 2 + ["test"] * 3)}
+    root, tiles = tmp_path / "mine", {f"t{n}": (split, n) for n,
+                                      split in enumerate(["train"] * 20 + ["val"] * 2 + ["test"] * 3)}
     write_own(root, tiles)
     assert run("mine", root) == (0, [])
     for part, ending in (("photo", "tif"), ("planet", "npz")):
@@ -330,7 +345,8 @@ def test_the_same_tile_in_two_splits(tmp_path, monkeypatch, capsys):
     code, rows = run("mine", root)
     assert code == 1 and [(row["split"], row["tile"], row["kind"], row["severity"]) for row in rows] == [
         ("val", "t21", "same tile", "error"), ("test", "t23", "same tile", "error")]
-    assert rows[1]["detail"] == ("its files are those of t0 in train, byte by byte: a score would be of tiles trained on; keep one of "
+    assert rows[1]["detail"] == (
+        "its files are those of t0 in train, byte by byte: a score would be of tiles trained on; keep one of "
                                  "the two") and "mine is NOT ready: 2 errors in 2 tiles" in capsys.readouterr().out
     assert run("mine", root) == (code, rows)                                      # also from what an earlier run found
 
@@ -371,11 +387,13 @@ def test_tiles_without_an_image_are_counted(tmp_path, monkeypatch, capsys):
     for tile in content:
         (root / "photo" / f"{tile}.tif").unlink()
     code, rows = run("mine", root)
-    assert code == 0 and [(row["split"], row["tile"], row["modality"], row["severity"], row["kind"]) for row in rows] == [
+    assert code == 0 and [(row["split"], row["tile"], row["modality"], row["severity"], row["kind"])
+                          for row in rows] == [
         ("train", "t0", "photo", "note", "no image"), ("train", "t7", "photo", "note", "no image"),
         ("test", "t22", "photo", "note", "no image")]
     out = capsys.readouterr().out
-    assert f"{'photo':15}{'22 of 25':>19}" in out and f"{'no image':19}{'photo':14}{3:7}" in out and "mine is ready" in out
+    assert f"{'photo':15}{'22 of 25':>19}" in out and f"{'no image':19}{'photo':14}{3:7}" in out \
+        and "mine is ready" in out
     with np.load(root / "planet" / "t7.npz") as file:
         np.savez(root / "planet" / "t7.npz", data=file["data"][:0], dates=file["dates"][:0])
     code, rows = run("mine", root)
@@ -385,7 +403,8 @@ def test_tiles_without_an_image_are_counted(tmp_path, monkeypatch, capsys):
     (root / "photo" / "t7.tif").write_bytes(content["t7"])
     code, rows = run("mine", root)
     assert code == 0 and [row["kind"] for row in rows if row["tile"] == "t7"] == ["empty series"]
-    for tile in ("t20", "t21"):                                                   # of a whole split: not single tiles any more
+    # of a whole split: not single tiles any more
+    for tile in ("t20", "t21"):
         (root / "photo" / f"{tile}.tif").unlink()
     code, rows = run("mine", root)
     assert code == 1 and {row["tile"] for row in rows if row["severity"] == "error"} == {"t20", "t21"}
@@ -427,10 +446,13 @@ def test_stopped_and_run_again(copy, monkeypatch, capsys):
 def test_sigterm_leaves_what_was_checked(copy):
     root = copy("treesatai-ts")
     progress = root.parent / "r.progress.jsonl"
-    code = (f"import pathlib, sys, time, prepare\nfrom checks import records\nprepare.splits.FOLDER = pathlib.Path({str(root.parent)!r})\ncheck = records.check_tile\n"
+    code = (f"import pathlib, sys, time, prepare\nfrom checks import records\nprepare.splits.FOLDER = "
+            f"pathlib.Path({str(root.parent)!r})\ncheck = records.check_tile\n"
             "records.check_tile = lambda *a: time.sleep(0.2) or check(*a)\n"
-            f"sys.exit(prepare.main(['treesatai-ts', '--root', {str(root)!r}, '--report', {str(root.parent / 'r.csv')!r}]))")
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(prepare.__file__).parent, stderr=subprocess.PIPE, text=True)
+            f"sys.exit(prepare.main(['treesatai-ts', '--root', {str(root)!r}, '--report', "
+            f"{str(root.parent / 'r.csv')!r}]))")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(prepare.__file__).parent, stderr=subprocess.PIPE,
+                               text=True)
     deadline = time.time() + 60
     while not (progress.exists() and progress.read_text().count("\n") >= 3) and time.time() < deadline:
         time.sleep(0.05)
@@ -451,7 +473,8 @@ def test_zips_are_unpacked_and_the_data_is_the_same(originals, tmp_path, capsys)
     source, root = originals("treesatai-ts"), tmp_path / "zipped"
     root.mkdir()
     for folder in ("aerial", "sentinel-ts", "labels", "split"):
-        zipped(root / f"{folder}.zip", {f"{folder}/{path.name}": path.read_bytes() for path in (source / folder).iterdir()})
+        zipped(root / f"{folder}.zip",
+               {f"{folder}/{path.name}": path.read_bytes() for path in (source / folder).iterdir()})
     shutil.copy(source / "DEMO.json", root)
     raw = digests(root)
     assert run("treesatai-ts", root)[0] == 0
@@ -480,7 +503,8 @@ def test_same_names_in_other_folders_are_other_members(tmp_path):
     (tmp_path / "s1" / "60m").mkdir(parents=True)
     (tmp_path / "s1" / "60m" / "Abies_1.tif").write_bytes(b"same")
     prepare.unpack(tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "sentinel").rglob("*.tif")] == ["sentinel/s2/60m/Abies_1.tif"]
+    assert [path.relative_to(tmp_path).as_posix()
+            for path in (tmp_path / "sentinel").rglob("*.tif")] == ["sentinel/s2/60m/Abies_1.tif"]
 
 
 def test_bad_members_and_zips(tmp_path):
@@ -504,7 +528,8 @@ def test_bad_members_and_zips(tmp_path):
         *(("unsafe member", name) for name in ("../up.tif", "/abs.tif", "x/../../up.tif", "link.tif")),
         ("damaged member", "bad.tif"), ("broken zip", "File is not a zip file; download it again")]
     assert digests(tmp_path / "in").keys() == {"root/a.zip", "root/half.zip", "root/a/good.tif"} and len(lines) == 1
-    assert {name: digests(root)[name] for name in ("a.zip", "half.zip")} == {name: raw[name] for name in ("a.zip", "half.zip")}
+    assert {name: digests(root)[name] for name in ("a.zip", "half.zip")} == {name: raw[name]
+                                                                             for name in ("a.zip", "half.zip")}
 
     (root / "a" / "good.tif").write_bytes(b"changed by hand")                     # not overwritten
     lines, findings = prepare.unpack(root)
@@ -526,12 +551,14 @@ def test_no_space_is_told_before_unpacking(tmp_path, monkeypatch):
 def test_lists_that_training_will_use(originals, lists, capsys, name, percent, labels):
     root = originals(name)
     prepare.main([name, "--root", str(root), "--report", str(lists / "r.csv")])
-    told = dict(reversed(line.split()) for line in capsys.readouterr().out.splitlines() if re.match(r"  [0-9a-f]{12}  ", line))
+    told = dict(reversed(line.split()) for line in capsys.readouterr().out.splitlines()
+                if re.match(r"  [0-9a-f]{12}  ", line))
     told = {Path(path).name: digest for path, digest in told.items()}
     files = {path.name: path for folder in ("splits", "stats") for path in (lists / folder).iterdir()}
     assert sum("labels" in path for path in told) == labels and sum(f"{percent}percent" in path for path in told) == 3
     assert all(hashlib.sha256(files[path].read_bytes()).hexdigest()[:12] == digest for path, digest in told.items())
-    before = digests(lists)                                                       # training reads them and writes no other
+    # training reads them and writes no other
+    before = digests(lists)
     keys = prepare.options.chosen_modalities("all", name)
     band_statistics.training_statistics(open_dataset(name, root, "train", keys, labelled=False))
     for seed in prepare.SEEDS:
@@ -546,10 +573,12 @@ def test_partial_download(real, lists, capsys):
     assert prepare.main(arguments) == 1
     screen = capsys.readouterr().out
     assert len(screen.splitlines()) < 40
-    for text in ("train 38,564, val 6,773, test 5,044 (the release: train + val 45,337, test 5,044)", "checked   1 tiles now",
+    for text in ("train 38,564, val 6,773, test 5,044 (the release: train + val 45,337, test 5,044)",
+                 "checked   1 tiles now",
                  "50,380 without any file", "Quercus 8974/1584/1151", "is NOT ready: 151,140 errors in 50,380 tiles"):
         assert text in screen
-    assert re.search(r"vhr +1 of 50,381 +1 +0 +0 +0 +50,380", screen) and re.search(r"note +no label +labels +7 ", screen)
+    assert re.search(r"vhr +1 of 50,381 +1 +0 +0 +0 +50,380", screen) and re.search(r"note +no label +labels +7 ",
+                                                                                    screen)
     assert not (lists / "stats").exists()
 
 
@@ -571,8 +600,10 @@ def test_weights_are_fetched_by_name(monkeypatch, capsys):
     monkeypatch.setattr(prepare.weights, "fetch", lambda name: asked.append(name) or f"weights/{name}")
     assert prepare.main(["weights"]) == 0
     assert asked == list(prepare.weights.TABLE) and "weights/resnet50: ResNet-50, ImageNet" in capsys.readouterr().out
-    monkeypatch.setattr(prepare.weights, "fetch", lambda name: asked.append(name) if name != "resnet50" else raise_error("not there"))
-    assert prepare.main(["weights"]) == 1 and asked[4:] == [name for name in prepare.weights.TABLE if name != "resnet50"]
+    monkeypatch.setattr(prepare.weights, "fetch",
+                        lambda name: asked.append(name) if name != "resnet50" else raise_error("not there"))
+    assert prepare.main(["weights"]) == 1 and asked[4:] == [name for name in prepare.weights.TABLE
+                                                            if name != "resnet50"]
     assert "not there" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         prepare.main(["treesatai"])
@@ -583,12 +614,14 @@ def test_a_broken_zip_is_named_before_the_list_that_it_may_hold(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "labels.zip").write_bytes(b"PK, cut off")
     with pytest.raises(UserError, match=r"raw/labels.zip: broken zip, .*download it again; .*no TreeSatBA_v9"):
-        prepare.main(["treesatai-ts", "--root", str(tmp_path / "raw"), "--report", str(tmp_path / "report.csv"), "--workers", "0"])
+        prepare.main(["treesatai-ts", "--root", str(tmp_path / "raw"), "--report", str(tmp_path / "report.csv"),
+                      "--workers", "0"])
 
 
 def test_the_terminal_names_the_file_of_a_finding(capsys):
     """However long its path and what is wrong with it."""
     path = "/data/" + "somewhere/" * 8 + "sentinel-ts.zip"
-    report.print_findings([prepare.finding("treesatai-ts", "broken zip", "File is not a zip file; " * 9, modality="zip", file=path)], 5)
+    report.print_findings(
+        [prepare.finding("treesatai-ts", "broken zip", "File is not a zip file; " * 9, modality="zip", file=path)], 5)
     line = capsys.readouterr().out.splitlines()[-1]
     assert "sentinel-ts.zip: File is not" in line and len(line) < 120

@@ -1,4 +1,6 @@
-"""Presto: its released weights, its embedding against the formula written out token by token, and what takes no part in it."""
+"""Presto: its released weights, its embedding against the formula written out token by token, and what takes no part
+in it.
+"""
 import math
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import torch.nn.functional as F
 from models.compared.presto import GROUPS, MAX_DATES, Presto, s1_inputs, s2_inputs
 
 RELEASED = Path(__file__).parent.parent.parent / "shared" / "real" / "weights" / "presto_default_model.pt"
-S2 = "B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09"    # as the single dates of TreeSatAI
+# as the single dates of TreeSatAI
+S2 = "B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09"
 PLACE = torch.tensor([[52.5, 9.3]])
 
 
@@ -45,7 +48,8 @@ def pixels(count, dates, names=GROUPS):
 def tiles(count, side=3, dates=1):
     """Tiles of Sentinel-2 digital numbers, and the rest of what the network takes."""
     x = torch.randint(1, 6000, (count, dates, 12, side, side)).double()
-    return x, torch.full((count, dates), 6), torch.zeros(count, dates, dtype=torch.bool), PLACE.double().expand(count, -1)
+    return x, torch.full((count, dates), 6), torch.zeros(count, dates, dtype=torch.bool), PLACE.double().expand(count,
+                                                                                                                -1)
 
 
 def plain(weights, groups, months, padded, latlon):
@@ -57,9 +61,11 @@ def plain(weights, groups, months, padded, latlon):
         return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
 
     def norm(x, name):
-        return (x - x.mean()) / torch.sqrt(x.var(correction=0) + 1e-5) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        return (x - x.mean()) / torch.sqrt(x.var(correction=0)
+                                           + 1e-5) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
-    order = ["S1", "S2_RGB", "S2_Red_Edge", "S2_NIR_10m", "S2_NIR_20m", "S2_SWIR", "ERA5", "SRTM", "NDVI", "dynamic_world"]
+    order = ["S1", "S2_RGB", "S2_Red_Edge", "S2_NIR_10m", "S2_NIR_20m", "S2_SWIR", "ERA5", "SRTM", "NDVI",
+             "dynamic_world"]
     latitude, longitude = (math.radians(degrees) for degrees in latlon)
     point = [math.cos(latitude) * math.cos(longitude), math.cos(latitude) * math.sin(longitude), math.sin(latitude)]
     tokens = [linear(torch.tensor(point, dtype=torch.float64), "latlon_embed")]
@@ -67,7 +73,8 @@ def plain(weights, groups, months, padded, latlon):
         for t in range(1 if name == "SRTM" else len(series)):
             if padded[t]:
                 continue
-            value = weights["dw_embed.weight"][series[t]] if name == "dynamic_world" else linear(series[t], f"eo_patch_embed.{name}")
+            value = weights["dw_embed.weight"][series[t]] if name == "dynamic_world" else linear(
+                series[t], f"eo_patch_embed.{name}")
             angle = 2 * math.pi * months[t].item() / 12
             month = [math.sin(angle)] * 16 + [math.cos(angle)] * 16
             position = [f(t / 1000 ** (i / 64)) for i in range(0, 64, 2) for f in (math.sin, math.cos)]
@@ -89,7 +96,9 @@ def plain(weights, groups, months, padded, latlon):
 
 
 def test_released_weights_are_taken_strictly(released):
-    """The months and positions of the file are those computed; the decoder alone is left out; all else must be there and fit."""
+    """The months and positions of the file are those computed; the decoder alone is left out; all else must be there
+    and fit.
+    """
     network = Presto()
     for name in ("month_embed.weight", "pos_embed"):
         torch.testing.assert_close(network.state_dict()[name], released[f"encoder.{name}"], rtol=0, atol=1e-6)
@@ -115,10 +124,12 @@ def test_size_and_device():
 
 @pytest.mark.parametrize("names", [(*GROUPS, "dynamic_world"), ("S1",), ("SRTM", "S2_SWIR", "NDVI")])
 def test_embedding_is_the_formula(network, names):
-    """Tseng et al., section 3: a token for each group and date there is; places of tokens in the network do not matter."""
+    """Tseng et al., section 3: a token for each group and date there is; places of tokens in the network do not matter.
+    """
     groups, months, padded, latlon = pixels(2, 3, names)
     padded[0, 2] = padded[1, 0] = True
-    expected = [plain(network.state_dict(), {name: x[i] for name, x in groups.items()}, months[i], padded[i], latlon[i]) for i in range(2)]
+    expected = [plain(network.state_dict(), {name: x[i] for name, x in groups.items()}, months[i], padded[i], latlon[i])
+                for i in range(2)]
     torch.testing.assert_close(network.encode(groups, months, padded, latlon), torch.stack(expected))
 
 
@@ -141,10 +152,12 @@ def test_what_is_not_there_does_not_matter(network):
 
 
 def test_inputs_by_hand():
-    """Released code: digital numbers / 10,000; (dB + 25) / 25; NDVI 0 where nothing is reflected; bands by their names."""
+    """Released code: digital numbers / 10,000; (dB + 25) / 25; NDVI 0 where nothing is reflected; bands by their names.
+    """
     x = torch.arange(100, 1300, 100).float().view(1, 1, 12, 1, 1).repeat(1, 1, 1, 1, 2)
     x[..., 1] = 0
-    expected = {"S2_RGB": [0.01, 0.02, 0.03], "S2_Red_Edge": [0.05, 0.06, 0.07], "S2_NIR_10m": [0.04], "S2_NIR_20m": [0.08],
+    expected = {"S2_RGB": [0.01, 0.02, 0.03], "S2_Red_Edge": [0.05, 0.06, 0.07], "S2_NIR_10m": [0.04],
+                "S2_NIR_20m": [0.08],
                 "S2_SWIR": [0.09, 0.10], "NDVI": [1 / 7]}
     groups = s2_inputs(x, S2)
     assert groups.keys() == expected.keys()
@@ -192,7 +205,8 @@ def test_gradients_reach_all_that_learn():
     groups = {name: x if name == "dynamic_world" else x.float() for name, x in groups.items()}
     with torch.autocast("cpu", torch.bfloat16):
         (network.encode(groups, months, padded, latlon.float()).float() ** 3).sum().backward()
-    assert [name for name, p in network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []
+    assert [name for name,
+            p in network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []
 
 
 def test_what_does_not_fit_is_refused():

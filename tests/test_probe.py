@@ -1,4 +1,6 @@
-"""Frozen evaluation: held to scikit-learn called plainly, no test label is seen, a tile's features do not depend on its batch."""
+"""Frozen evaluation: held to scikit-learn called plainly, no test label is seen, a tile's features do not depend on
+its batch.
+"""
 import csv
 
 import numpy as np
@@ -22,7 +24,8 @@ from utils import classifiers, metrics
 from utils.errors import UserError
 from utils.results import PROBE_KEYS, read_rows
 
-SMALL = ["--embed-dim", "32", "--depth", "1", "--workers", "0", "--epochs", "1", "--epoch-steps", "1", "--batch-size", "8"]
+SMALL = ["--embed-dim", "32", "--depth", "1", "--workers", "0", "--epochs", "1", "--epoch-steps", "1", "--batch-size",
+         "8"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,8 @@ def test_logistic_regression_is_scikit_learns():
         return np.stack([model.decision_function(scaler.transform(x)) for model in models], 1)
     f1 = {c: f1_score(val[1], plain(c, val[0]) > 0, average="macro", zero_division=0) for c in classifiers.STRENGTHS}
     assert strength == min(c for c in f1 if f1[c] >= max(f1.values()) - 1e-12)
-    np.testing.assert_allclose(classifiers.scores_of(classifier, test[0]), plain(strength, test[0]), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(classifiers.scores_of(classifier, test[0]), plain(strength, test[0]), rtol=1e-6,
+                               atol=1e-8)
 
 
 def test_neighbours_are_scikit_learns():
@@ -61,7 +65,8 @@ def test_neighbours_are_scikit_learns():
     def plain(k, x):
         models = [KNeighborsClassifier(k).fit(scaler.transform(train[0]), y) for y in train[1].T]
         return np.stack([model.predict_proba(scaler.transform(x))[:, 1] for model in models], 1)
-    f1 = {k: f1_score(val[1], plain(k, val[0]) > 0.5, average="macro", zero_division=0) for k in classifiers.NEIGHBOURS if k <= 30}
+    f1 = {k: f1_score(val[1], plain(k, val[0]) > 0.5, average="macro", zero_division=0) for k in classifiers.NEIGHBOURS
+          if k <= 30}
     assert k == next(k for k in f1 if f1[k] >= max(f1.values()) - 1e-12)    # 50 would be more than there are
     np.testing.assert_allclose(classifiers.scores_of(classifier, test[0]), plain(k, test[0]) - 0.5)
 
@@ -87,11 +92,16 @@ def test_bootstrap_holds_the_score_and_narrows_with_more_tiles():
 
 
 def test_rows_and_curve_of_a_checkpoint(pretrained, demo, tmp_path):
-    """Every row once; a second run reads the features it kept; no row changes if the test labels do, but for its scores."""
-    table, command = tmp_path / "probe.csv", ["--checkpoint", str(pretrained), "--data-root", str(demo), "--workers", "0"]
+    """Every row once; a second run reads the features it kept; no row changes if the test labels do, but for its
+    scores.
+    """
+    table, command = tmp_path / "probe.csv", ["--checkpoint", str(pretrained), "--data-root", str(demo), "--workers",
+                                              "0"]
     probe.main([*command, "--label-percent", "25", "100", "--csv", str(table)])
     rows = read_rows(table, PROBE_KEYS)
-    assert len(rows) == 4 * (2 * 2 + 1) * 2 * 2 and len({tuple(row[name] for name in PROBE_KEYS) for row in rows}) == len(rows)
+    assert len(rows) == 4 * (2 * 2
+                             + 1) * 2 * 2 and len({tuple(row[name] for name in PROBE_KEYS)
+                                                   for row in rows}) == len(rows)
     assert {row["pretraining"] for row in rows} == {"self", "none"} and {row["scale"] for row in rows} == {"demo"}
     for row in rows:
         assert float(row["f1_weighted_low"]) <= float(row["f1_weighted"]) <= float(row["f1_weighted_high"])
@@ -110,7 +120,8 @@ def test_rows_and_curve_of_a_checkpoint(pretrained, demo, tmp_path):
 
 def test_no_test_label_is_seen(pretrained, demo, tmp_path, monkeypatch):
     """With every test label turned round, C, k and all predictions stay: counts change sides."""
-    command = ["--checkpoint", str(pretrained), "--data-root", str(demo), "--workers", "0", "--modalities", "s2", "--weights", "own",
+    command = ["--checkpoint", str(pretrained), "--data-root", str(demo), "--workers", "0", "--modalities", "s2",
+               "--weights", "own",
                "--features", "tile", "--label-percent", "100"]
     probe.main([*command, "--csv", str(tmp_path / "a.csv")])
 
@@ -149,22 +160,26 @@ def test_features_of_a_tile_alone_are_those_in_a_batch(pretrained, demo):
 def test_random_weights_are_the_seeds_and_not_the_checkpoints(pretrained, demo):
     saved = checkpoint.load(pretrained, "pretrained")
     sensors = open_dataset("treesatai-ts", demo, "test", ("s2",)).sensors
-    own, random, again = (probe.model_of(pretrained, saved, sensors, 3, weights).state_dict() for weights in ("own", "random", "random"))
+    own, random, again = (probe.model_of(pretrained, saved, sensors, 3, weights).state_dict()
+                          for weights in ("own", "random", "random"))
     assert all(torch.equal(random[name], again[name]) for name in random)
     same = {name for name in own if torch.equal(own[name], random[name])}
     assert {name for name in same if name.startswith("standardize")} and "mask_token" not in same
 
 
 @pytest.mark.parametrize("name, dataset, keys", [
-    ("pse", "treesatai", ("s2",)), ("mlp", "treesatai", ("s2", "s1")), ("vit", "treesatai", ("s2",)), ("resnet50", "treesatai", ("vhr",)),
+    ("pse", "treesatai", ("s2",)), ("mlp", "treesatai", ("s2", "s1")), ("vit", "treesatai", ("s2",)),
+    ("resnet50", "treesatai", ("vhr",)),
     ("pse_ltae", "treesatai-ts", ("s2",)), ("utt", "treesatai-ts", ("s2",)), ("satmae", "treesatai", ("s2",)),
     ("croma", "treesatai", ("s2", "s1")), ("presto", "treesatai", ("s2",)), ("lightgbm", "treesatai", ("s2",))])
 def test_compared_methods_have_features(name, dataset, keys, demo):
     """Their head on them gives the logits; a tile's do not depend on the batch."""
     tiles = open_dataset(dataset, demo, "test", keys, all_bands=METHODS[name].all_bands)
-    model = build_model(name, tiles.sensors, num_classes=3, dataset=dataset, width=1.0 if name == "presto" else 0.25).eval()
+    model = build_model(name, tiles.sensors, num_classes=3, dataset=dataset,
+                        width=1.0 if name == "presto" else 0.25).eval()
     batch = collate([tiles[i] for i in range(4)])
-    model.standardize.set({s.key: {"mean": batch[s.key].double().mean((0, 1, 3, 4) if s.kind == "series" else (0, 2, 3)).tolist(),
+    model.standardize.set(
+        {s.key: {"mean": batch[s.key].double().mean((0, 1, 3, 4) if s.kind == "series" else (0, 2, 3)).tolist(),
                                    "std": [100.0] * len(s.bands)} for s in tiles.sensors})
     with torch.no_grad():
         x = model.features(batch)
@@ -176,14 +191,19 @@ def test_compared_methods_have_features(name, dataset, keys, demo):
 
 
 def test_handmade_features_by_hand():
-    """One band, two dates in one season (their lower is its median), one in the next, a padded date that must not count."""
+    """One band, two dates in one season (their lower is its median), one in the next, a padded date that must not
+    count.
+    """
     from datasets.sensors import Sensor
     x = torch.tensor([1.0, 3, 8, 99])[None, :, None, None, None].expand(1, 4, 1, 1, 2).clone()
     x[0, :, 0, 0, 1] += 2
-    batch = {"s": x, "s_dates": torch.tensor([[10, 20, 100, 30]]), "s_padded": torch.tensor([[False, False, False, True]])}
+    batch = {"s": x, "s_dates": torch.tensor([[10, 20, 100, 30]]),
+             "s_padded": torch.tensor([[False, False, False, True]])}
     found = handmade(batch, {"s": Sensor("s", "series", ("b",), 10, 1, 366)})
     means = torch.tensor([2.0, 4, 9])                                         # over the two pixels, of the three dates
-    torch.testing.assert_close(found, torch.tensor([[2.0, 9, 0, 0, 1, 1, 0, 0, means.add(-means.mean()).square().mean().sqrt()]]))
+    torch.testing.assert_close(found,
+                               torch.tensor([[2.0, 9, 0, 0, 1, 1, 0, 0,
+                                              means.add(-means.mean()).square().mean().sqrt()]]))
 
 
 def test_errors(pretrained, demo, tmp_path, capsys):
@@ -199,10 +219,12 @@ def test_errors(pretrained, demo, tmp_path, capsys):
 
 
 def test_a_fine_tuned_checkpoint_has_features_too(demo, tmp_path):
-    finetune.main(["--dataset", "treesatai-ts", "--data-root", str(demo), "--init", "none", "--modalities", "s2", "--output", str(tmp_path),
+    finetune.main(["--dataset", "treesatai-ts", "--data-root", str(demo), "--init", "none", "--modalities", "s2",
+                   "--output", str(tmp_path),
                    *SMALL, "--min-epochs", "1"])
     table = tmp_path / "probe.csv"
-    probe.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(demo), "--workers", "0", "--label-percent", "100",
+    probe.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(demo), "--workers", "0",
+                "--label-percent", "100",
                 "--features", "tile", "--csv", str(table)])
     assert {row["pretraining"] for row in read_rows(table, PROBE_KEYS)} == {"none, fine-tuned", "none"}
 
@@ -220,8 +242,11 @@ def test_a_row_says_of_its_checkpoint_and_its_test_tiles(pretrained, demo, tmp_p
     saved = checkpoint.load(pretrained, "pretrained")
     saved["starts"] = [saved["starts"][0] | {"commit": "decade", "dirty": True}]
     checkpoint.save(tmp_path / "pretrained.pt", saved)
-    probe.main(["--checkpoint", str(tmp_path / "pretrained.pt"), "--data-root", str(demo), "--workers", "0", "--modalities", "s2",
-                "--features", "handmade", "--classifiers", "knn", "--label-percent", "100", "--csv", str(tmp_path / "probe.csv")])
+    probe.main(["--checkpoint", str(tmp_path / "pretrained.pt"), "--data-root", str(demo), "--workers", "0",
+                "--modalities", "s2",
+                "--features", "handmade", "--classifiers", "knn", "--label-percent", "100", "--csv",
+                str(tmp_path / "probe.csv")])
     row, = read_rows(tmp_path / "probe.csv", PROBE_KEYS)
     assert (row["checkpoint_commit"], row["checkpoint_dirty"], row["processes"]) == ("decade", "True", "1 x 1")
-    assert row["commit"] != "decade" and row["test_hash"] == open_dataset("treesatai-ts", demo, "test", ("s2",)).split_hash[:12]
+    assert row["commit"] != "decade" and row["test_hash"] == open_dataset("treesatai-ts", demo, "test", ("s2",
+                                                                          )).split_hash[:12]

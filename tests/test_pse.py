@@ -19,7 +19,9 @@ def seed():
 
 
 def undropped(model):
-    """The model without dropout, so that training can be compared, and with batch norms and group norms that do something."""
+    """The model without dropout, so that training can be compared, and with batch norms and group norms that do
+    something.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -43,7 +45,8 @@ def test_batch_norm_is_torchs_over_the_rows_that_count(training):
     """Values, gradients and running statistics are those of nn.BatchNorm1d that never sees the padded rows."""
     norm, plain = (undropped(BatchNorm(5)).double().train(training), nn.BatchNorm1d(5).double().train(training))
     plain.load_state_dict(norm.state_dict())
-    x, padded = double(3, 4, 2, 5).requires_grad_(), PADDED[:, :, None]          # T is in the middle: padded is broadcast over the 2
+    # T is in the middle: padded is broadcast over the 2
+    x, padded = double(3, 4, 2, 5).requires_grad_(), PADDED[:, :, None]
     for _ in range(2):
         y = norm(x, padded)
     for _ in range(2):
@@ -85,15 +88,18 @@ def test_series_group_norm_is_group_norm_of_the_dates_that_exist():
 # L-TAE
 
 def naive_mlp(mlp, x):
-    """x (rows, C), only those that count: linear, batch norm, ReLU for each step, the last without if the MLP is open."""
+    """x (rows, C), only those that count: linear, batch norm, ReLU for each step, the last without if the MLP is open.
+    """
     for i, (linear, norm) in enumerate(zip(mlp.linears, mlp.norms)):
-        x = F.batch_norm(x @ linear.weight.t(), norm.running_mean.clone(), norm.running_var.clone(), norm.weight, norm.bias, mlp.training)
+        x = F.batch_norm(x @ linear.weight.t(), norm.running_mean.clone(), norm.running_var.clone(), norm.weight,
+                         norm.bias, mlp.training)
         x = x if mlp.is_open and i == len(mlp.norms) - 1 else x.relu()
     return x
 
 
 def naive_ltae(ltae, x, dates, padded):
-    """Garnot and Landrieu (2020), a pixel, a date and a head at a time; {(b, p): tokens} and {(b, p, t, h): weights}."""
+    """Garnot and Landrieu (2020), a pixel, a date and a head at a time; {(b, p): tokens} and {(b, p, t, h): weights}.
+    """
     pixels = [(b, p) for b in range(x.shape[0]) for p in range(x.shape[1])]
     series = {(b, p): x[b, p, ~padded[b]] for b, p in pixels}
 
@@ -127,7 +133,8 @@ def naive_ltae(ltae, x, dates, padded):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("options", [{}, {"group": 4}, {"group": 4, "before": (10, 6), "after": (9,)}], ids=["l-tae", "u-tae", "mlp"])
+@pytest.mark.parametrize("options", [{}, {"group": 4}, {"group": 4, "before": (10, 6), "after": (9,)}],
+                         ids=["l-tae", "u-tae", "mlp"])
 def test_ltae_is_the_loop(options, training):
     """Tokens, attention and all gradients; padded dates take no part."""
     ltae, x = undropped(LTAE(8, 4, 3, 16, 12, **options)).double().train(training), double(3, 2, 4, 8).requires_grad_()
@@ -173,18 +180,24 @@ def test_ltae_refuses_a_size_its_heads_cannot_share():
 # Pixel sets
 
 def test_parameter_counts():
-    """Facts: 0.029 M for the pixel-set encoder alone; PSE+LTAE 0.12 M (the official code's other temporal encoder makes more)."""
+    """Facts: 0.029 M for the pixel-set encoder alone; PSE+LTAE 0.12 M (the official code's other temporal encoder
+    makes more).
+    """
     assert round(count(PSE(12, 15)) / 1e6, 3) == 0.029
     assert round(count(PSELTAE(10, 128)) / 1e6, 2) == 0.12
-    assert count(PSE(12, 15, 0.25)) < count(PSE(12, 15)) / 4 and count(PSELTAE(10, 128, 0.25)) < count(PSELTAE(10, 128)) / 4
+    assert count(PSE(12, 15, 0.25)) < count(PSE(12, 15)) / 4 and count(PSELTAE(10, 128, 0.25)) < count(PSELTAE(10,
+                                                                                                               128)) / 4
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_pse_is_the_loop(training):
-    """Garnot et al. (2020): an MLP of each pixel, mean and std over the pixels, an MLP of both; the last without ReLU."""
+    """Garnot et al. (2020): an MLP of each pixel, mean and std over the pixels, an MLP of both; the last without ReLU.
+    """
     model, x = undropped(PSE(3, 7)).double().train(training), double(4, 3, 5, 6).requires_grad_()
     y, mlp = model(x), model.encoder.pixel
-    pixels = naive_mlp(mlp, torch.stack([x[b, :, i, j] for b in range(4) for i in range(5) for j in range(6)])).view(4, 30, -1)
+    pixels = naive_mlp(mlp,
+                       torch.stack([x[b, :, i, j] for b in range(4) for i in range(5) for j in range(6)])).view(4, 30,
+                                                                                                                -1)
     mean = sum(pixels.unbind(1)) / 30
     std = (sum((pixel - mean) ** 2 for pixel in pixels.unbind(1)) / 30 + 1e-6).sqrt()
     assert_same([y], [naive_mlp(model.encoder.set, torch.cat([mean, std], 1))], [x, *model.parameters()])
@@ -213,5 +226,6 @@ def test_pse_ltae_is_its_parts():
     """The set of each date on its own, then the temporal attention over the dates' vectors."""
     model, x = PSELTAE(3, 8).double().eval(), double(3, 4, 3, 6, 6)
     alone = torch.zeros(1, 1, dtype=torch.bool)
-    vectors = torch.stack([torch.cat([model.encoder(x[b:b + 1, t:t + 1], alone)[0] for t in range(4)]) for b in range(3)])
+    vectors = torch.stack([torch.cat([model.encoder(x[b:b + 1, t:t + 1], alone)[0] for t in range(4)])
+                           for b in range(3)])
     torch.testing.assert_close(model(x, DATES, PADDED), model.ltae(vectors[:, None], DATES, PADDED)[0][:, 0])

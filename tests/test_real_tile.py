@@ -21,7 +21,8 @@ STEM = "Abies_alba_1_1005_WEFL_NLF"
 
 def real_batch(real, keys):
     """The tile with at most 50 dates, and a second one: the same turned by 180 degrees."""
-    image, series = read_vhr(real / "aerial" / f"{STEM}.tif"), read_h5(real / "sentinel-ts" / f"{STEM}_2020.h5", ["s2", "s1"])
+    image, series = read_vhr(real / "aerial" / f"{STEM}.tif"), read_h5(real / "sentinel-ts" / f"{STEM}_2020.h5",
+                                                                       ["s2", "s1"])
     tiles = []
     for turn in (0, 2):
         tile = {"name": STEM, "label": F.one_hot(torch.tensor(0), 15).float()}
@@ -50,7 +51,8 @@ def full_model(batch, keys, **options):
 def test_pretraining_steps_lower_the_loss(real):
     keys = ("vhr", "s2", "s1")
     batch = real_batch(real, keys)
-    assert batch["vhr"].shape == (2, 4, 300, 300) and batch["s2"].shape == (2, 50, 10, 6, 6) and batch["s1"].shape == (2, 50, 2, 6, 6)
+    assert batch["vhr"].shape == (2, 4, 300, 300) and batch["s2"].shape == (2, 50, 10, 6,
+                                                                            6) and batch["s1"].shape == (2, 50, 2, 6, 6)
     model = full_model(batch, keys)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     losses = []
@@ -81,9 +83,12 @@ def test_fine_tuning_steps_and_evaluation(real):
 
 
 def test_the_scripts_take_the_real_files(real, tmp_path, monkeypatch, capsys):
-    """A root with the real tile, and again under other names for validation and test, through the scripts in the paper's sizes."""
+    """A root with the real tile, and again under other names for validation and test, through the scripts in the
+    paper's sizes.
+    """
     monkeypatch.setattr("datasets.band_statistics.FOLDER", tmp_path / "stats")
-    root, names = tmp_path / "root", {"train": STEM, "val": "Abies_alba_1_1006_WEFL_NLF", "test": "Abies_alba_1_1007_WEFL_NLF"}
+    root, names = tmp_path / "root", {"train": STEM, "val": "Abies_alba_1_1006_WEFL_NLF",
+                                      "test": "Abies_alba_1_1007_WEFL_NLF"}
     root.mkdir()
     labels = json.loads((real / "labels" / LABELS_FILE).read_text())
     (root / LABELS_FILE).write_text(json.dumps({f"{name}.tif": labels[f"{STEM}.tif"] for name in names.values()}))
@@ -97,23 +102,28 @@ def test_the_scripts_take_the_real_files(real, tmp_path, monkeypatch, capsys):
     pretrain.main([*common, "--epochs", "3", "--output", str(tmp_path / "pretrain")])
     lines = [json.loads(line) for line in (tmp_path / "pretrain" / "log.jsonl").read_text().splitlines()[1:]]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    finetune.main([*common, "--epochs", "2", "--epoch-steps", "1", "--output", str(tmp_path / "finetune"), "--csv", str(tmp_path / "table2.csv"),
+    finetune.main([*common, "--epochs", "2", "--epoch-steps", "1", "--output", str(tmp_path / "finetune"), "--csv",
+                   str(tmp_path / "table2.csv"),
                    "--init", str(tmp_path / "pretrain" / "pretrained.pt")])
     capsys.readouterr()
-    evaluate.main(["--checkpoint", str(tmp_path / "finetune" / "finetuned.pt"), "--data-root", str(root), "--workers", "0"])
+    evaluate.main(["--checkpoint", str(tmp_path / "finetune" / "finetuned.pt"), "--data-root", str(root), "--workers",
+                   "0"])
     (row,) = read_rows(tmp_path / "table2.csv")
     assert row["scale"] == "custom" and row["n_test"] == "1"    # not the paper's number of epochs
     assert json.loads(capsys.readouterr().out)["n"] == 1
 
 
 def test_no_pixel_of_the_real_tiles_is_taken_for_uncovered(real):
-    """In every series the least of S2 is 1, and radar is 0 in one polarisation alone: nothing is filled that is there."""
+    """In every series the least of S2 is 1, and radar is 0 in one polarisation alone: nothing is filled that is there.
+    """
     zeros = 0
     for path in sorted(real.parent.glob("*/sentinel-ts/*.h5")):
         for key, (data, days) in read_h5(path, ["s2", "s1", "s1-des"]).items():
             cleaned, _ = clean(data, np.arange(len(days)))
             whole = np.isfinite(data).all((1, 2, 3))
-            assert np.array_equal(cleaned, np.where(np.isfinite(data), data, cleaned)) and np.array_equal(cleaned[whole], data[whole])
+            assert np.array_equal(cleaned,
+                                  np.where(np.isfinite(data), data, cleaned)) and np.array_equal(cleaned[whole],
+                                                                                                 data[whole])
             assert not uncovered(data).any() and (key != "s2" or data.min() == 1)
             zeros += (data == 0).sum()
     assert zeros == (16 if (real.parent / "treesatai-ts-years").is_dir() else 0)

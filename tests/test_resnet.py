@@ -1,4 +1,6 @@
-"""ResNet and U-Net by torch.nn.functional and torchvision's rule of names; ImageNet weights from the download to the first convolution."""
+"""ResNet and U-Net by torch.nn.functional and torchvision's rule of names; ImageNet weights from the download to the
+first convolution.
+"""
 import hashlib
 import http.server
 import io
@@ -22,13 +24,16 @@ def seed():
 
 
 def published_shapes(depth):
-    """{name: shape} of torchvision's weights: a stem, 3 + 4 + 6 + 3 blocks of 64, 128, 256 and 512 channels, 1000 classes."""
+    """{name: shape} of torchvision's weights: a stem, 3 + 4 + 6 + 3 blocks of 64, 128, 256 and 512 channels, 1000
+    classes.
+    """
     kernels, expansion = ((3, 3), 1) if depth == 34 else ((1, 3, 1), 4)
     shapes = {}
 
     def convolution(prefix, conv, norm, outputs, inputs, kernel):
         shapes[f"{prefix}{conv}.weight"] = (outputs, inputs, kernel, kernel)
-        shapes.update({f"{prefix}{norm}.{name}": (outputs,) for name in ("weight", "bias", "running_mean", "running_var")})
+        shapes.update({f"{prefix}{norm}.{name}": (outputs,
+                       ) for name in ("weight", "bias", "running_mean", "running_var")})
         shapes[f"{prefix}{norm}.num_batches_tracked"] = ()
     convolution("", "conv1", "bn1", 64, 3, 7)
     before = 64
@@ -81,13 +86,16 @@ def naive_norm(x, state, name):
     """Batch norm by the equation, over tiles and pixels."""
     mean = x.mean((0, 2, 3), keepdim=True)
     variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
-    return (x - mean) / (variance + 1e-5).sqrt() * state[f"{name}.weight"].view(-1, 1, 1) + state[f"{name}.bias"].view(-1, 1, 1)
+    return (x - mean) / (variance
+                         + 1e-5).sqrt() * state[f"{name}.weight"].view(-1, 1, 1) + state[f"{name}.bias"].view(-1, 1, 1)
 
 
 @pytest.mark.parametrize("depth", [34, 50])
 @pytest.mark.parametrize("layer, number, stride", [("layer1", 0, 1), ("layer2", 0, 2), ("layer3", 1, 1)])
 def test_block_by_functions(depth, layer, number, stride):
-    """He et al., 2016, figure 5: ReLU(F(x) + x), x projected where its size or channels change; the stride is in the first 3 x 3."""
+    """He et al., 2016, figure 5: ReLU(F(x) + x), x projected where its size or channels change; the stride is in the
+    first 3 x 3.
+    """
     block = getattr(ResNet(depth, 3, 5, 1 / 16), layer)[number].double()
     state = dict(block.named_parameters())
     for value in state.values():
@@ -96,7 +104,8 @@ def test_block_by_functions(depth, layer, number, stride):
     x = torch.randn(2, state["conv1.weight"].shape[1], 9, 7, dtype=torch.float64, requires_grad=True)
     y = x
     for i, (padding, step) in enumerate(steps, start=1):
-        y = naive_norm(F.conv2d(F.relu(y) if i > 1 else y, state[f"conv{i}.weight"], stride=step, padding=padding), state, f"bn{i}")
+        y = naive_norm(F.conv2d(F.relu(y) if i > 1 else y, state[f"conv{i}.weight"], stride=step, padding=padding),
+                       state, f"bn{i}")
     is_projected = "downsample.0.weight" in state
     assert is_projected == (stride > 1 or (number == 0 and depth == 50))
     if is_projected:
@@ -111,11 +120,14 @@ def test_block_by_functions(depth, layer, number, stride):
 
 @pytest.mark.parametrize("depth", [34, 50])
 def test_stem_pool_and_head_by_functions(depth):
-    """He et al., 2016, table 1: 7 x 7 of stride 2, 3 x 3 max-pool of stride 2, four stages, mean over the pixels, one linear layer."""
+    """He et al., 2016, table 1: 7 x 7 of stride 2, 3 x 3 max-pool of stride 2, four stages, mean over the pixels, one
+    linear layer.
+    """
     network = ResNet(depth, 4, 5, NARROW[depth]).double()
     x = torch.randn(2, 4, 70, 64, dtype=torch.float64)
     maps = network.pyramid(x)
-    stem = F.relu(naive_norm(F.conv2d(x, network.conv1.weight, stride=2, padding=3), dict(network.named_parameters()), "bn1"))
+    stem = F.relu(naive_norm(F.conv2d(x, network.conv1.weight, stride=2, padding=3), dict(network.named_parameters()),
+                             "bn1"))
     torch.testing.assert_close(maps[0], stem)
     torch.testing.assert_close(maps[1], network.layer1(F.max_pool2d(stem, 3, 2, 1)))
     mean = sum(maps[4][:, :, i, j] for i in range(3) for j in range(2)) / 6
@@ -143,7 +155,8 @@ def test_initialisation_is_he():
     for module in ResNet(50, 3, 5, 0.5).modules():
         if isinstance(module, torch.nn.Conv2d):
             wanted = (2 / (module.out_channels * module.kernel_size[0] ** 2)) ** 0.5
-            assert module.weight.std().item() == pytest.approx(wanted, rel=0.08)        # 4 standard deviations of the fewest weights
+            # 4 standard deviations of the fewest weights
+            assert module.weight.std().item() == pytest.approx(wanted, rel=0.08)
 
 
 @pytest.mark.parametrize("depth", [34, 50])
@@ -154,7 +167,9 @@ def test_resnet_trains_and_does_not_mix_tiles(depth):
     for batch in (x[:1], x):
         network.zero_grad()
         network(batch).square().sum().backward()
-        assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()] == []
+        assert [name for name,
+                p in network.named_parameters() if p.grad is None or not p.grad.any()
+                or not p.grad.isfinite().all()] == []
     moved(network)
     logits = network(x)
     torch.testing.assert_close(torch.cat([network(tile[None]) for tile in x]), logits, rtol=0, atol=1e-3)
@@ -186,7 +201,8 @@ def test_filters_go_to_bands_by_name():
     state = published(34)
     r, g, b = state["conv1.weight"].unbind(1)
     grey = (r + g + b) / 3
-    for bands, wanted in {("NIR", "G", "B", "R"): [grey, g, b, r], ("R", "G", "B", "NIR", "elevation"): [r, g, b, grey, grey],
+    for bands, wanted in {("NIR", "G", "B", "R"): [grey, g, b, r],
+                          ("R", "G", "B", "NIR", "elevation"): [r, g, b, grey, grey],
                           ("RG", "R"): [grey, r]}.items():
         network = ResNet(34, len(bands), 0)
         load_imagenet(network, state, bands)
@@ -211,7 +227,8 @@ def test_wrong_weights_are_refused():
     without = {name: value for name, value in state.items() if name != "layer3.1.bn2.bias"}
     for wrong, culprit in [(without, "layer3.1.bn2.bias"), (state | {"head.weight": torch.zeros(1)}, "head.weight"),
                            (state | {"conv1.weight": torch.zeros(64, 4, 7, 7)}, "conv1.weight"),
-                           (state | {"fc.bias": torch.zeros(15)}, "fc.bias"), (published_shapes(50), "layer1.0.conv3.weight")]:
+                           (state | {"fc.bias": torch.zeros(15)}, "fc.bias"),
+                           (published_shapes(50), "layer1.0.conv3.weight")]:
         with pytest.raises(ValueError, match=f"not the weights of a ResNet-34 for ImageNet(.|\n)*{culprit}"):
             load_imagenet(network, wrong, ("NIR", "G", "B", "R"))
     with pytest.raises(ValueError, match="takes 4 bands, not 3: R, G, B"):
@@ -237,7 +254,8 @@ def test_unet_sizes(width):
         for side in (288, 320):
             x = torch.zeros(2, 4, side, 288)
             levels = network.encoder.pyramid(x)
-            assert [tuple(y.shape) for y in levels] == [(2, d, side // s, 288 // s) for d, s in zip(network.channels, (2, 4, 8, 16, 32))]
+            assert [tuple(y.shape) for y in levels] == [(2, d, side // s, 288 // s) for d,
+                                                        s in zip(network.channels, (2, 4, 8, 16, 32))]
             assert network(x).shape == (2, network.dim, side, 288)
         assert network.channels == [int(width * d) for d in (64, 64, 128, 256, 512)] and network.dim == 16 * width
         for shape in ((300, 288), (288, 500)):
@@ -246,7 +264,9 @@ def test_unet_sizes(width):
 
 
 def test_decoder_by_functions():
-    """Each step: every pixel four times, the encoder's map of that size after it, and twice a 3 x 3 convolution, batch norm and ReLU."""
+    """Each step: every pixel four times, the encoder's map of that size after it, and twice a 3 x 3 convolution, batch
+    norm and ReLU.
+    """
     network = UNet(4, 0.25).double()
     state = dict(network.decoder.named_parameters())
     for value in state.values():
@@ -275,7 +295,9 @@ def test_unet_trains_and_does_not_mix_tiles():
     for batch in (x[:1], x):
         network.zero_grad()
         network(batch).mean((2, 3)).square().sum().backward()
-        assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()] == []
+        assert [name for name,
+                p in network.named_parameters() if p.grad is None or not p.grad.any()
+                or not p.grad.isfinite().all()] == []
     moved(network)
     maps = network(x)
     torch.testing.assert_close(torch.cat([network(tile[None]) for tile in x]), maps, rtol=0, atol=1e-3)
@@ -376,7 +398,8 @@ def test_a_page_in_place_of_weights_without_a_known_hash(row, tmp_path):
 def test_no_network(row, tmp_path, monkeypatch):
     row(b"")
     monkeypatch.setitem(weights.TABLE, "toy", weights.TABLE["toy"]._replace(url="http://127.0.0.1:1/toy.pth"))
-    with pytest.raises(UserError, match=f"127.0.0.1:1/toy.pth: cannot be downloaded .*put it at {tmp_path / 'toy.pth'} by hand"):
+    with pytest.raises(UserError,
+                       match=f"127.0.0.1:1/toy.pth: cannot be downloaded .*put it at {tmp_path / 'toy.pth'} by hand"):
         weights.fetch("toy", tmp_path)
 
 
@@ -386,7 +409,8 @@ def test_missing_weights_are_named(name, tmp_path):
     file, url, sha256, about = weights.TABLE[name]
     with pytest.raises(UserError) as caught:
         weights.find(name, tmp_path)
-    assert all(text in str(caught.value) for text in (str(tmp_path / file), url, sha256, about, "python prepare.py weights"))
+    assert all(text in str(caught.value)
+               for text in (str(tmp_path / file), url, sha256, about, "python prepare.py weights"))
     assert (len(sha256) >= 8 or name == "dofa") and url.startswith("https://")
     with pytest.raises(UserError, match="no such file"):
         weights.load(name, tmp_path)
@@ -394,7 +418,8 @@ def test_missing_weights_are_named(name, tmp_path):
 
 @pytest.mark.parametrize("content, said", [
     (as_file(STATE)[:-9], "cannot be read as weights"), (as_file([1, 2]), "other things than a dict of tensors"),
-    (as_file({"state": STATE}), "other things than a dict of tensors"), (as_file({"a": torch.nn.ReLU()}), "cannot be read as weights")])
+    (as_file({"state": STATE}), "other things than a dict of tensors"),
+    (as_file({"a": torch.nn.ReLU()}), "cannot be read as weights")])
 def test_files_that_are_no_weights(row, tmp_path, content, said):
     row(content)
     (tmp_path / "toy.pth").write_bytes(content)

@@ -29,7 +29,8 @@ from utils.errors import BUSY, STOPPED, Stopped, UserError
 from utils.results import read_rows
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--dataset", "treesatai-ts", "--modalities", "s2,s1", "--workers", "0", "--batch-size", "8", "--pool", "4", "--epochs", "3",
+SMALL = ["--dataset", "treesatai-ts", "--modalities", "s2,s1", "--workers", "0", "--batch-size", "8", "--pool", "4",
+         "--epochs", "3",
          "--epoch-steps", "1"]
 MODEL = ["--embed-dim", "32", "--depth", "1"]
 
@@ -53,7 +54,8 @@ def pretraining(data, folder, *more):
 
 
 def finetuning(data, folder, *more):
-    finetune.main([*SMALL, *MODEL, "--init", "none", "--min-epochs", "3", "--data-root", str(data), "--output", str(folder), *more])
+    finetune.main([*SMALL, *MODEL, "--init", "none", "--min-epochs", "3", "--data-root", str(data), "--output",
+                   str(folder), *more])
 
 
 STEPS = 4    # of an epoch of these tiles: 30 for training, 8 a step
@@ -112,7 +114,8 @@ def test_one_of_two_processes_dies_and_torchrun_starts_them_again(data, tmp_path
     """--max-restarts goes on from the last checkpoint, to the weights of an undisturbed run."""
     options = [*SMALL, *MODEL, "--data-root", str(data), "--save-minutes", "0", "--epochs", "12", "--workers", "1"]
     outputs = tmp_path / "whole", tmp_path / "restarted"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=2", "pretrain.py"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=2",
+                "pretrain.py"]
     whole = chaos.launch([*launcher, *options, "--output", str(outputs[0])], tmp_path / "whole.txt")
     assert whole.wait(120) == 0, (tmp_path / "whole.txt").read_text()
     process = chaos.launch([*launcher, *options, "--output", str(outputs[1])], tmp_path / "log.txt")
@@ -132,8 +135,10 @@ def wait_for(condition, process, seconds=60):
 
 
 def test_sigterm_from_outside(data, tmp_path):
-    process = subprocess.Popen([sys.executable, "pretrain.py", *SMALL, *MODEL, "--epochs", "500", "--data-root", str(data), "--output",
-                                str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen([sys.executable, "pretrain.py", *SMALL, *MODEL, "--epochs", "500", "--data-root",
+                                str(data), "--output",
+                                str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
     wait_for(lambda: (tmp_path / "pretrained.pt").exists(), process)
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
@@ -143,16 +148,19 @@ def test_sigterm_from_outside(data, tmp_path):
 
 def test_a_killed_reading_process_is_one_line(data, tmp_path):
     log = tmp_path / "log.txt"
-    process = chaos.launch([sys.executable, "pretrain.py", *SMALL, *MODEL, "--epochs", "500", "--workers", "1", "--data-root", str(data),
+    process = chaos.launch([sys.executable, "pretrain.py", *SMALL, *MODEL, "--epochs", "500", "--workers", "1",
+                            "--data-root", str(data),
                             "--output", str(tmp_path / "run")], log)
     wait_for(lambda: (tmp_path / "run" / "pretrained.pt").exists(), process)
     os.kill(chaos.children(process.pid)[0], signal.SIGKILL)
     assert process.wait(60) == 1
     told = log.read_text()
-    assert "pretrain.py: error: a reading process was killed" in told and "--workers" in told and "Traceback" not in told
+    assert "pretrain.py: error: a reading process was killed" in told and "--workers" in told \
+        and "Traceback" not in told
 
 
-PLACES = ("save", "except", "clean-up", "between epochs", "validation")    # where the training process is when a reader dies
+# where the training process is when a reader dies
+PLACES = ("save", "except", "clean-up", "between epochs", "validation")
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -210,12 +218,15 @@ def test_a_reader_that_dies_anywhere_is_told_where_the_next_batch_is_waited_for(
         monkeypatch.setattr(Training, "means", lambda self, tiles: kill() or dict.fromkeys(self.terms, 1.0))
     with pytest.raises(UserError, match=r"a reading process was killed \(SIGKILL\); if memory .*fewer --workers"):
         pretraining(data, tmp_path, "--workers", "2")
-    assert killed and (place in ("except", "clean-up", "validation") or not checkpoint.load(target, "pretrained")["finished"])
+    assert killed and (place in ("except", "clean-up", "validation")
+                       or not checkpoint.load(target, "pretrained")["finished"])
     assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_reader_whose_connection_is_closed_before_it_is_dead():
-    """What a queue raises in the training process is told as the death of the reader, if that comes within seconds; else as it is."""
+    """What a queue raises in the training process is told as the death of the reader, if that comes within seconds;
+    else as it is.
+    """
     def broken(*_):
         raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 
@@ -239,10 +250,13 @@ def test_a_reader_whose_connection_is_closed_before_it_is_dead():
 def test_another_configuration_is_refused_by_name(data, tmp_path):
     finetuning(data, tmp_path, "--csv", str(tmp_path / "table2.csv"))
     before = (tmp_path / "finetuned.pt").read_bytes()
-    with pytest.raises(UserError, match=r"begun with --lr 0.0002, not 0.01, --seed 0, not 1: repeat these, choose another --output"):
+    with pytest.raises(UserError,
+                       match=r"begun with --lr 0.0002, not 0.01, --seed 0, not 1: repeat these, choose another "
+                             r"--output"):
         finetuning(data, tmp_path, "--lr", "0.01", "--seed", "1")
     (tmp_path / "table2.csv").unlink()                                        # killed before the test
-    finetuning(data, tmp_path, "--csv", str(tmp_path / "table2.csv"), "--workers", "1")    # what changes no weight may change
+    # what changes no weight may change
+    finetuning(data, tmp_path, "--csv", str(tmp_path / "table2.csv"), "--workers", "1")
     assert (tmp_path / "finetuned.pt").read_bytes() == before and (tmp_path / "table2.csv").exists()
 
 
@@ -299,7 +313,8 @@ def test_a_row_is_of_all_starts(data, tmp_path, monkeypatch):
     assert row["date"] == "/".join(dict.fromkeys(start["date"] for start in saved["starts"]))
     names = "commit", "dirty", "device", "processes", "torch"
     assert [[start[name] for name in names] for start in saved["starts"]] == [
-        ["decade", True, "cpu (vax)", "1 x 1", torch.__version__], ["facade", False, "cpu (cray)", "1 x 1", torch.__version__]]
+        ["decade", True, "cpu (vax)", "1 x 1", torch.__version__],
+        ["facade", False, "cpu (cray)", "1 x 1", torch.__version__]]
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["dirty"] is True
     on("decade", "unknown", "cray")                                           # scored again, later, without git
     evaluate.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--workers", "0", "--csv",
@@ -337,7 +352,8 @@ def stop_after(monkeypatch, steps):
 
 
 def test_processes_must_see_the_same_checkpoint(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.training.distributed.gather", lambda value: [value, value if isinstance(value, dict) else "another"])
+    monkeypatch.setattr("engine.training.distributed.gather",
+                        lambda value: [value, value if isinstance(value, dict) else "another"])
     with pytest.raises(UserError, match="do not see the same checkpoint"):
         pretraining(data, tmp_path)
 
@@ -347,13 +363,16 @@ def test_a_stopped_fine_tuning_is_not_scored(data, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         finetuning(data, tmp_path, "--save-minutes", "0")
     with pytest.raises(UserError, match="its training was stopped in epoch 1; finetune.py goes on with it"):
-        evaluate.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--csv", str(tmp_path / "table2.csv")])
+        evaluate.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--csv",
+                       str(tmp_path / "table2.csv")])
     assert not (tmp_path / "table2.csv").exists()
 
 
 def test_a_folder_is_one_process(data, tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", "import sys, time; from pathlib import Path; from utils.files import lock; kept = "
-                               f"lock(Path({str(tmp_path)!r}, '.lock'), ''); print('taken', flush=True); time.sleep(60)"], cwd=ROOT, stdout=subprocess.PIPE)
+    holder = subprocess.Popen([sys.executable, "-c",
+                               "import sys, time; from pathlib import Path; from utils.files import lock; kept = "
+                               f"lock(Path({str(tmp_path)!r}, '.lock'), ''); print('taken', flush=True); "
+                               f"time.sleep(60)"], cwd=ROOT, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"taken\n"
     with pytest.raises(UserError, match="another process trains there") as busy:
         pretraining(data, tmp_path)
@@ -373,13 +392,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch):
         loss, terms = original(self, batch, masks)
         return (loss * float("nan"), terms) if self.training and next(calls) == 11 else (loss, terms)
     monkeypatch.setattr(OmniSat, "pretrain_loss", broken)
-    with pytest.raises(UserError, match=r"not finite in epoch 2, step 2; its tiles and their losses are in nonfinite.json"):
+    with pytest.raises(UserError,
+                       match=r"not finite in epoch 2, step 2; its tiles and their losses are in nonfinite.json"):
         pretraining(data, tmp_path, "--save-minutes", "0.0")
     found = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (found["epoch"], found["step"], found["gradient_norm"]) == (2, 2, "nan")
-    assert [pool["loss"] == "nan" for pool in found["pools"]] == [False, True] and [len(pool["tiles"]) for pool in found["pools"]] == [4, 4]
+    assert [pool["loss"] == "nan" for pool in found["pools"]] == [False,
+                                                                  True] and [len(pool["tiles"])
+                                                                             for pool in found["pools"]] == [4, 4]
     state = checkpoint.load(tmp_path / "pretrained.pt", "pretrained")["training"]
-    assert (state["epoch"], state["step"]) <= (2, 1) and all(value.isfinite().all() for value in state["parts"]["model"].values())
+    assert (state["epoch"], state["step"]) <= (2,
+                                               1) and all(value.isfinite().all()
+                                                          for value in state["parts"]["model"].values())
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_too(data, tmp_path, monkeypatch):
@@ -392,7 +416,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too(data, tmp_path, monkeyp
     monkeypatch.setattr("engine.training.distributed.gradients", broken)
     with pytest.raises(UserError, match="not finite in epoch 1, step 1"):
         pretraining(data, tmp_path)
-    assert json.loads((tmp_path / "nonfinite.json").read_text())["gradient_norm"] == "inf" and not (tmp_path / "pretrained.pt").exists()
+    assert json.loads((tmp_path / "nonfinite.json").read_text())["gradient_norm"] == "inf" and not (
+        tmp_path / "pretrained.pt").exists()
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(data, tmp_path, monkeypatch):
@@ -423,7 +448,8 @@ def test_a_full_tmpfs(tmp_path):
               "try:\n    checkpoint.save(path, {'kind': 'pretrained', 'weights': torch.zeros(60_000)})\n"
               "except UserError as error:\n    print(error)\n"
               "print(checkpoint.load(path, 'pretrained')['weights'].sum().item())\"")
-    run = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script], cwd=ROOT,
+                         capture_output=True, text=True)
     if run.returncode != 0 and "Traceback" not in run.stderr:
         pytest.skip(f"no file system can be mounted here: {run.stderr.strip()}")
     told, kept = run.stdout.splitlines()
@@ -438,7 +464,8 @@ def test_a_changed_or_cut_off_checkpoint_is_told(data, tmp_path):
     assert torch.equal(checkpoint.load(path, "pretrained")["weights"]["a"], weights)
     at = content.index(weights.numpy().tobytes()[400:440])
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1:])
-    with pytest.raises(UserError, match="pretrained.pt: (its content does not have the hash|cannot be read as a checkpoint)"):
+    with pytest.raises(UserError,
+                       match="pretrained.pt: (its content does not have the hash|cannot be read as a checkpoint)"):
         checkpoint.load(path, "pretrained")
     for length in (0, 10, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
@@ -453,10 +480,13 @@ def test_a_checkpoint_of_a_model_that_has_changed_is_refused_in_one_line(data, t
     """A head of before, without its batch norm: the error names what differs and the commit that reads it."""
     finetuning(data, tmp_path)
     saved = checkpoint.load(tmp_path / "finetuned.pt", "finetuned")
-    saved["weights"] = {name.replace("head.1", "head"): value for name, value in saved["weights"].items() if not name.startswith("head.0")}
+    saved["weights"] = {name.replace("head.1", "head"): value for name,
+                        value in saved["weights"].items() if not name.startswith("head.0")}
     saved["source"]["commit"] = "b60390c"
     checkpoint.save(tmp_path / "finetuned.pt", saved)
-    with pytest.raises(UserError, match="finetuned.pt: its weights are not those of today's omnisat; commit b60390c, which wrote it, "
+    with pytest.raises(UserError,
+                       match="finetuned.pt: its weights are not those of today's omnisat; commit b60390c, which wrote "
+                             "it, "
                                         "reads it .*Missing key.*head.0.running_mean"):
         evaluate.main(["--checkpoint", str(tmp_path / "finetuned.pt"), "--data-root", str(data), "--workers", "0"])
 
@@ -476,7 +506,8 @@ def test_a_checkpoint_cannot_run_anything(tmp_path):
 def test_running_statistics_are_those_of_torch():
     """One process, several pools a step: what nn.BatchNorm1d does by itself."""
     torch.manual_seed(0)
-    ours, theirs = (nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2), nn.BatchNorm1d(2, momentum=0.3)).double() for _ in range(2))
+    ours, theirs = (nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2), nn.BatchNorm1d(2, momentum=0.3)).double()
+                    for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     statistics = distributed.RunningStatistics(ours)
     for pools in (3, 1, 2):

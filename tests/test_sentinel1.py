@@ -1,4 +1,6 @@
-"""Scrambled Sentinel-1 of TreeSatAI-TS: found from the numbers in real and simulated tiles, put in order, and never where it is in order."""
+"""Scrambled Sentinel-1 of TreeSatAI-TS: found from the numbers in real and simulated tiles, put in order, and never
+where it is in order.
+"""
 import json
 
 import h5py
@@ -20,7 +22,8 @@ FILES = {"Betula_spec._9_19083_WEFL_NLF_2017": "scrambled", "Quercus_robur_7_857
 @pytest.fixture(scope="module")
 def files(real):
     """{stem: path} of the real series."""
-    found = {path.stem: path for folder in (real, real.parent / "treesatai-ts-years") for path in (folder / "sentinel-ts").glob("*.h5")}
+    found = {path.stem: path for folder in (real, real.parent / "treesatai-ts-years")
+             for path in (folder / "sentinel-ts").glob("*.h5")}
     if set(found) != set(FILES):
         pytest.skip("the real tiles of 2017 and 2019 are not beside the project (../shared/real/treesatai-ts-years)")
     return found
@@ -54,11 +57,14 @@ def test_real_files_are_told_apart(files, stem, verdict, key):
 
 
 def test_both_orbits_see_the_same_ground_once_it_is_undone(files):
-    """Time means of VV and of VH over the 36 pixels, one orbit against the other: what the test itself does not look at."""
+    """Time means of VV and of VH over the 36 pixels, one orbit against the other: what the test itself does not look
+    at.
+    """
     both = read_h5(files["Betula_spec._9_19083_WEFL_NLF_2017"], list(ORBITS))
 
     def agreement(change):
-        ascending, descending = (10 * np.log10(change(data[(data > 0).all((1, 2, 3))], key)).mean(0) for key, (data, _) in both.items())
+        ascending, descending = (10 * np.log10(change(data[(data > 0).all((1, 2, 3))], key)).mean(0) for key,
+                                 (data, _) in both.items())
         return [np.corrcoef(ascending[band].ravel(), descending[band].ravel())[0, 1] for band in (0, 1)]
     assert agreement(lambda data, key: data) == pytest.approx([-0.17, -0.15], abs=0.01)
     assert agreement(sentinel1.repaired) == pytest.approx([0.64, 0.85], abs=0.005)
@@ -72,7 +78,8 @@ def test_the_permutation_and_its_undoing(key):
     stored = np.stack([date for date in data])
     for _ in range(ORBITS[key]):
         stored = np.stack([date.reshape(18, 4).T.reshape(2, 6, 6) for date in stored])
-    assert np.array_equal(sentinel1.scrambled(data, key), stored) and np.array_equal(sentinel1.restored(stored, key), data)
+    assert np.array_equal(sentinel1.scrambled(data, key), stored) and np.array_equal(sentinel1.restored(stored, key),
+                                                                                     data)
     assert np.array_equal(undo(stored, key), data) and sentinel1.restored(data[:0], key).shape == (0, 2, 6, 6)
 
 
@@ -92,7 +99,8 @@ def test_measures_are_what_a_loop_over_pixels_gives(key):
                 for y in range(6):
                     for x in range(6):
                         squares += band[y, x] ** 2 / 36
-                        products += (band[y, x] * band[y, x + 1] / 60 if x < 5 else 0) + (band[y, x] * band[y + 1, x] / 60 if y < 5 else 0)
+                        products += (band[y, x] * band[y, x + 1] / 60 if x < 5
+                                     else 0) + (band[y, x] * band[y + 1, x] / 60 if y < 5 else 0)
         assert order.difference[n] == pytest.approx(sorted(differences)[6], abs=1e-3)    # of 14 the lower middle one
         assert order.neighbours[n] == pytest.approx(products / squares, abs=1e-3)
 
@@ -116,7 +124,8 @@ def forest(rng, dates):
 
 def water(rng, dates):
     """Wind roughens it now and then, and VV more; at rest both are the noise of the instrument."""
-    return speckled(rng, levels(dates, -22, -25) + rng.exponential(3, (dates, 1, 1, 1)) * np.array([1, 0.3])[:, None, None])
+    return speckled(rng,
+                    levels(dates, -22, -25) + rng.exponential(3, (dates, 1, 1, 1)) * np.array([1, 0.3])[:, None, None])
 
 
 def shore(rng, dates):
@@ -143,9 +152,12 @@ def noise(rng, dates):
 
 
 @pytest.mark.parametrize("key", ORBITS)
-@pytest.mark.parametrize("ground, least", [(forest, 1), (water, 0.95), (shore, 0.9), (snow, 1), (village, 0.9), (noise, 0)])
+@pytest.mark.parametrize("ground, least",
+                         [(forest, 1), (water, 0.95), (shore, 0.9), (snow, 1), (village, 0.9), (noise, 0)])
 def test_no_ground_is_called_scrambled_nor_in_order_when_it_is(ground, least, key):
-    """Of 150 tiles each with 5 to 120 dates; least: the share of which the right answer must be given, the others are unclear."""
+    """Of 150 tiles each with 5 to 120 dates; least: the share of which the right answer must be given, the others are
+    unclear.
+    """
     rng, right = np.random.default_rng(7), {"in order": 0, "scrambled": 0}
     for _ in range(150):
         data = ground(rng, int(rng.integers(5, 121)))
@@ -157,8 +169,11 @@ def test_no_ground_is_called_scrambled_nor_in_order_when_it_is(ground, least, ke
 
 
 @pytest.mark.parametrize("key", ORBITS)
-@pytest.mark.parametrize("data", [np.zeros((0, 2, 6, 6)), np.zeros((9, 2, 6, 6)), np.full((9, 2, 6, 6), np.nan), np.full((9, 2, 6, 6), 0.1),
-                                  np.full((9, 2, 6, 6), -1), np.full((9, 2, 6, 6), 1e38), np.full((9, 2, 6, 6), np.inf)])
+@pytest.mark.parametrize("data",
+                         [np.zeros((0, 2, 6, 6)), np.zeros((9, 2, 6, 6)), np.full((9, 2, 6, 6), np.nan),
+                          np.full((9, 2, 6, 6), 0.1),
+                                  np.full((9, 2, 6, 6), -1), np.full((9, 2, 6, 6), 1e38),
+                                  np.full((9, 2, 6, 6), np.inf)])
 def test_empty_and_blank_series_are_unclear_and_left_alone(data, key):
     data = data.astype(np.float32)
     with np.errstate(all="raise"):
@@ -178,25 +193,31 @@ def mixed(release):
                         for orbit, key in (("asc", "s1"), ("des", "s1-des"))}
     empty = {f"sen-1-asc-{what}": forests[f"sen-1-asc-{what}"][:0] for what in ("data", "days")}
     for tile, content in zip(TILES, (stored, forests, empty)):
-        write_h5(release / "sentinel-ts" / f"{tile[:-4]}_2021.h5", **{name.replace("-", "_"): value for name, value in content.items()})
+        write_h5(release / "sentinel-ts" / f"{tile[:-4]}_2021.h5",
+                 **{name.replace("-", "_"): value for name, value in content.items()})
     return release, forests
 
 
 def test_the_reader_repairs_by_file_and_leaves_the_rest(mixed):
     root, forests = mixed
     keys = ("vhr", "s2", "s1", "s1-des")
-    released, repaired = (open_dataset("treesatai-ts", root, "train", keys, s1=s1, labelled=False) for s1 in ("released", "repaired"))
+    released, repaired = (open_dataset("treesatai-ts", root, "train", keys, s1=s1, labelled=False)
+                          for s1 in ("released", "repaired"))
     truth = {"s1": forests["sen-1-asc-data"], "s1-des": forests["sen-1-des-data"]}
     for data in (released, repaired):
         at = {tile: data.raw(i, keys) for i, tile in enumerate(data.names)}
         assert len(at) == 2 and len(at[TILES[2]]["s1"][0]) == 0                   # the tile in order is val
         for key, series in truth.items():
             stored = series if data is repaired else sentinel1.scrambled(series, key)
-            assert np.array_equal(at[TILES[0]][key][0], stored, equal_nan=True) and np.array_equal(at[TILES[0]][key][1], np.arange(1, 10) * 6)
+            assert np.array_equal(at[TILES[0]][key][0], stored, equal_nan=True) and np.array_equal(at[TILES[0]][key][1],
+                                                                                                   np.arange(1, 10) * 6)
     item, other = repaired[repaired.names.index(TILES[0])], released[released.names.index(TILES[0])]
     gap = np.nanmean(forests["sen-1-asc-data"][2, 0])
-    assert item["s1"][2, 0, 1, 1] == pytest.approx(10 * np.log10(gap), abs=1e-4)  # filled by its band, which is known now
-    assert not np.allclose(item["s1"], other["s1"]) and all(np.array_equal(item[key], other[key]) for key in ("vhr", "s2", "s2_dates"))
+    # filled by its band, which is known now
+    assert item["s1"][2, 0, 1, 1] == pytest.approx(10 * np.log10(gap), abs=1e-4)
+    assert not np.allclose(item["s1"],
+                           other["s1"]) and all(np.array_equal(item[key], other[key])
+                                                for key in ("vhr", "s2", "s2_dates"))
     val = [open_dataset("treesatai-ts", root, "val", keys, s1=s1)[0] for s1 in ("released", "repaired")]
     assert all(np.array_equal(*(item[key] for item in val)) for key in keys)
 
@@ -204,8 +225,10 @@ def test_the_reader_repairs_by_file_and_leaves_the_rest(mixed):
 def test_it_is_part_of_hashes_and_statistics(mixed, tmp_path, monkeypatch):
     monkeypatch.setattr(band_statistics, "FOLDER", tmp_path / "stats")
     root, forests = mixed
-    released, repaired = (open_dataset("treesatai-ts", root, "train", ("s1",), s1=s1, labelled=False) for s1 in ("released", "repaired"))
-    assert released.data_hash == splits.fingerprint([*released.names, "None", ""]) != repaired.data_hash    # that of before
+    released, repaired = (open_dataset("treesatai-ts", root, "train", ("s1",), s1=s1, labelled=False)
+                          for s1 in ("released", "repaired"))
+    # that of before
+    assert released.data_hash == splits.fingerprint([*released.names, "None", ""]) != repaired.data_hash
     assert released.split_hash == repaired.split_hash                             # the same tiles
     mean = [band_statistics.training_statistics(data)["s1"]["mean"] for data in (released, repaired)]
     assert len(list((tmp_path / "stats").iterdir())) == 2
@@ -215,14 +238,18 @@ def test_it_is_part_of_hashes_and_statistics(mixed, tmp_path, monkeypatch):
 def test_other_datasets_refuse_it_and_other_sensors_do_not_change(mixed):
     root, _ = mixed
     for name in ("treesatai", "pastis-hd", "flair"):
-        with pytest.raises(UserError, match=f"^--s1 repaired: only treesatai-ts has Sentinel-1 that can be repaired, {name} has not; leave"):
+        with pytest.raises(UserError,
+                           match=f"^--s1 repaired: only treesatai-ts has Sentinel-1 that can be repaired, {name} has "
+                                 f"not; leave"):
             open_dataset(name, root, "train", ("s2",), s1="repaired", findings=[])
-    hashes = {open_dataset("treesatai-ts", root, "train", ("vhr", "s2"), s1=s1).data_hash for s1 in ("released", "repaired")}
+    hashes = {open_dataset("treesatai-ts", root, "train", ("vhr", "s2"), s1=s1).data_hash
+              for s1 in ("released", "repaired")}
     assert len(hashes) == 1
 
 
 def test_the_demo_plants_it_on_request(tmp_path):
-    roots = [write_treesatai(tmp_path / name, train=14, test=2, seed=4, workers=1, as_2017=name == "planted") for name in ("plain", "planted")]
+    roots = [write_treesatai(tmp_path / name, train=14, test=2, seed=4, workers=1, as_2017=name == "planted")
+             for name in ("plain", "planted")]
     assert ["as_2017" in json.loads((root / "DEMO.json").read_text()) for root in roots] == [False, True]
     years = set()
     for path in sorted((roots[0] / "sentinel-ts").iterdir()):

@@ -31,7 +31,8 @@ VALID = {"s2": (6, 2, 0, 5, 3), "s1": (1, 6, 4, 0, 2)}              # dates of e
 
 def make_batch(dtype=torch.float64, tiles=5):
     random = torch.Generator().manual_seed(0)
-    batch = {"name": list("abcde")[:tiles], "vhr": torch.randint(256, (tiles, 3, 20, 20), dtype=torch.uint8, generator=random)}
+    batch = {"name": list("abcde")[:tiles],
+             "vhr": torch.randint(256, (tiles, 3, 20, 20), dtype=torch.uint8, generator=random)}
     for key, bands, side in (("s2", 3, 2), ("s1", 2, 4)):
         batch[key] = torch.randn(tiles, 6, bands, side, side, dtype=dtype, generator=random)
         batch[f"{key}_dates"] = torch.randint(31, (tiles, 6), generator=random)
@@ -95,7 +96,9 @@ def test_the_fast_model_is_the_method(model):
 
 
 def test_image_networks_of_full_size_are_the_plain_form(monkeypatch):
-    """Whose convolutions are torch's, where ours are Winograd's: two in the encoder's first block, the last of the decoder's."""
+    """Whose convolutions are torch's, where ours are Winograd's: two in the encoder's first block, the last of the
+    decoder's.
+    """
     used, convolution = [], winograd.convolution
     monkeypatch.setattr(winograd, "convolution", lambda x, *others: used.append(x.shape[-1]) or convolution(x, *others))
     torch.manual_seed(0)
@@ -135,7 +138,8 @@ def test_parts_keep_the_activations_of_few_tiles(model):
     """What is kept for backward: inputs, tokens and pooling indices of all tiles, all else of none."""
     def kept(tiles_at_once):
         model.tiles_at_once, sizes = tiles_at_once, {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.__setitem__(t.data_ptr(), t.nbytes) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.__setitem__(t.data_ptr(), t.nbytes) or t,
+                                                      lambda t: t):
             model.pretrain_loss(batch, masks)
         return sum(sizes.values())
     batch = make_batch(torch.float32)
@@ -149,7 +153,8 @@ def test_bfloat16_keeps_batch_norms_statistics(model):
     batch["s2"] = (5 + torch.randn(5, 6, 1, 2, 2) + 0.01 * torch.randn(5, 6, 3, 2, 2))
     model.standardize.set({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.] * 3, "std": [1.] * 3},
                           "s1": {"mean": [0.] * 2, "std": [1.] * 2}})
-    wanted = results(model.double(), {key: value.double() if key == "s2" else value for key, value in batch.items()})["buffers"]
+    wanted = results(model.double(),
+                     {key: value.double() if key == "s2" else value for key, value in batch.items()})["buffers"]
     model.float()
     for model.tiles_at_once in (None, 2):
         with torch.autocast("cpu", torch.bfloat16):
@@ -185,7 +190,8 @@ def test_nothing_waits_for_the_device(model, tiles_at_once, times):
     assert ours.seen == times * 3 * ["index"]
     with Waits() as other:
         plain_form(model).pretrain_loss(batch, masks)
-    assert other.seen == ["index"]                                  # the plain form does, for equation 3's anchors: it would be seen
+    # the plain form does, for equation 3's anchors: it would be seen
+    assert other.seen == ["index"]
     classifier = OmniSat([VHR, S2, S1], embed_dim=32, depth=1, num_classes=4)
     with Waits() as ours:
         classifier(batch).sum().backward()
@@ -196,7 +202,8 @@ def test_nor_does_what_comes_after_a_pool(model, tmp_path):
     """Running statistics, sums, optimiser; that the step before was finite is read from its copy on the CPU, once."""
     batch, args = make_batch(torch.float32), argparse.Namespace(seed=0, save_minutes=60)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    training = Training(tmp_path / "pretrained.pt", "pretrained", None, {}, {}, args, (0, 1, torch.device("cpu")), model, optimizer, None,
+    training = Training(tmp_path / "pretrained.pt", "pretrained", None, {}, {}, args, (0, 1, torch.device("cpu")),
+                        model, optimizer, None,
                         ("loss", *model.terms))
     for wanted in ([], ["_local_scalar_dense"]):
         training.begin_step(2)
@@ -258,7 +265,9 @@ def test_compiled_steps_are_the_same(model, backend, pools, compiler):
 
 @pytest.mark.parametrize("patch, bypass", [(10, True), (22, False), (40, True), (50, True)])
 def test_the_compilers_forms_of_the_image_networks(patch, bypass, compiler):
-    """Odd sizes, of which a pool leaves out a row and a column; last windows of 2 and 3; stems with and without padding."""
+    """Odd sizes, of which a pool leaves out a row and a column; last windows of 2 and 3; stems with and without
+    padding.
+    """
     compiler("eager")
     torch.manual_seed(0)
     networks = [change_classes(network, FORMS).double() for network in (ImageEncoder(3, patch, 32),
@@ -268,7 +277,8 @@ def test_the_compilers_forms_of_the_image_networks(patch, bypass, compiler):
         token, indices = encode(x)
         image = decode(token, indices)
         loss = (image * torch.linspace(-1, 1, image.numel()).view_as(image)).sum() + token.square().sum()
-        found.append((token.detach(), indices, image.detach(), torch.autograd.grad(loss, [p for n in networks for p in n.parameters()])))
+        found.append((token.detach(), indices, image.detach(),
+                      torch.autograd.grad(loss, [p for n in networks for p in n.parameters()])))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
 
 
@@ -323,12 +333,14 @@ def test_every_row_of_the_benchmark_runs(dataset, monkeypatch):
         assert value is None if row["part"] == "optimiser" else value.shape == () and value.isfinite()
         values.setdefault((row["part"], *row["keys"]), []).append(value)
     for part, (first, *others) in values.items():                   # all forms do the same
-        assert others and all(part[0] == "optimiser" or torch.isclose(first, value, rtol=1e-4) for value in others), part
+        assert others and all(part[0] == "optimiser" or torch.isclose(first, value, rtol=1e-4)
+                              for value in others), part
 
 
 def test_the_benchmark_prints_and_saves_its_figures(capsys, tmp_path):
     """In processes of their own, with the plain form beside ours, and the readers on generated tiles."""
-    benchmarks.run.main(["--datasets", "treesatai-ts", "--parts", "contrastive", "reader", "--tiles", "1", "--repeats", "1",
+    benchmarks.run.main(["--datasets", "treesatai-ts", "--parts", "contrastive", "reader", "--tiles", "1", "--repeats",
+                         "1",
                          "--json", str(tmp_path / "figures.json")])
     text = capsys.readouterr().out
     assert "treesatai-ts: contrastive" in text and "times faster than plain" in text and "treesatai-ts: reader" in text

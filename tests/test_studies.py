@@ -1,10 +1,13 @@
-"""The studies: what PAPER.md shows is what their rows say, every short training of the tables was rehearsed, and they run and go on."""
+"""The studies: what PAPER.md shows is what their rows say, every short training of the tables was rehearsed, and they
+run and go on.
+"""
 import csv
 
 import pytest
 import torch
 
-from studies import claims, claims_report, data, finetuning, frozen, regimes, rehearsal, rehearsal_report, results, training, variants
+from studies import (claims, claims_report, data, finetuning, frozen, regimes, rehearsal, rehearsal_report, results,
+                     training, variants)
 
 
 def test_paper_shows_what_the_rows_say():
@@ -14,7 +17,9 @@ def test_paper_shows_what_the_rows_say():
 
 
 def test_the_rehearsals_are_of_todays_regimes():
-    """Each of them with under 2,000 steps was rehearsed, at today's default rates; it passes by its numbers, or says why not."""
+    """Each of them with under 2,000 steps was rehearsed, at today's default rates; it passes by its numbers, or says
+    why not.
+    """
     with open(results.OUT / "rehearsal.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     known = {(row["dataset"], row["model"], int(row["label_percent"]), row["start"]) for row in rows}
@@ -24,8 +29,10 @@ def test_the_rehearsals_are_of_todays_regimes():
     for row in rows:
         assert (row["passes"] == "True") == (float(row["ratio"]) >= 0.95) == (row["reason"] == ""), row
         assert float(row["ratio"]) == pytest.approx(
-            float(row["map"]) / float(row["map_four_times"]), abs=0.11 / float(row["map_four_times"]))    # one decimal each
-    assert {key[:3] for key in regimes.trainings()} == {(row["model"], row["modality"], float(row["rate"])) for row in rows}
+            # one decimal each
+            float(row["map"]) / float(row["map_four_times"]), abs=0.11 / float(row["map_four_times"]))
+    assert {key[:3] for key in regimes.trainings()} == {(row["model"], row["modality"], float(row["rate"]))
+                                                        for row in rows}
 
 
 @pytest.mark.parametrize("dataset, percent, tiles, an_epoch, earliest", [
@@ -33,7 +40,8 @@ def test_the_rehearsals_are_of_todays_regimes():
     ("treesatai-ts", 100, 38520, 101, 5050)])
 def test_regimes_by_hand(dataset, percent, tiles, an_epoch, earliest):
     """384 tiles a step: 1, 4, 11 and 101 steps a pass; an epoch has at least 20."""
-    (regime,) = [regime for regime in regimes.regimes() if (regime["dataset"], regime["model"], regime["label_percent"], regime["start"])
+    (regime,) = [regime for regime in regimes.regimes()
+                 if (regime["dataset"], regime["model"], regime["label_percent"], regime["start"])
                  == (dataset, "omnisat", percent, "self")]
     assert (regime["tiles"], regime["steps_an_epoch"], regime["steps"]) == (tiles, an_epoch, earliest)
 
@@ -67,7 +75,8 @@ def test_a_study_pretrains_fine_tunes_and_writes_rows(small):
     finetuning.prepare((finetuning.pretraining_of(run), small, None))         # done: not again
     finetuning.perform((run, small, None))
     scored, rows = (results.read(small / "out" / name) for name in ("features.csv", "finetuning.csv"))
-    assert {row["features"] for row in scored} == {"tokens vhr", "tokens s2", "tokens s1", "tokens all", "f*"} and len(scored) == 20
+    assert {row["features"] for row in scored} == {"tokens vhr", "tokens s2", "tokens s1", "tokens all",
+                                                   "f*"} and len(scored) == 20
     (row,) = rows
     assert tuple(row[name] for name in run._fields) == tuple(map(str, run)) and int(row["kept"]) in (2, 4)
     finetuning.dates((("none", 0), small))
@@ -79,7 +88,8 @@ def test_a_study_pretrains_fine_tunes_and_writes_rows(small):
 def test_the_part_dropout_runs_from_scratch_and_pretrained(small):
     """10 and 100 %, five seeds of crops, three of forest, each beside the model as it is now; then its table."""
     runs = [run for run in finetuning.plan() if run.part == "dropout"]
-    assert len(runs) == 2 * 2 * 2 * (5 + 3) and {(run.variant, run.modality) for run in runs} == {("as_now", "s2"), ("dropout", "s2")}
+    assert len(runs) == 2 * 2 * 2 * (5 + 3) and {(run.variant, run.modality) for run in runs} == {("as_now", "s2"),
+                                                                                                  ("dropout", "s2")}
     for run in runs:
         if (run.data, run.percent, run.seed) == ("forest", 10, 0):
             if run.start == "pretrained":
@@ -136,13 +146,16 @@ def test_dropout_drops_a_fifth_and_keeps_the_expectation():
     assert (out == 0).float().mean().item() == pytest.approx(0.2, abs=0.02)
 
 
-@pytest.mark.parametrize("trained", [("omnisat", "s2", 2e-4, "self"), ("omnisat, odds", "s2", 2e-4, "none"), ("pse", "s1", 1e-3, "none"), ("croma", "s2", 2e-5, "self")])
+@pytest.mark.parametrize("trained",
+                         [("omnisat", "s2", 2e-4, "self"), ("omnisat, odds", "s2", 2e-4, "none"),
+                          ("pse", "s1", 1e-3, "none"), ("croma", "s2", 2e-5, "self")])
 def test_a_rehearsal_writes_its_line(trained, small, monkeypatch):
     steps_of = training.steps_of
     monkeypatch.setattr(training, "steps_of", lambda rows, how: steps_of(rows, how._replace(steps=min(how.steps, 4))))
     rehearsal.rehearse((trained, small))
     line = rehearsal_report.read_lines()[trained]
-    assert line["kept"][0][0] == 1 and len(line["epochs"]) == 2 and rehearsal_report.kept_by(line, 2) == line["kept"][-1][1:]
+    assert line["kept"][0][0] == 1 and len(line["epochs"]) == 2 and rehearsal_report.kept_by(line,
+                                                                                             2) == line["kept"][-1][1:]
 
 
 def test_claims_run_and_go_on(small):
@@ -156,12 +169,15 @@ def test_claims_run_and_go_on(small):
     claims.perform((start, small, None))
     assert len(results.read(small / "out" / "claims.csv")) == len(rows)
     claims.perform((claims.starts("forest", 0)[2], small, None))              # S2 alone
-    assert {(claim, what) for claim, _, what, _, _ in claims.differences(results.read(small / "out" / "claims.csv"))} >= {
+    assert {(claim, what) for claim, _, what, _,
+            _ in claims.differences(results.read(small / "out" / "claims.csv"))} >= {
         ("1. pretrained - from scratch", "all"), ("4. pretrained on all - on it alone", "s2")}
 
 
 def test_every_question_of_the_plan_has_its_runs():
-    """For each data and seed: scratch and pretrained of each modality, each ablation that can be asked, each sensor alone."""
+    """For each data and seed: scratch and pretrained of each modality, each ablation that can be asked, each sensor
+    alone.
+    """
     for name, sensors, ablations in (("forest", 3, 5), ("crops", 2, 3)):
         starts = claims.starts(name, 4)
         assert len(starts) == 1 + sensors + ablations
@@ -170,16 +186,23 @@ def test_every_question_of_the_plan_has_its_runs():
 
 
 def test_claims_by_hand():
-    """Paired by seed, folds averaged first; fusion against the sensor that is best by the mean; verdicts by the interval."""
+    """Paired by seed, folds averaged first; fusion against the sensor that is best by the mean; verdicts by the
+    interval.
+    """
     def row(data, seed, modality, pretraining, f1):
-        return {"data": data, "seed": str(seed), "modality": modality, "percent": "10", "pretraining": pretraining, "how": "fine-tuned",
+        return {"data": data, "seed": str(seed), "modality": modality, "percent": "10", "pretraining": pretraining,
+                "how": "fine-tuned",
                 "f1_weighted": str(f1), "map": "1"}
-    rows = [row("crops", seed, modality, "none", f1) for seed in (0, 5, 1) for modality, f1 in (("s2", 10 + seed), ("s1", 12), ("all", 20))]
+    rows = [row("crops", seed, modality, "none", f1) for seed in (0, 5, 1) for modality,
+            f1 in (("s2", 10 + seed), ("s1", 12), ("all", 20))]
     rows += [row("crops", seed, "all", "all", 26 + seed) for seed in (0, 5, 1)]
-    found = {(claim, what): {unit: pair[0] for unit, pair in paired.items()} for claim, _, what, _, paired in claims.differences(rows)}
+    found = {(claim, what): {unit: pair[0] for unit, pair in paired.items()} for claim, _, what, _,
+             paired in claims.differences(rows)}
     assert found["1. pretrained - from scratch", "all"] == {0: 8.5, 1: 7.0}   # seeds 0 and 5 are one fold
-    assert found["2. all sensors - best single one", "from scratch, best s1"] == {0: 8, 1: 8}    # 12 against 12.5 and 11: 11.75
-    assert [claims.verdict(*pair) for pair in ((3, 2), (-3, 2), (1, 2), (3, float("nan")))] == ["yes", "no", "open", "too few"]
+    # 12 against 12.5 and 11: 11.75
+    assert found["2. all sensors - best single one", "from scratch, best s1"] == {0: 8, 1: 8}
+    assert [claims.verdict(*pair) for pair in ((3, 2), (-3, 2), (1, 2), (3, float("nan")))] == ["yes", "no", "open",
+                                                                                                "too few"]
 
 
 def test_the_page_of_claims_is_what_the_rows_say():

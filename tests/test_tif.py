@@ -34,7 +34,8 @@ def wrong(path, bands):
 
 # ---- what a band is, the tag decides --------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("height, width, bands", [(304, 304, 3), (60, 3, 3), (3, 60, 3), (3, 3, 3), (4, 40, 3), (9, 2, 1)])
+@pytest.mark.parametrize("height, width, bands",
+                         [(304, 304, 3), (60, 3, 3), (3, 60, 3), (3, 3, 3), (4, 40, 3), (9, 2, 1)])
 @pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
 @pytest.mark.parametrize("planes", [False, True])
 @pytest.mark.parametrize("cut", [{}, {"rowsperstrip": 7}, {"tile": (256, 256)}, {"tile": (16, 32)}])
@@ -87,8 +88,10 @@ def sparse(path, image, left_out, nodata=None, planes=False, **options):
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("dtype, nodata, value", [
-    (np.uint8, None, 0), (np.uint8, "255", 255), (np.uint8, "-9999", 0), (np.int16, "-9999", -9999), (np.int16, "-9999.0", -9999),
-    (np.float32, "-3.4028234663852886e+38", np.finfo(np.float32).min), (np.float32, "nan", np.nan), (np.uint16, "none", 0)])
+    (np.uint8, None, 0), (np.uint8, "255", 255), (np.uint8, "-9999", 0), (np.int16, "-9999", -9999),
+    (np.int16, "-9999.0", -9999),
+    (np.float32, "-3.4028234663852886e+38", np.finfo(np.float32).min), (np.float32, "nan", np.nan),
+    (np.uint16, "none", 0)])
 @pytest.mark.parametrize("planes", [False, True])
 def test_left_out_tiles_hold_nodata_or_zeros(tmp_path, compression, dtype, nodata, value, planes):
     image = image_of(304, 304, 2, dtype)

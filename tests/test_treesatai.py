@@ -41,13 +41,15 @@ def test_real_labels_have_the_published_counts(real):
     labels = read_labels(real / "labels" / LABELS_FILE)
     _, others = find_files(real)
     train, test = (np.array([labels[tile] for tile in read_list(real, others, split)]) for split in ("train", "test"))
-    assert train.sum(0).tolist() == [1152, 2960, 3050, 3093, 5129, 9971, 2697, 4326, 9919, 10340, 456, 353, 4046, 10558, 215]
+    assert train.sum(0).tolist() == [1152, 2960, 3050, 3093, 5129, 9971, 2697, 4326, 9919, 10340, 456, 353, 4046, 10558,
+                                     215]
     assert test.sum(0).tolist() == [124, 328, 329, 358, 567, 1142, 285, 491, 1101, 1160, 89, 38, 450, 1151, 27]
     assert np.bincount(train.sum(1)).tolist() == [7, 26677, 14720, 3598, 322, 12, 1]
     assert np.bincount(test.sum(1)).tolist() == [0, 2928, 1669, 415, 31, 1]
     names = read_list(real, others, "train")
     assert {name for name in names if not labels[name].any()} == {f"{stem}_NLF.tif" for stem in (
-        "Acer_pseudoplatanus_2_6638_BI", "Acer_pseudoplatanus_5_144434_BI", "Cleared_0_21199_WEFL", "Fagus_sylvatica_3_4520_BI",
+        "Acer_pseudoplatanus_2_6638_BI", "Acer_pseudoplatanus_5_144434_BI", "Cleared_0_21199_WEFL",
+        "Fagus_sylvatica_3_4520_BI",
         "Fagus_sylvatica_5_6221_BI", "Fagus_sylvatica_6_7050_BI", "Picea_abies_3_6925_BI")}
 
 
@@ -84,7 +86,8 @@ def test_real_tile(real):
     same = [bool((s2[:, band, :, 0] == s2[:, band, :, 1]).all()) for band in range(10)]
     assert same == [band in (3, 4, 5, 7, 8, 9) for band in range(10)]
     clear = read_h5(real / "sentinel-ts" / f"{stem}_2020.h5", ["s2"], max_cloud=1)["s2"][0]
-    assert np.median(clear, (0, 2, 3)) == pytest.approx([400, 540, 440, 920, 2130, 2570, 2880, 2920, 1560, 840], rel=0.35)
+    assert np.median(clear, (0, 2, 3)) == pytest.approx([400, 540, 440, 920, 2130, 2570, 2880, 2920, 1560, 840],
+                                                        rel=0.35)
     assert series["s1"][0].shape == (60, 2, 6, 6) and series["s1-des"][0].shape == (61, 2, 6, 6)    # 86 with duplicates
     for key in ("s1", "s1-des"):
         vv, vh = series[key][0].mean((0, 2, 3))
@@ -105,7 +108,8 @@ def test_split_labels_and_empty_tiles(release):
 
 @pytest.mark.parametrize("move", [
     ("split/train_filenames.lst", "train_filenames.lst"), (f"labels/{LABELS_FILE}", LABELS_FILE),
-    (f"sentinel-ts/{TILES[0][:-4]}_2021.h5", f"sentinel/{TILES[0][:-4]}.h5"), (f"aerial/{TILES[0]}", f"aerial/60m/{TILES[0]}"),
+    (f"sentinel-ts/{TILES[0][:-4]}_2021.h5", f"sentinel/{TILES[0][:-4]}.h5"),
+    (f"aerial/{TILES[0]}", f"aerial/60m/{TILES[0]}"),
     (f"aerial/{TILES[0]}", f"aerial_60m_abies_alba/{TILES[0]}"), (f"sentinel-ts/{TILES[1][:-4]}_2021.h5",
                                                                   f"sentinel-ts/{TILES[1][:-4]}.h5")])
 def test_layouts(release, move):
@@ -220,7 +224,8 @@ def test_empty_series_is_legal(release):
         assert tile["s1"].shape == (0, 2, 6, 6) and tile["s1_dates"].shape == (0,)
         other = TreeSatAI(release, "val", ALL, name=name)[0]
         if name == "treesatai-ts":    # also when it is stored without its other dimensions
-            write_h5(release / "sentinel-ts" / f"{TILES[0][:-4]}_2021.h5", sen_1_asc_data=np.zeros(0, np.float32), sen_1_asc_days=[])
+            write_h5(release / "sentinel-ts" / f"{TILES[0][:-4]}_2021.h5", sen_1_asc_data=np.zeros(0, np.float32),
+                     sen_1_asc_days=[])
             assert TreeSatAI(release, "train", ALL)[0]["s1"].shape == (0, 2, 6, 6)
         batch = collate([tile, other])
         assert batch["s1_padded"].all(1).tolist() == [True, False] and not batch["s2_padded"].all(1).any()
@@ -235,7 +240,9 @@ def test_dates_of_a_long_series(release):
     data = TreeSatAI(release, "train", ("s2",))
     fixed, first, again, second = data[0], data[0, 1], data[0, 1], data[0, 2]
     for tile in (fixed, first, second):
-        assert len(tile["s2"]) == 50 and (tile["s2"][:, 3, 2, 2] == tile["s2_dates"]).all() and (tile["s2_dates"].diff() > 0).all()
+        assert len(tile["s2"]) == 50 and (tile["s2"][:, 3, 2,
+                                                     2] == tile["s2_dates"]).all() and (tile["s2_dates"].diff()
+                                                                                        > 0).all()
     assert fixed["s2_dates"][[0, -1]].tolist() == [1, 364] and fixed["s2_dates"].diff().max() <= 9
     assert torch.equal(first["s2_dates"], again["s2_dates"]) and not torch.equal(first["s2_dates"], second["s2_dates"])
     assert choose_dates(50, 50) == slice(None)
@@ -243,7 +250,8 @@ def test_dates_of_a_long_series(release):
 
 def test_padding(release):
     """Padded dates are marked and zero; the others are in place."""
-    write_h5(release / "sentinel-ts" / f"{TILES[0][:-4]}_2021.h5", sen_1_asc_data=np.full((1, 2, 6, 6), 0.1, np.float32),
+    write_h5(release / "sentinel-ts" / f"{TILES[0][:-4]}_2021.h5",
+             sen_1_asc_data=np.full((1, 2, 6, 6), 0.1, np.float32),
              sen_1_asc_days=[77])
     batch = collate([TreeSatAI(release, "train", ALL)[0], TreeSatAI(release, "val", ALL)[0]])
     assert batch["s1"].shape == (2, 3, 2, 6, 6) and batch["s1_padded"].tolist() == [[False, True, True], [False] * 3]
@@ -302,14 +310,16 @@ def test_a_tile_in_two_lists_is_named(release, one, other):
     for split in ("train", "val", "test"):
         with pytest.raises(UserError) as error:
             TreeSatAI(release, split, ALL)
-        assert str(error.value) == (f"{tiles}: in two lists, {more} and {path}, so that a score would be of tiles trained on; keep each "
+        assert str(error.value) == (
+            f"{tiles}: in two lists, {more} and {path}, so that a score would be of tiles trained on; keep each "
                                     "tile in one of them, or download the lists of one release")
 
 
 @pytest.mark.parametrize("damage, culprit", [
     (lambda root: series_path(root).unlink(), f"{TILES[0]}: no file of s2"),
     (lambda root: (root / "aerial" / TILES[0]).unlink(), f"{TILES[0]}: no file of vhr"),
-    (lambda root: shutil.copy(series_path(root), series_path(root).with_name(f"{TILES[0][:-4]}_2020.h5")), "2 files of s2"),
+    (lambda root: shutil.copy(series_path(root), series_path(root).with_name(f"{TILES[0][:-4]}_2020.h5")),
+     "2 files of s2"),
     (lambda root: cut_off(root / "aerial" / TILES[0]), f"{TILES[0]}: cannot be read as TIFF"),
     (lambda root: (root / "aerial" / TILES[0]).write_bytes(b""), f"{TILES[0]}: cannot be read as TIFF"),
     (lambda root: write_tif(root / "aerial" / TILES[0], (299, 304, 4)), "shape"),
@@ -323,7 +333,8 @@ def test_a_tile_in_two_lists_is_named(release, one, other):
     (lambda root: write_h5(series_path(root), sen_2_days=[1, 2, 3]), "expected 3 (as many as products) x 10"),
     (lambda root: write_h5(series_path(root), sen_2_data=np.array([b"a"] * 4)), "2021.h5"),
     (no_label, f"{TILES[0]}: in the train list but not in"),
-    (lambda root: (root / "split" / "val_filenames.lst").write_text("other.tif"), "other.tif: in the val list but not in"),
+    (lambda root: (root / "split" / "val_filenames.lst").write_text("other.tif"),
+     "other.tif: in the val list but not in"),
     (lambda root: shutil.copy(root / "labels" / LABELS_FILE, root), "2 label files"),
     (lambda root: (root / "labels" / LABELS_FILE).write_text("{"), "not the label file"),
     (lambda root: (root / "labels" / LABELS_FILE).write_text('{"a.tif": [["Oak", 0.5]]}'), "not the label file"),
@@ -331,18 +342,22 @@ def test_a_tile_in_two_lists_is_named(release, one, other):
     (lambda root: (root / "split" / "train_filenames.lst").unlink(), "no train_filenames.lst"),
     (lambda root: (root / "train_filenames.lst").write_text(TILES[0]), "differ: keep one"),
     (lambda root: (root / "split" / "train_filenames.lst").write_text("Abies"), "'Abies' is no tile name"),
-    (lambda root: (root / TRAIN).write_text("\n".join([*TILES, TILES[0]])), "train_filenames.lst: 4 tiles, 3 of them different"),
+    (lambda root: (root / TRAIN).write_text("\n".join([*TILES, TILES[0]])),
+     "train_filenames.lst: 4 tiles, 3 of them different"),
     (lambda root: (root / TRAIN).write_text(""), "train_filenames.lst: 0 tiles"),
     (lambda root: rewrite(root / TRAIN, b"_", b"\0"), r"'Abies\x00alba_1_1005_WEFL_NLF.tif' is no tile name"),
     (lambda root: (root / TRAIN).write_bytes(b"\xff\xfeA\0"), "train_filenames.lst: cannot be read ('utf-8' codec"),
-    (lambda root: ((root / TRAIN).unlink(), (root / TRAIN).symlink_to(root / TRAIN)), "train_filenames.lst: cannot be read (Too many"),
+    (lambda root: ((root / TRAIN).unlink(), (root / TRAIN).symlink_to(root / TRAIN)),
+     "train_filenames.lst: cannot be read (Too many"),
     (lambda root: (root / LABELS).write_text("[" * 10**5), f"{LABELS_FILE}: not the label file"),
     (lambda root: rewrite(root / LABELS, b"0.9", b"NaN"), f"{LABELS_FILE}: not the label file of TreeSatAI (area nan"),
-    (lambda root: rewrite(root / LABELS, b"0.9", b"-0.9"), f"{LABELS_FILE}: not the label file of TreeSatAI (area -0.9"),
+    (lambda root: rewrite(root / LABELS, b"0.9", b"-0.9"),
+     f"{LABELS_FILE}: not the label file of TreeSatAI (area -0.9"),
     (huge, "sen-2-data has shape (1000000000, 10, 6, 6), more than a year can have"),
     (lambda root: put(root, "sen-2-data", np.ones((4, 10, 6, 6), "S1")), "2021.h5: cannot be read as HDF5"),
     (lambda root: put(root, "sen-2-products", [[b"S2A_MSIL2A_20210201T"] * 4]), "expected 1 (as many as products)"),
-    (lambda root: put(root, "sen-2-products", [b"S2A_MSIL2A_20210229T"] * 4), "no date at character 11 of product b'S2A_MSIL2A_2021022"),
+    (lambda root: put(root, "sen-2-products", [b"S2A_MSIL2A_20210229T"] * 4),
+     "no date at character 11 of product b'S2A_MSIL2A_2021022"),
     (lambda root: rewrite(series_path(root), b"S2A_", b"S2A\0"), "no date at character 11 of product"),
     (lambda root: rewrite(series_path(root), b"GCOL", b"LOST"), "of sen-2-products is not there)"),
 ])
@@ -353,28 +368,37 @@ def test_bad_input(release, damage, culprit):
     assert culprit in str(error.value) and "\n" not in str(error.value).strip()
 
 
-@pytest.mark.parametrize("how", [{"dtype": h5py.string_dtype()}, {"dtype": "S61"}, {"dtype": h5py.string_dtype(), "chunks": (3,)},
+@pytest.mark.parametrize("how",
+                         [{"dtype": h5py.string_dtype()}, {"dtype": "S61"},
+                          {"dtype": h5py.string_dtype(), "chunks": (3,)},
                                  {"dtype": "S61", "compression": "gzip"}])
 def test_products_are_read_however_they_are_stored(release, how):
     """300 names of variable length fill several heaps."""
-    names = [f"S2A_MSIL2A_2020{1 + k % 12:02}{1 + k // 12:02}T102421_N0213_R065_T32UNC_{'x' * (k % 9)}" for k in range(300)]
+    names = [f"S2A_MSIL2A_2020{1 + k % 12:02}{1 + k // 12:02}T102421_N0213_R065_T32UNC_{'x' * (k % 9)}"
+             for k in range(300)]
     put(release, "sen-2-products", np.array(names, object if how["dtype"] != "S61" else "S61"), **how)
     put(release, "sen-2-data", np.ones((300, 10, 6, 6), np.float32))
-    expected = [(np.datetime64(f"{n[11:15]}-{n[15:17]}-{n[17:19]}") - np.datetime64("2019-12-31")).astype(int) for n in names]
+    expected = [(np.datetime64(f"{n[11:15]}-{n[15:17]}-{n[17:19]}") - np.datetime64("2019-12-31")).astype(int)
+                for n in names]
     assert raw_h5(series_path(release), ["s1", "s2"])["s2"][1].tolist() == expected
 
 
-@pytest.mark.parametrize("how", [{}, {"chunks": (2, 10, 6, 6)}, {"dtype": ">f4"}, {"dtype": "f8"}, {"dtype": "i2"}, "elsewhere"])
+@pytest.mark.parametrize("how",
+                         [{}, {"chunks": (2, 10, 6, 6)}, {"dtype": ">f4"}, {"dtype": "f8"}, {"dtype": "i2"},
+                          "elsewhere"])
 def test_series_are_read_however_they_are_stored(release, how):
     """Single precision in one piece is read without libhdf5."""
     values = np.random.default_rng(0).integers(1, 9000, (4, 10, 6, 6)).astype(np.float32)
-    put(release, "sen-2-data", values, **({"external": [(str(release / "x"), 0, values.nbytes)]} if how == "elsewhere" else how))
+    put(release, "sen-2-data", values,
+        **({"external": [(str(release / "x"), 0, values.nbytes)]} if how == "elsewhere" else how))
     assert np.array_equal(raw_h5(series_path(release), ["s2"])["s2"][0], values)
 
 
 @pytest.mark.parametrize("is_plain, how", [
-    (True, {}), (True, {"rowsperstrip": 7}), (True, {"photometric": "rgb", "metadata": None}), (False, {"byteorder": ">"}),
-    (False, {"tile": (16, 16)}), (False, {"compression": "lzw"}), (False, {"bigtiff": True}), (False, {"planarconfig": "separate"})])
+    (True, {}), (True, {"rowsperstrip": 7}), (True, {"photometric": "rgb", "metadata": None}),
+    (False, {"byteorder": ">"}),
+    (False, {"tile": (16, 16)}), (False, {"compression": "lzw"}), (False, {"bigtiff": True}),
+    (False, {"planarconfig": "separate"})])
 def test_images_are_read_however_they_are_stored(tmp_path, is_plain, how):
     """The commonest kind without tifffile, unless something in it is odd: here a strip that is said to be empty."""
     path, image = tmp_path / "a.tif", np.random.default_rng(0).integers(0, 255, (4, 304, 320)).astype(np.uint8)

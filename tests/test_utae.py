@@ -10,7 +10,8 @@ from tests.test_models import assert_same, double
 from tests.test_pse import DATES, PADDED, count, undropped
 
 SMALL, LARGE = ((64, 64, 128), (64, 64, 128), 2), ((64, 64, 128, 128), (64, 64, 128, 128), 4)
-NETWORKS = {"utae": lambda: UTAE(3, (16, 16), (16, 16), 2, attention_dim=32), "utae-vector": lambda: UTAEVector(3, 8, 0.25),
+NETWORKS = {"utae": lambda: UTAE(3, (16, 16), (16, 16), 2, attention_dim=32),
+            "utae-vector": lambda: UTAEVector(3, 8, 0.25),
             "pse-ltae": lambda: PSELTAE(3, 8, 0.25)}
 
 
@@ -41,7 +42,8 @@ def test_padded_dates_do_not_matter(network, training):
     expected = run(x, DATES, PADDED)
     changed, dates = x.clone(), torch.where(PADDED, 366, DATES)
     changed[PADDED] = 1e200
-    more = (torch.cat([changed, 100 * double(3, 2, 3, 4, 5)], 1), F.pad(dates, (0, 2), value=77), F.pad(PADDED, (0, 2), value=True))
+    more = (torch.cat([changed, 100 * double(3, 2, 3, 4, 5)], 1), F.pad(dates, (0, 2), value=77),
+            F.pad(PADDED, (0, 2), value=True))
     for inputs in ((changed, dates, PADDED), more):
         torch.testing.assert_close(run(*inputs), expected, rtol=1e-9, atol=1e-9)
     x[0, 1] += 1                                                              # a date that exists does matter
@@ -96,7 +98,8 @@ def test_bfloat16(network):
 # U-TAE
 
 def test_parameter_counts():
-    """Facts, with the linear layer to K: UT&T 0.76 M and 2.28 M, here without the 0.02 M of convolutions whose output it never used.
+    """Facts, with the linear layer to K: UT&T 0.76 M and 2.28 M, here without the 0.02 M of convolutions whose output
+    it never used.
 
     UTAE with its head of 0.027 M: 0.37 M.
     """
@@ -107,10 +110,12 @@ def test_parameter_counts():
     assert (count(large) + 65 * 18 + unused) / 1e6 == pytest.approx(2.28, abs=0.01)
     head = 2 * 128 + 129 * 128 + 2 * 128 + 129 * 64 + 2 * 64 + 65 * 18
     assert round((count(vector) + head) / 1e6, 2) == 0.37
-    assert [model.ltae.norm_out.num_groups for model in (small, large, vector.utae)] == [16, 16, 4]    # 8 channels in each
+    # 8 channels in each
+    assert [model.ltae.norm_out.num_groups for model in (small, large, vector.utae)] == [16, 16, 4]
 
 
-@pytest.mark.parametrize("widths, sides", [(SMALL, [1, 2, 5, 6, 7, 10, 32]), (LARGE, [8, 10, 13, 32, 128])], ids=["small", "large"])
+@pytest.mark.parametrize("widths, sides", [(SMALL, [1, 2, 5, 6, 7, 10, 32]), (LARGE, [8, 10, 13, 32, 128])],
+                         ids=["small", "large"])
 def test_maps_are_of_the_size_of_the_pixels(widths, sides):
     """Down to any size and up again, odd ones too, and not square; every pixel reaches every level."""
     model = UTAE(3, *widths, width=0.25).eval()
@@ -156,9 +161,13 @@ def naive_conv(layers, x, stride=1):
 
 
 def test_blocks_are_the_published():
-    """Down: a strided convolution that keeps the channels, then two with a residual around the second. Up: its inverse, with a skip."""
+    """Down: a strided convolution that keeps the channels, then two with a residual around the second. Up: its
+    inverse, with a skip.
+    """
     down, up = undropped(Down(8, 16, 4)).double(), undropped(Up(16, 8, 12, 4)).double()
-    x, coarse, skip = double(2, 8, 6, 6).requires_grad_(), double(2, 16, 3, 3).requires_grad_(), double(2, 12, 6, 6).requires_grad_()
+    x, coarse, skip = double(2, 8, 6, 6).requires_grad_(), double(2, 16, 3,
+                                                                  3).requires_grad_(), double(2, 12, 6,
+                                                                                              6).requires_grad_()
     y = naive_conv(down.first, naive_conv(down.down, x, stride=2))
     assert_same([down(x)], [y + naive_conv(down.second, y)], [x, *down.parameters()])
 
@@ -170,13 +179,16 @@ def test_blocks_are_the_published():
 
 
 def test_attention_weighs_the_maps_of_the_encoder():
-    """Section 3 of U-TAE: the attention of a head, resized bilinearly, weighs the head's share of the channels at each pixel."""
+    """Section 3 of U-TAE: the attention of a head, resized bilinearly, weighs the head's share of the channels at each
+    pixel.
+    """
     x, attention = double(6, 8, 5, 7).requires_grad_(), double(2, 3, 4, 2, 3).requires_grad_()
     expected = torch.zeros(2, 8, 5, 7, dtype=torch.float64)
     for b in range(2):
         for t in range(3):
             for d in range(8):
-                weight = F.interpolate(attention[b, t, d // 2][None, None], size=(5, 7), mode="bilinear", align_corners=False)[0, 0]
+                weight = F.interpolate(attention[b, t, d // 2][None, None], size=(5, 7), mode="bilinear",
+                                       align_corners=False)[0, 0]
                 one = torch.zeros_like(expected)
                 one[b, d] = 1
                 expected = expected + one * weight * x[3 * b + t, d]

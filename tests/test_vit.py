@@ -49,7 +49,9 @@ def test_parameter_counts_are_the_official_ones():
 
 
 def test_attention_is_contextual_relative_attention():
-    """Wu et al., 2021: softmax_j of q_i . (k_j + r_bucket(i,j)) / sqrt(d), one table for all heads, another grid for each tile."""
+    """Wu et al., 2021: softmax_j of q_i . (k_j + r_bucket(i,j)) / sqrt(d), one table for all heads, another grid for
+    each tile.
+    """
     attention, dim, size = Attention(16).double().eval(), 16, 2
     nn.init.normal_(attention.relative)
     x, buckets = torch.randn(2, 5, dim, dtype=torch.float64, requires_grad=True), torch.randint(5, (2, 5, 5))
@@ -59,7 +61,8 @@ def test_attention_is_contextual_relative_attention():
         for i in range(5):
             pieces = []
             for h in range(HEADS):
-                weight = [torch.exp(q[i, h] @ (k[j, h] + attention.relative[buckets[b, i, j]]) / size ** 0.5) for j in range(5)]
+                weight = [torch.exp(q[i, h] @ (k[j, h] + attention.relative[buckets[b, i, j]]) / size ** 0.5)
+                          for j in range(5)]
                 pieces.append(sum(weight[j] / sum(weight) * v[j, h] for j in range(5)))
             rows.append(attention.out(torch.cat(pieces)))
     expected = torch.stack(rows).view(2, 5, dim)
@@ -79,7 +82,9 @@ def permuted(x, patch, order):
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("relative", [False, True])
 def test_patches_have_places_by_positions_only(network, absolute, relative):
-    """Without both positions patches are a set; the relative ones know distances, which a mirror keeps; the absolute ones all."""
+    """Without both positions patches are a set; the relative ones know distances, which a mirror keeps; the absolute
+    ones all.
+    """
     for block in network.blocks:
         block.attention.relative.data *= relative
     network.absolute.data *= 50 * absolute
@@ -93,7 +98,8 @@ def test_patches_have_places_by_positions_only(network, absolute, relative):
 def test_relative_positions_by_hand():
     """2 x 2 pixels: rounded distances 0, 1, 1, 1; the class token has a bucket of its own, as query and as key."""
     _, is_bucket = blocks_see(pixel_vit(3, 5, side=2, width=0.25).eval(), torch.randn(1, 3, 2, 2))
-    assert is_bucket[0].int().argmax(1).tolist() == [[4] * 5, [4, 0, 1, 1, 1], [4, 1, 0, 1, 1], [4, 1, 1, 0, 1], [4, 1, 1, 1, 0]]
+    assert is_bucket[0].int().argmax(1).tolist() == [[4] * 5, [4, 0, 1, 1, 1], [4, 1, 0, 1, 1], [4, 1, 1, 0, 1],
+                                                     [4, 1, 1, 1, 0]]
     assert (is_bucket.sum(2) == 1).all()
 
 
@@ -110,7 +116,9 @@ def test_class_token_is_attended_to_and_not_pooled(network):
 
 
 def test_tokens_are_patches_and_their_places():
-    """Official configuration: a matrix for a pixel, OmniSat's image encoder for a patch; then the absolute embedding, row by row."""
+    """Official configuration: a matrix for a pixel, OmniSat's image encoder for a patch; then the absolute embedding,
+    row by row.
+    """
     network = KINDS["pixel"]()
     x = torch.randn(2, 3, 6, 6)
     tokens, _ = blocks_see(network.eval(), x)
@@ -119,7 +127,8 @@ def test_tokens_are_patches_and_their_places():
     network = KINDS["image"]().eval()
     x = torch.randn(2, 2, 24, 24)
     token, _ = network.embed(x[1:, :, 8:12, 20:])
-    torch.testing.assert_close(blocks_see(network, x)[0][1, 1 + 6 * 2 + 5], token[0] + network.absolute[17], rtol=0, atol=1e-5)
+    torch.testing.assert_close(blocks_see(network, x)[0][1, 1 + 6 * 2 + 5], token[0] + network.absolute[17], rtol=0,
+                               atol=1e-5)
 
 
 @pytest.mark.parametrize("kind, linears", [("image", 12 * 4 + 1), ("pixel", 4 * 4 + 1)])
@@ -151,7 +160,9 @@ def test_patch_dropout_keeps_four_fifths_and_their_places():
 
 
 def test_stochastic_depth_drops_whole_branches_of_tiles():
-    """Huang et al., 2016: a tile's branch is whole or nothing, its expectation is kept, and in evaluation nothing is dropped."""
+    """Huang et al., 2016: a tile's branch is whole or nothing, its expectation is kept, and in evaluation nothing is
+    dropped.
+    """
     block, x = Block(16, 0.2), torch.randn(4000, 2, 16)
     kept = block.whole(torch.ones_like(x))
     assert set(kept.unique().tolist()) == {0, 1.25} and (kept == kept[:, :1, :1]).all()
@@ -164,7 +175,8 @@ def test_stochastic_depth_drops_whole_branches_of_tiles():
 
 
 def test_dropout_in_four_places(network, monkeypatch):
-    """Official configuration: a fifth of what each branch gives, of the MLP's hidden units, and of the pooled features."""
+    """Official configuration: a fifth of what each branch gives, of the MLP's hidden units, and of the pooled features.
+    """
     block, shares = network.blocks[0], []
 
     def see(x):
@@ -188,7 +200,8 @@ def test_attention_dropout_is_of_single_weights():
     out = attention(x, is_bucket)
     assert (out.isclose(torch.zeros(())) | out.isclose(torch.tensor(1.25))).all()
     assert out.mean().item() == pytest.approx(1, abs=0.03)
-    assert (out[:, 0, 0] != out[:, 0, 1]).float().mean().item() == pytest.approx(2 * 0.2 * 0.8, abs=0.07)    # heads draw apart
+    # heads draw apart
+    assert (out[:, 0, 0] != out[:, 0, 1]).float().mean().item() == pytest.approx(2 * 0.2 * 0.8, abs=0.07)
     torch.testing.assert_close(attention.eval()(x, is_bucket), torch.ones_like(x))
 
 
@@ -217,7 +230,8 @@ def test_gradients_reach_all_in_training(network):
 
 
 def test_sizes_that_do_not_fit_are_refused(network):
-    for shape in ((3, network.bands, network.side, network.side + network.patch), (3, network.bands + 1, network.side, network.side)):
+    for shape in ((3, network.bands, network.side, network.side + network.patch),
+                  (3, network.bands + 1, network.side, network.side)):
         with pytest.raises(ValueError, match=rf"images are \({shape[1]}, {shape[2]}, {shape[3]}\)"):
             network(torch.zeros(shape))
     with pytest.raises(ValueError, match="304 x 304 pixels cannot be cut into patches of 50"):
