@@ -76,9 +76,15 @@ def call(script, *options):
 
 def test_the_lines_of_the_docs(folder, tmp_path, capsys):
     """Pretraining without labels; then with them to the scores of all sets of sensors, at last without the file."""
-    first, *rest = COMMANDS
-    assert [line[0] for line in COMMANDS] == ["pretrain.py", "prepare.py", "finetune.py", "evaluate.py"]
+    first, *rest, predict, embed, show = COMMANDS
+    assert [line[0] for line in COMMANDS] == ["pretrain.py", "prepare.py", "finetune.py", "evaluate.py", "predict.py",
+                                              "embed.py", "show.py"]
     call(*first)
+    call(*embed)
+    call(*show[:-1], "t3")                                                    # the name of a tile that there is
+    with np.load("features/00000.npz") as shard:
+        assert shard["tile"].tolist() == sorted(f"t{k}" for k in range(28))
+    assert Path("runs/mine/pretrain-seed0/show-t3.png").read_bytes().startswith(b"\x89PNG")
     saved = checkpoint.load(tmp_path / "runs/mine/pretrain-seed0/pretrained.pt", "pretrained")
     assert [sensor["key"] for sensor in saved["config"]["sensors"]] == ["drone", "planet"] and saved["finished"]
     label(folder)
@@ -88,6 +94,8 @@ def test_the_lines_of_the_docs(folder, tmp_path, capsys):
             (folder / "sensors.json").unlink()
         assert not call(*line)
     assert re.search("warning: .*pretrained.pt: pretrained without a list of tiles", capsys.readouterr().err)
+    call(*predict)
+    assert len(Path("results/classes.csv").read_text().splitlines()) == 1 + 28
     rows = read_rows(tmp_path / "results/subsets.csv", SUBSET_KEYS)
     assert [row["sensors"] for row in rows] == ["drone+planet", "drone", "planet"]
     for row in rows:
