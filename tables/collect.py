@@ -8,8 +8,8 @@ import numpy as np
 from tables.cells import MODALITIES
 from utils.errors import UserError
 from utils.metrics import f1_scores
-from utils.results import (KEYS, SCORED, check_test_lists, folder_of, key_of, read_cells, read_rows, remarks,
-                           rows_in_words, s1_of)
+from utils.results import (KEYS, SCORED, check_test_lists, folder_of, key_of, read_cells, read_later, read_rows,
+                           remarks, rows_in_words, s1_of)
 
 METRICS = {"f1_weighted": "weighted F1", "f1_macro": "macro F1", "f1_as_printed": "weighted F1"}
 COLUMN = {"f1_as_printed": "f1_weighted"}    # the values of table 5 are weighted F1, see PAPER.md
@@ -107,6 +107,15 @@ def best_constant(path, column, scale):
             tp, fp, fn, tn = (np.array(counts[name]) for name in ("tp", "fp", "fn", "tn"))
             found[counts["dataset"]] = f1_scores({"tp": tp + fn, "fp": fp + tn, "fn": 0 * fn})[column]
     return found
+
+
+def best_since(tables):
+    """The best results since the paper, rows of later.csv, one for each dataset of the tables' cells and score."""
+    shown = {(key[1], cell["metric"]) for both in tables.values() for cells in both for key, cell in cells.items()}
+    best = {}
+    for row in sorted(read_later(), key=lambda row: -float(row["value"])):
+        best.setdefault((row["dataset"], METRICS[row["metric"]]), row)
+    return [row for place, row in best.items() if place in shown]
 
 
 def paired(more, others):

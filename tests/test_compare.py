@@ -12,7 +12,7 @@ import pytest
 import compare
 from tables import collect, curves
 from utils.errors import UserError
-from utils.results import COLUMNS, KEYS, PROBE_COLUMNS, PROBE_KEYS, write_row
+from utils.results import COLUMNS, KEYS, PROBE_COLUMNS, PROBE_KEYS, read_later, write_row
 
 ROOT = Path(__file__).parent.parent
 DEFAULTS = {"table": "table2", "dataset": "treesatai-ts", "model": "omnisat", "pretraining": "self", "ablation": "none",
@@ -79,6 +79,20 @@ def test_means_differences_and_files(tmp_path, capsys):
     markdown = (tmp_path / "compare.md").read_text()
     assert "| pretrained - scratch | treesatai-ts, OmniSat, all | +0.9 | +4.0±1.4 | 2 |" in markdown
     assert not (tmp_path / "fig5.csv").exists()    # not asked for
+
+
+def test_the_best_result_since_the_paper_is_a_line_of_its_own(tmp_path, capsys):
+    """With its source and what differs, of the same score; no cell is made of it."""
+    later = read_later()
+    assert len(later) == 10 and all(row["source"] and row["protocol"] and 0 < float(row["value"]) < 100
+                                    for row in later)
+    write(tmp_path, FUSION)
+    compare.main(["table2", "--results", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert re.search(r"since the paper: .*\n.*\n\[treesatai-ts\]\nMAESTRO +79\.6 +.*2508\.10894\n"
+                     r"MAESTRO on treesatai-ts: other splits, ", out) and "on pastis-hd" not in out
+    assert "MAESTRO" not in (tmp_path / "compare.csv").read_text()
+    assert "| treesatai-ts | MAESTRO | 79.6 |" in (tmp_path / "compare.md").read_text()
 
 
 def test_the_best_constant_prediction_is_told(tmp_path, capsys):
@@ -296,7 +310,7 @@ def test_the_whole_table_2_fits_a_screen_and_a_picture(tmp_path, capsys):
     compare.main(["--results", str(tmp_path)])
     out = capsys.readouterr().out
     blocks = out.split("\n\n")
-    assert [block.split(":")[0] for block in blocks] == ["table2", "table2", "fig5"]
+    assert [block.split(":")[0] for block in blocks] == ["table2", "table2", "since the paper", "fig5"]
     assert max(map(len, out.splitlines())) <= 112 and max(len(block.splitlines()) for block in blocks) <= 40
     assert len(read(tmp_path / "compare.csv")) == 107 and len(read(tmp_path / "fig5.csv")) == 15
     few = tmp_path / "few"
@@ -387,8 +401,8 @@ def test_repaired_sentinel_1_stands_beside_released(tmp_path, capsys):
     assert re.search(r"OmniSat +self +paper +74\.2 +56\.7 +62\.9 +70\.5\n"
                      r" +ours +82\.0±2\.8 +9\.0±0\.0 +72\.5±3\.5 +68\.0±11\.3 +2\n"
                      r" +ours, S1 repaired +84\.0±4\.2 +11\.0 +1-2\n", out)
-    assert re.search(r"OmniSat +none +paper +73\.3 +\S+ *\n +ours +68\.7±\S+ +3\n +ours, S1 repaired +15\.0±1\.4 +2\n",
-                     out)
+    assert re.search(r"OmniSat +none +paper +73\.3 +\S+ *\n +ours +68\.7±\S+ +3\n"
+                     r" +ours, S1 repaired +15\.0±1\.4 +2\n", out)
     # seeds 0 and 1: (81 - 80, 87 - 84) = (1, 3); one seed: 11 - 9; from scratch no released cell to subtract
     assert re.search(r"\[S1 repaired - as released\]\ntreesatai-ts, OmniSat, pretrained: self, all +\+2\.0±1\.4 +2\n"
                      r"treesatai-ts, OmniSat, pretrained: self, s1 +\+2\.0 +1\n", out)

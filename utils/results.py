@@ -60,6 +60,12 @@ def read_cells():
         return list(csv.DictReader(file))
 
 
+def read_later():
+    """Results since the paper, results/paper/later.csv: a list of dicts of text. None of them is a cell."""
+    with open(CELLS.with_name("later.csv"), newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def key_of(row):
     """The key of a row's cell: table, dataset, model, pretraining, ablation, modality, label_percent."""
     return tuple(row[name] for name in KEYS)
