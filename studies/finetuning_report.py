@@ -78,8 +78,8 @@ def tables():
             add(f"Frozen features, {data}, tried with one seed", usual + tried, *against)
     if rows := read("stages.csv"):
         out.append("**7. Where f\\* loses its directions**, forest, validation tiles, means over seeds: share of the "
-                   "mean square that is\nthe same for all / effective rank of the rest / dimensions of 64 that hardly vary "
-                   "(under a tenth of the largest\nstandard deviation)\n\n" + stages_table(rows) + "\n")
+                   "mean square that is\nthe same for all / effective rank of the rest / dimensions of 64 that hardly "
+                   "vary (under a tenth of the largest\nstandard deviation)\n\n" + stages_table(rows) + "\n")
     if watched := read("dates.csv"):
         out.append("**6. Which dates equation 5 looks at**, validation tiles, means over seeds\n\n"
                    + dates_table(watched) + "\n")

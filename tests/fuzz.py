@@ -11,11 +11,11 @@ to plain readers (tests/plain.py). It came out as
     clear error   a UserError of one line that names the file, or the tile that has none, and says what to do or what
                   was expected
     repair        dates left out, pixels filled, a cache made again, as documented in datasets/reading.py, splits.py and
-                  band_statistics.py, and equal to a plain computation of it; scrambled Sentinel-1 that prepare.py finds,
-                  and --s1 repaired reads as it was
+                  band_statistics.py, and equal to a plain computation of it; scrambled Sentinel-1 that prepare.py
+                  finds, and --s1 repaired reads as it was
     as stored     finite, of the right shape, and what the plain readers give for the damaged file too. These formats
-                  have no checksums (npz and zip do): nobody can tell a flipped bit of a pixel from data, nor a list that
-                  ends early
+                  have no checksums (npz and zip do): nobody can tell a flipped bit of a pixel from data, nor a list
+                  that ends early
     no effect     the same as before
     else          other exceptions and warnings, crashes, hangs, too much memory, something executed, other numbers:
                   must not be
