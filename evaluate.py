@@ -22,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from datasets import open_dataset
-from datasets.loading import Pools, make_loader
+from datasets.loading import make_loader, whole_pools
 from datasets.tiles import MAX_DATES
-from engine import checkpoint, distributed, options
+from engine import checkpoint, distributed, inference, options
 from engine.log import provenance, together
 from models.methods import METHODS
 from utils import metrics
@@ -61,13 +60,6 @@ def logits_of(outputs_of, loader, device, after_step, autocast=nullcontext()):
     return logits
 
 
-def scores_of(logits, labels):
-    """f1_weighted, f1_macro, f1_micro, map (%), counts, n of logits and labels (N, K)."""
-    counts = metrics.count(logits, labels)
-    return metrics.f1_scores(counts) | {"map": metrics.mean_average_precision(logits, labels), "counts": counts,
-                                        "n": len(labels)}
-
-
 @torch.no_grad()
 def score(model, loader, device, after_step, tunes=False, autocast=nullcontext()):
     """Scores on all tiles: f1_weighted, f1_macro, f1_micro, map (%), loss, counts, n. The same on each process.
@@ -84,7 +76,7 @@ def score(model, loader, device, after_step, tunes=False, autocast=nullcontext()
     if tunes:
         model.threshold.fill_(metrics.best_threshold(logits, labels.numpy()))
         logits -= model.threshold.item()
-    return scores_of(logits, labels.numpy()) | {"loss": loss} | (
+    return metrics.scores(logits, labels.numpy()) | {"loss": loss} | (
         {"threshold": model.threshold.sigmoid().item()} if tunes else {})
 
 
@@ -106,18 +98,15 @@ def open_test(saved, model, data_root, keys=None, dates=None):
     """The test split, seen by some of the model's sensors (None: all), of a series at most so many dates (None: as in
     training).
     """
-    keys = list(model.sensors) if keys is None else keys
-    return open_dataset(saved["dataset"], data_root, "test", keys, parts=saved["parts"], s1=s1_of(saved),
-                        all_bands=METHODS[saved["config"]["model"]].all_bands,
-                        max_cloud=saved["max_cloud"] if "s2" in keys else None,
-                        max_dates=saved.get("max_dates", MAX_DATES) if dates is None else dates)
+    return inference.open_as_trained(saved, data_root, "test", list(model.sensors) if keys is None else keys,
+                                     **({} if dates is None else {"max_dates": dates}))
 
 
 def feed(saved, test, pool, workers, place):
     """The loader of a test split. pool: None for the method's default."""
     rank, world, _ = place
-    pool = pool or METHODS[saved["config"]["model"]].pools.get(saved["dataset"], 128)
-    return make_loader(test, Pools(len(test), pool, pool * world, None, rank, world), workers)
+    pool = pool or METHODS[saved["config"]["model"]].pool(saved["dataset"])
+    return make_loader(test, whole_pools(test, pool, rank, world), workers)
 
 
 def about(saved, test, rank):
@@ -182,12 +171,11 @@ def seen_by(model, subsets):
     return outputs_of
 
 
-def check_seen(path, saved, keys, subsets, dates):
+def check_seen(saved, keys, subsets, dates):
     """Errors: UserError for sensors or dates that a checkpoint cannot be scored with."""
     name, there, most = saved["config"]["model"], saved["config"]["sensors"], saved.get("max_dates", MAX_DATES)
-    if name != "omnisat" and any(len(subset) < len(there) for subset in subsets):
-        raise UserError(f"{path}: {name} cannot do without a sensor that it was trained on, only omnisat can, whose "
-                        "tokens are masked; leave --modalities and --all-subsets out")
+    if any(len(subset) < len(there) for subset in subsets):
+        inference.check_can_lack(name, "--all-subsets")
     if dates != [None] and not any(sensor["kind"] == "series" for sensor in there if sensor["key"] in keys):
         raise UserError(f"--dates: none of {', '.join(keys)} is a series; leave the option out")
     if most is not None and (more := [number for number in dates if number is not None and number > most]):
@@ -200,9 +188,9 @@ def score_subsets(args, place, source):
     if args.csv:
         read_rows(args.csv, SUBSET_KEYS)                                      # another kind of table is told now
     saved, model = read_finetuned(args.checkpoint, place, args.tiles_at_once)
-    keys = options.chosen_sensors(args.modalities or "all", list(model.sensors), args.checkpoint)
+    keys = inference.chosen_sensors(args.checkpoint, saved, args.modalities or "all")
     subsets, dates = subsets_of(keys) if args.all_subsets else [tuple(keys)], args.dates or [None]
-    check_seen(args.checkpoint, saved, keys, subsets, dates)
+    check_seen(saved, keys, subsets, dates)
     outputs_of = seen_by(model, subsets) if saved["config"]["model"] == "omnisat" else lambda batch: model(batch)[None]
     for number in dates:
         test = open_test(saved, model, args.data_root, keys, number)
@@ -216,7 +204,7 @@ def score_subsets(args, place, source):
         for subset, some in zip(subsets, logits):
             if number is not None and all(model.sensors[key].kind == "image" for key in subset):
                 continue                                                      # there is nothing to thin
-            scores = scores_of(some, test.labels.numpy())
+            scores = metrics.scores(some, test.labels.numpy())
             what = {"sensors": "+".join(subset), "dates": "all" if number is None else str(number)}
             print(json.dumps(what | {name: round(scores[name], 4) for name in (*SCORES, "n")}))
             if args.csv:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from datasets import open_dataset, own
 from datasets.band_statistics import training_statistics
-from datasets.loading import Pools, make_loader
+from datasets.loading import Pools, make_loader, whole_pools
 from engine import checkpoint, distributed, options, starts
 from engine.folder import open_folder
 from engine.log import provenance
@@ -71,10 +71,10 @@ def open_splits(args, modalities, pretrained, rank):
 
 def loaders(args, train, val, rank, world):
     """The loaders of both; what is fitted sees each training tile once, in the list's order."""
-    val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world)
-    train_pools = (Pools(len(train), args.pool, args.pool * world, None, rank, world) if METHODS[args.model].is_fitted
-                   else Pools(len(train), args.pool, args.batch_size, args.seed, rank, world, args.epoch_steps))
-    return make_loader(train, train_pools, args.workers), make_loader(val, val_pools, args.workers)
+    pools = (whole_pools(train, args.pool, rank, world) if METHODS[args.model].is_fitted else
+             Pools(len(train), args.pool, args.batch_size, args.seed, rank, world, args.epoch_steps))
+    return (make_loader(train, pools, args.workers),
+            make_loader(val, whole_pools(val, args.pool, rank, world), args.workers))
 
 
 def first_model(args, start, modalities, train, saved, rank):

@@ -18,7 +18,7 @@ import torch
 
 from datasets import open_dataset, own
 from datasets.band_statistics import training_statistics
-from datasets.loading import Pools, make_loader
+from datasets.loading import Pools, make_loader, whole_pools
 from engine import distributed, options
 from engine.folder import open_folder
 from engine.log import provenance
@@ -45,8 +45,8 @@ def open_split(args, modalities, split):
 def loaders(args, train, val, rank, world):
     """The loaders of both."""
     pools = Pools(len(train), args.pool, args.batch_size, args.seed, rank, world, args.epoch_steps)
-    val_pools = Pools(len(val), args.pool, args.pool * world, None, rank, world, is_mixed=True)
-    return make_loader(train, pools, args.workers), make_loader(val, val_pools, args.workers)
+    return (make_loader(train, pools, args.workers),
+            make_loader(val, whole_pools(val, args.pool, rank, world, is_mixed=True), args.workers))
 
 
 def train_epoch(training, loader, pool_step, progress):

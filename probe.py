@@ -19,10 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import open_dataset
-from datasets.loading import Pools, make_loader
-from datasets.tiles import MAX_DATES
-from engine import checkpoint, distributed, options
+from datasets.loading import make_loader, whole_pools
+from engine import checkpoint, distributed, inference, options
 from engine.log import provenance, together
 from models.handmade import handmade
 from models.methods import METHODS, build_model
@@ -128,10 +126,7 @@ def chosen(args, saved):
 
 def open_split(args, saved, keys, split, **choice):
     """A split of the checkpoint's dataset, as it was trained on it. choice: of datasets.tiles.Tiles."""
-    method, settings = METHODS[saved["config"]["model"]], saved["settings"]
-    return open_dataset(saved["dataset"], args.data_root, split, keys, seed=saved["seed"],
-                        max_cloud=settings["max_cloud"], parts=settings["parts"], all_bands=method.all_bands,
-                        max_dates=saved.get("max_dates", MAX_DATES), s1=s1_of(saved), **choice)
+    return inference.open_as_trained(saved, args.data_root, split, keys, **choice)
 
 
 def shares(args, saved, keys, train):
@@ -147,14 +142,14 @@ def features(args, saved, splits, what, weights, place):
     train, keys = splits[0], [sensor.key for sensor in splits[0].sensors]
     model = model_of(args.checkpoint, saved, train.sensors, len(train.classes), weights).to(device)
     model.tiles_at_once = args.tiles_at_once
-    pool = args.pool or METHODS[saved["config"]["model"]].pools.get(saved["dataset"], 128)
+    pool = args.pool or METHODS[saved["config"]["model"]].pool(saved["dataset"])
     x, folder = [], Path(args.checkpoint).parent / "features"
     for name, split in zip(SPLITS, splits):
         about = {"checkpoint": saved["sha256"][:12], "weights": weights, "features": what, "sensors": keys,
                  "tiles": split.list_hash}
 
         def computed():
-            loader = make_loader(split, Pools(len(split), pool, pool * world, None, rank, world), args.workers)
+            loader = make_loader(split, whole_pools(split, pool, rank, world), args.workers)
             return extract(model, loader, what, f"{', '.join(keys)}, {what}, {weights} weights, {name}", place)
         x.append(kept(folder / f"{what}-{weights}-{'+'.join(keys)}-{name}.npz", about, computed, rank))
     distributed.gather(None)                                                  # nobody reads what is half written
@@ -191,8 +186,7 @@ def pretraining_of(saved, weights):
 def report(args, saved, source, test, scores, row):
     """Print a row's scores and, with --csv, add it to the table."""
     labels = np.asarray(test.labels > 0, dtype=int)
-    counts = metrics.count(scores, labels)
-    found = metrics.f1_scores(counts) | {"map": metrics.mean_average_precision(scores, labels)}
+    found = metrics.scores(scores, labels)
     weights = "no" if row["model"] == "handmade" else "random" if row["pretraining"] == "none" else "pretrained"
     print(f"{row['modality']:8} {row['features']:9} {weights:10} {row['classifier']:9} {row['label_percent']:4} %: "
           f"weighted F1 {found['f1_weighted']:5.1f}, macro F1 {found['f1_macro']:5.1f}, mAP {found['map']:5.1f}",
@@ -208,7 +202,7 @@ def report(args, saved, source, test, scores, row):
                              **{name: f"{found[name]:.4f}" for name in ("f1_weighted", "f1_macro", "f1_micro", "map")},
                              "test_hash": test.split_hash[:12],
                              **{f"checkpoint_{name}": together(saved["starts"])[name] for name in ("commit", "dirty")},
-                             **source}, {"classes": list(test.classes)} | counts, PROBE_KEYS)
+                             **source}, {"classes": list(test.classes)} | found["counts"], PROBE_KEYS)
 
 
 def command_line():

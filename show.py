@@ -15,10 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets import open_dataset
 from datasets.sensors import SENSORS, Sensor
-from datasets.tiles import MAX_DATES
-from engine import checkpoint, options
+from engine import checkpoint, inference, options
 from engine.log import together
 from utils.errors import UserError, run
 from utils.numbers import whole, whole_list
@@ -62,9 +60,7 @@ def read_checkpoints(paths):
 def tiles_of(saved, root, split, labelled):
     """A split as a checkpoint's training saw it, with the checkpoint's sensors."""
     keys = [sensor["key"] for sensor in saved["config"]["sensors"]]
-    return open_dataset(saved["dataset"], root, split, keys, seed=saved["seed"], labelled=labelled,
-                        max_cloud=saved["settings"]["max_cloud"], parts=saved["settings"]["parts"],
-                        max_dates=saved.get("max_dates", MAX_DATES), s1=s1_of(saved))
+    return inference.open_as_trained(saved, root, split, keys, labelled=labelled)
 
 
 def find(saved, root, name, labelled):

@@ -209,6 +209,11 @@ def begin_reading(_):
     give_memory_back()
 
 
+def whole_pools(dataset, pool, rank, world, **how):
+    """Pools of one pass over a dataset, in order: each tile once. how: of Pools."""
+    return Pools(len(dataset), pool, pool * world, None, rank, world, **how)
+
+
 def make_loader(dataset, pools, workers):
     """DataLoader over the pools, pinned where there is a GPU, its worker processes kept between epochs.
 

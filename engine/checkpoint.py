@@ -57,7 +57,7 @@ def load_finished(path, kind=None):
     """load, of a training that came to its end. Errors: UserError for one that did not."""
     saved = load(path, kind)
     if not saved["finished"]:
-        raise UserError(f"{path}: its training stopped in epoch {saved['epoch']}; run it to its end first")
+        raise UserError(f"{path}: its training stopped in epoch {len(saved['history']) + 1}; run it to its end first")
     return saved
 
 

@@ -55,10 +55,27 @@ def chosen_sensors(path, saved, text):
     """
     there = [sensor["key"] for sensor in saved["config"]["sensors"]]
     keys = options.chosen_sensors(text, there, path)
-    if (name := saved["config"]["model"]) != "omnisat" and len(keys) < len(there):
-        raise UserError(f"--modalities {text}: {name} cannot do without a sensor that it was trained on, only omnisat "
-                        "can; leave the option out")
+    if len(keys) < len(there):
+        check_can_lack(saved["config"]["model"], f"--modalities {text}")
     return keys
+
+
+def check_can_lack(name, option):
+    """Errors: UserError for a model that an option would have do without a sensor, unless it masks its tokens."""
+    if name != "omnisat":
+        raise UserError(f"{option}: {name} cannot do without a sensor that it was trained on, only omnisat can; leave "
+                        "the option out")
+
+
+def open_as_trained(saved, data_root, split, keys, **choice):
+    """A split seen by some of a checkpoint's sensors as its training saw it. choice: of datasets.tiles.Choices, where
+    it is to be another.
+    """
+    settings = saved["settings"]
+    return open_dataset(saved["dataset"], data_root, split, keys, **{
+        "seed": saved["seed"], "parts": settings["parts"], "all_bands": METHODS[saved["config"]["model"]].all_bands,
+        "max_cloud": settings["max_cloud"] if "s2" in keys else None, "max_dates": saved.get("max_dates", MAX_DATES),
+        "s1": s1_of(saved)} | choice)
 
 
 def open_tiles(path, saved, data_root, split, keys):
@@ -68,15 +85,13 @@ def open_tiles(path, saved, data_root, split, keys):
     datasets/sensors.py are today's. Errors: UserError if these are others than it was trained with, or if a split needs
     a list that is not there, besides those of the reader.
     """
-    name, settings, all_bands = saved["dataset"], saved["settings"], METHODS[saved["config"]["model"]].all_bands
+    name, all_bands = saved["dataset"], METHODS[saved["config"]["model"]].all_bands
     for sensor in (Sensor(**sensor) for sensor in saved["config"]["sensors"] if sensor["key"] in keys):
         today = SENSORS.get(name, {}).get(sensor.key)
         if today is None or sensor != (today.with_all_bands() if all_bands else today):
             raise UserError(f"{path}: its {sensor.key} of {name} is {sensor}, datasets/sensors.py has "
                             f"{today or 'no such entry'}; restore the entry that it was trained with")
-    tiles = open_dataset(name, data_root, split, keys, seed=saved["seed"], labelled=False, parts=settings["parts"],
-                         max_cloud=settings["max_cloud"] if "s2" in keys else None, all_bands=all_bands,
-                         max_dates=saved.get("max_dates", MAX_DATES), s1=s1_of(saved))
+    tiles = open_as_trained(saved, data_root, split, keys, labelled=False)
     if not tiles.has_list and saved.get("has_list", True):
         raise UserError(f"{tiles.table}: cannot be read, it is not there; --split {split} needs the list that training "
                         "had")
@@ -99,7 +114,7 @@ def pool_of(args, saved, dataset, device):
     if args.pool:
         return args.pool
     if (name := saved["config"]["model"]) != "omnisat":
-        return METHODS[name].pools.get(saved["dataset"], 128)
+        return METHODS[name].pool(saved["dataset"])
     return max(1, (GPU_PATCHES if device.type == "cuda" else PATCHES) // math.prod(dataset.grid))
 
 

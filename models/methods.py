@@ -67,6 +67,10 @@ class Method(NamedTuple):
         """How many dates of a series it is given at most: None, all, for medians."""
         return None if self.forms.get(dataset) in ("median", "seasons") else MAX_DATES
 
+    def pool(self, dataset):
+        """Tiles in a forward pass, where nobody says otherwise."""
+        return self.pools.get(dataset, 128)
+
     def has_width(self, modality):
         """Whether --width changes anything."""
         return self.widths is None or modality in self.widths

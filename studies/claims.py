@@ -31,9 +31,8 @@ from studies.frozen import features
 from studies.results import append, read
 from studies.training import BATCH, Schedule, finetune, pretrain, start_from
 from studies.variants import DEPTH, DIM
-from utils import classifiers
+from utils import classifiers, metrics
 from utils.files import written_whole
-from utils.metrics import count, f1_scores, mean_average_precision
 from utils.numbers import whole, whole_list
 
 RATE = 1e-3
@@ -108,7 +107,7 @@ def new_model(tiles, modality, seed, classes=0, ablation="none"):
 
 def write(run, logits, labels, began, model=None, **more):
     """Add a run's row."""
-    scores = f1_scores(count(logits, labels)) | {"map": mean_average_precision(logits, labels)}
+    scores = metrics.scores(logits, labels)
     source = provenance("", [], torch.device("cpu"))
     append("claims.csv", run._asdict() | {
         **{name: f"{scores[name]:.3f}" for name in ("f1_weighted", "f1_macro", "map")},

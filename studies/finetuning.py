@@ -32,7 +32,7 @@ from studies.frozen import conditioning, features, probe, watch_dates, write_sta
 from studies.results import append, commit, publish, read
 from studies.training import BATCH, Schedule, finetune, pretrain, start_from
 from studies.variants import IMAGES, build, head
-from utils.metrics import count, f1_scores, mean_average_precision
+from utils import metrics
 from utils.numbers import whole
 
 PRETRAIN_STEPS, STEPS = 1500, 400
@@ -134,10 +134,10 @@ def prepare(job):
         for (name, x), percent in itertools.product(train.items(), (10, 100)):
             constant, rank = conditioning(x)
             logits = probe(x, y, test[name], tiles.labelled(percent, seed))
+            scores = metrics.scores(logits, labels)
             append("features.csv", {
                 "data": data, "variant": variant, "seed": seed, "start": start, "features": name, "percent": percent,
-                "f1_weighted": f"{f1_scores(count(logits, labels))['f1_weighted']:.3f}",
-                "map": f"{mean_average_precision(logits, labels):.3f}", "constant_share": f"{constant:.4g}",
+                **{name: f"{scores[name]:.3f}" for name in ("f1_weighted", "map")}, "constant_share": f"{constant:.4g}",
                 "rank": f"{rank:.4g}", "steps": PRETRAIN_STEPS, "seconds": f"{time.time() - began:.0f}",
                 "commit": commit()})
     torch.save(weights, target)
@@ -158,7 +158,7 @@ def perform(job):
         start_from(model, weights, run)
     logits, kept = finetune(tiles, model, rows, Schedule(BATCH[run.data], run.rate, STEPS, run.seed))
     labels = tiles.splits["test"]["label"].numpy()
-    scores = f1_scores(count(logits.numpy(), labels)) | {"map": mean_average_precision(logits.numpy(), labels)}
+    scores = metrics.scores(logits.numpy(), labels)
     append("finetuning.csv", run._asdict() | {
         **{name: f"{scores[name]:.3f}" for name in ("f1_weighted", "f1_macro", "map")},
         "kept": kept, "steps": STEPS, "seconds": f"{time.time() - began:.1f}", "commit": commit()})

@@ -23,6 +23,15 @@ def real():
 
 
 @pytest.fixture(scope="module")
+def one_thread():
+    """As under torchrun: with another number of threads sums are cut elsewhere. Small models gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """A small TreeSatAI of simulated tiles, series and single dates."""
     return write_treesatai(tmp_path_factory.mktemp("demo") / "treesatai", train=24, test=10, seed=3)

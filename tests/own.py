@@ -3,7 +3,6 @@ checkpoints of it.
 """
 import numpy as np
 import pytest
-import torch
 
 import embed
 import finetune
@@ -17,15 +16,6 @@ TABLE = [    # patches of 8 m; a tile has 3 x 2 of them
     Sensor("drone", "image", ("R", "G", "B"), 1, 8, files="drone/{tile}.tif"),
     Sensor("planet", "series", ("B", "NIR"), 4, 2, 366, files="planet/{tile}.npz"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As under torchrun: with another number of threads sums are cut elsewhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def options(path, root, out, *more):

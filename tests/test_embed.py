@@ -23,11 +23,13 @@ from datasets.simulated.demo import write_treesatai
 from engine import checkpoint, shards
 from models.methods import build_model
 from models.omnisat import OmniSat
-from tests.own import mine, one_thread, own_table  # noqa: F401
+from tests.own import mine, own_table  # noqa: F401
 from tests.own import MODEL, SHORT, TABLE, embedded, options, read, write_mine
 from tests.test_models import S1, S2, VHR, make_batch
 from tests.test_scripts import torchrun
 from utils.errors import UserError, run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parent.parent
 KEYS = ("vhr", "s2", "s1")

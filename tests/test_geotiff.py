@@ -11,8 +11,10 @@ from datasets import open_dataset
 from datasets.files import read_tif
 from datasets.geotiff import coarser, read_place
 from engine import shards
-from tests.own import embedded, mine, one_thread, own_table, read  # noqa: F401
+from tests.own import embedded, mine, own_table, read  # noqa: F401
 from utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ground(path):

@@ -14,8 +14,10 @@ import predict
 from datasets.files import read_tif
 from datasets.geotiff import read_place
 from engine import checkpoint
-from tests.own import mine, one_thread, own_table  # noqa: F401
+from tests.own import mine, own_table  # noqa: F401
 from utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["Forest", "Water; open"]

@@ -16,7 +16,7 @@ import pretrain
 import probe
 from datasets import open_dataset
 from datasets.loading import collate
-from engine import checkpoint
+from engine import checkpoint, inference
 from models.handmade import handmade
 from models.methods import METHODS, build_model
 from studies.data import rows_of
@@ -130,7 +130,7 @@ def test_no_test_label_is_seen(pretrained, demo, tmp_path, monkeypatch):
         if split == "test":
             dataset.labels = 1 - dataset.labels
         return dataset
-    monkeypatch.setattr(probe, "open_dataset", turned)
+    monkeypatch.setattr(inference, "open_dataset", turned)
     probe.main([*command, "--csv", str(tmp_path / "b.csv")])
     import json
     before, after = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()]

@@ -28,20 +28,13 @@ from models.fast.omnisat import FastOmniSat as OmniSat
 from utils.errors import BUSY, STOPPED, Stopped, UserError
 from utils.results import read_rows
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset", "treesatai-ts", "--modalities", "s2,s1", "--workers", "0", "--batch-size", "8", "--pool", "4",
          "--epochs", "3",
          "--epoch-steps", "1"]
 MODEL = ["--embed-dim", "32", "--depth", "1"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small models gain nothing from more, and lose much where other processes run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,12 @@ def count(logits, labels):
     return {name: cell.sum(0).tolist() for name, cell in cells.items()}
 
 
+def scores(logits, labels):
+    """f1_weighted, f1_macro, f1_micro, map (%), counts and n of logits and labels (N, K)."""
+    counts = count(logits, labels)
+    return f1_scores(counts) | {"map": mean_average_precision(logits, labels), "counts": counts, "n": len(labels)}
+
+
 def f1_scores(counts):
     """F1 in % from counts: macro (mean over all K classes), weighted (by the class's number of tiles), micro.
 
