@@ -98,7 +98,7 @@ def test_medians_of_a_long_series(demo, tmp_path, monkeypatch):
     def open_and_note(*args, **options):
         asked.append((args[2], options["max_dates"]))
         return opened(*args, **options)
-    for module in ("pretrain", "finetune", "evaluate"):
+    for module in ("pretrain", "finetune", "engine.inference"):
         monkeypatch.setattr(f"{module}.open_dataset", open_and_note)
     pretrain.main(pretraining(demo, tmp_path, "scalemae", "treesatai-ts", "s2")[:-2] + ["--epochs", "1"])
     finetune.main(["--dataset", "treesatai-ts", "--data-root", str(demo), "--model", "scalemae", "--modalities", "s2",
