@@ -1,9 +1,6 @@
 """How a row of benchmarks.run is measured: seconds, memory, operations, in a process of its own."""
-import ctypes
 import multiprocessing
-import re
 import time
-from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,22 +8,9 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks import tasks
 from engine.distributed import exact_float32
-from utils.memory import reuse_memory
+from utils.memory import memory, reuse_memory
 
 IN_A_ROW = 8    # short runs of a GPU that are timed together: as in training, nothing waits between them
-
-
-def memory(device, peak):
-    """GB of this process on the device: now, which also starts a new peak, or the peak since."""
-    if device.type == "cuda":
-        if not peak:
-            torch.cuda.reset_peak_memory_stats()
-        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 1e9
-    if not peak:
-        ctypes.CDLL(None).malloc_trim(0)                                      # what was freed does not count
-        Path("/proc/self/clear_refs").write_text("5")
-    text = Path("/proc/self/status").read_text()
-    return int(re.search(rf"Vm{'HWM' if peak else 'RSS'}:\s+(\d+)", text)[1]) / 1e6
 
 
 class Operations(TorchDispatchMode):

@@ -35,7 +35,7 @@ DEMOS = {
                       "3e-3"])}
 DEMO_MODEL = ["--embed-dim", "32", "--depth", "1"]
 DEMO_WIDTH = ["--width", "0.25"]    # of the compared methods
-DEMO_COMMON = ["--workers", "0"]
+DEMO_WORKERS = 0
 # epochs of the compared methods by percent of the labels: on images, which DOFA makes of everything, and on PASTIS-HD's
 # large series; and on others, which take milliseconds a step
 DEMO_LARGE, DEMO_SMALL = {"10": "15", "20": "10", "100": "6"}, {"10": "60", "100": "30"}
@@ -45,15 +45,18 @@ class Commands:
     """The command lines, at the paper's or the demo's scale, on Sentinel-1 as released or repaired (s1).
 
     demo: "" at the paper's scale, "demo" for what `demo` shows, "demo-all" for tables with --demo: the name of its
-    folders.
+    folders. nproc: processes of a pretraining; all else has one. workers: reading processes of each, None as many as by
+    default.
     """
 
-    def __init__(self, python, data, demo, nproc, s1="released"):
-        self.demo, self.data, self.s1 = DEMOS.get(demo), data, s1
+    def __init__(self, python, data, demo, nproc, s1="released", workers=None):
+        self.demo, self.data, self.s1, self.nproc = DEMOS.get(demo), data, s1, nproc
         self.results, self.runs = folder_of(Path("results", demo), s1), folder_of(Path("runs", demo), s1)
         self.python = [python]
-        self.start = self.python + (["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
-                                    if nproc > 1 else [])
+        self.torchrun = self.python + (["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+                                       if nproc > 1 else [])
+        workers = DEMO_WORKERS if self.demo else workers
+        self.reading = [] if workers is None else ["--workers", str(workers)]
 
     def root(self, dataset):
         """The dataset's folder, DIR/treesatai, DIR/pastis-hd or DIR/flair."""
@@ -82,21 +85,21 @@ class Commands:
 
     def _common(self, cell, seed):
         return ["--dataset", cell["dataset"], "--data-root", self.root(cell["dataset"]), "--seed", str(seed),
-                *([] if self.s1 == "released" else ["--s1", self.s1])]
+                *([] if self.s1 == "released" else ["--s1", self.s1]), *self.reading]
 
     def pretrain(self, cell, modality, seed):
         what = (["--ablation", cell["ablation"]] if cell["ablation"] != "none" else
                 ["--model", cell["model"], "--modalities", modality] if cell["model"] != "omnisat" else [])
-        command = self.start + ["pretrain.py", *self._common(cell, seed), *what]
+        command = [*self.torchrun, "pretrain.py", *self._common(cell, seed), *what]
         if self.demo:
             command += ["--output", str(self.pretrained(cell, seed)[modality].parent),
-                        *(DEMO_MODEL if cell["model"] == "omnisat" else DEMO_WIDTH), *DEMO_COMMON, *self.demo.pretrain]
+                        *(DEMO_MODEL if cell["model"] == "omnisat" else DEMO_WIDTH), *self.demo.pretrain]
         return command
 
     def finetune(self, cell, seed):
         model = [] if cell["model"] == "omnisat" else ["--model", cell["model"]]
         start = [str(path) for path in self.pretrained(cell, seed).values()] or [published_start(cell) or "none"]
-        command = self.start + ["finetune.py", *self._common(cell, seed), *model, "--init", *start, "--modalities",
+        command = self.python + ["finetune.py", *self._common(cell, seed), *model, "--init", *start, "--modalities",
                                 cell["modality"], "--label-percent", cell["label_percent"], "--csv", self.csv(cell)]
         if self.demo:
             is_new = not start[0].endswith(".pt")                             # a checkpoint knows its sizes
@@ -106,18 +109,18 @@ class Commands:
     def _demo_options(self, cell, is_new):
         """Sizes and lengths of a cell's fine-tuning. is_new: whether it has no checkpoint to start from."""
         if cell["model"] == "omnisat":
-            return (DEMO_MODEL if is_new else []) + DEMO_COMMON + self.demo.finetune
+            return (DEMO_MODEL if is_new else []) + self.demo.finetune
         width = DEMO_WIDTH if is_new and method_of(cell).has_width(cell["modality"]) else []
         if method_of(cell).is_fitted:
-            return width + DEMO_COMMON
+            return width
         is_large = cell["modality"] in ("vhr", "all") or cell["dataset"] == "pastis-hd" or cell["model"] == "dofa"
         epochs = (DEMO_LARGE if is_large else DEMO_SMALL)[cell["label_percent"]]
-        return width + DEMO_COMMON + ["--batch-size", "4", "--epoch-steps", "1", "--epochs", epochs, "--min-epochs",
-                                      epochs, "--lr", "1e-3"]
+        return width + ["--batch-size", "4", "--epoch-steps", "1", "--epochs", epochs, "--min-epochs", epochs,
+                        "--lr", "1e-3"]
 
     def evaluate(self, cell, seed):
-        return self.start + ["evaluate.py", "--checkpoint", str(self.finetuned(cell, seed)), "--data-root",
-                             self.root(cell["dataset"]), "--csv", self.csv(cell), *(DEMO_COMMON if self.demo else [])]
+        return self.python + ["evaluate.py", "--checkpoint", str(self.finetuned(cell, seed)), "--data-root",
+                              self.root(cell["dataset"]), "--csv", self.csv(cell), *self.reading]
 
     def probed(self, dataset):
         """The choices of modalities that frozen evaluation is done for."""
@@ -126,6 +129,6 @@ class Commands:
 
     def probe(self, cell, seed):
         (start,) = self.pretrained(cell, seed).values()
-        command = self.start + ["probe.py", "--checkpoint", str(start), "--data-root", self.root(cell["dataset"]),
-                                "--csv", str(self.results / "probe.csv"), *(DEMO_COMMON if self.demo else [])]
+        command = self.python + ["probe.py", "--checkpoint", str(start), "--data-root", self.root(cell["dataset"]),
+                                 "--csv", str(self.results / "probe.csv"), *self.reading]
         return command + (["--modalities", *self.demo.probed] if self.demo and self.demo.probed else [])

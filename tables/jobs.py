@@ -10,11 +10,20 @@ from utils.results import PROBE_KEYS, SCORED, TABLES, identity, key_of, read_row
 
 
 class Job(NamedTuple):
-    """A command, the names of the jobs it needs, and where its output goes if several run at a time."""
+    """A command, the names of the jobs it needs, and where its output goes.
+
+    kind: data, pretraining, fine-tuning, test or probe. cell, seed: the first that it is for; of data only a dataset.
+    modality: of a compared method's pretraining. processes: that it has.
+    """
     name: str
     command: list
     needs: tuple
     log: Path
+    kind: str = ""
+    cell: dict = {}
+    seed: str = ""
+    modality: str = ""
+    processes: int = 1
 
 
 class Jobs:
@@ -28,10 +37,11 @@ class Jobs:
         self.commands, self.is_dry, self.scale = commands, is_dry, "demo" if commands.demo else "paper"
         self.planned, self.blocked, self.without, self.trained = {}, {}, [], {}    # trained: {checkpoint: needs}
 
-    def plan(self, name, command, needs, log):
-        """Plan a job, once. Returns what needs it: (name,)."""
-        self.planned.setdefault(name, Job(name, command, needs, log))
-        return name,
+    def plan(self, *job, **about):
+        """Plan a Job, once. Returns what needs it: (name,)."""
+        job = Job(*job, **about)
+        self.planned.setdefault(job.name, job)
+        return job.name,
 
     def data(self, dataset):
         """The demo's tiles."""
@@ -39,7 +49,7 @@ class Jobs:
             return ()
         folder = FOLDERS[dataset]
         return self.plan(f"data of {folder}", self.commands.generate(dataset), (),
-                         self.commands.runs / folder / "output.txt")
+                         self.commands.runs / folder / "output.txt", "data", {"dataset": dataset})
 
     def pretrainings(self, cell, seed):
         """Those that are not done of the checkpoints that a cell starts from."""
@@ -49,7 +59,8 @@ class Jobs:
                 title = (f"pretraining {cell['model']}, {modality}," if cell["model"] != "omnisat" else
                          "pretraining" if cell["ablation"] == "none" else f"pretraining, {cell['ablation']},")
                 found += self.plan(f"{title} on {dataset}, seed {seed}", self.commands.pretrain(cell, modality, seed),
-                                   self.data(dataset), start.parent / "output.txt")
+                                   self.data(dataset), start.parent / "output.txt", "pretraining", cell, seed,
+                                   modality, self.commands.nproc)
         return found
 
     def is_blocked(self, name, paths):
@@ -65,12 +76,16 @@ class Jobs:
 
     def add_cells(self, cells, seeds):
         """What the rows of cells take: pretraining, fine-tuning or fitting, test."""
-        done = {identity(row) for table in TABLES for row in read_rows(self.commands.results / f"{table}.csv")
-                if row["status"] in SCORED}
+        done = self.scored(TABLES)
         for seed in seeds:
             for cell in cells:
                 if key_of(cell) + (seed, self.scale, self.commands.s1) not in done:
                     self.add_cell(cell, seed)
+
+    def scored(self, tables):
+        """The identities of the rows with a score in some tables."""
+        return {identity(row) for table in tables for row in read_rows(self.commands.results / f"{table}.csv")
+                if row["status"] in SCORED}
 
     def add_cell(self, cell, seed):
         name, target = f"{key(cell)}, seed {seed}", self.commands.finetuned(cell, seed)
@@ -79,7 +94,7 @@ class Jobs:
         data = self.data(cell["dataset"])
         if target in self.trained or finished_scale(target):                  # trained for another table
             self.plan(name, self.commands.evaluate(cell, seed), self.trained.get(target, data),
-                      target.parent / cell["table"] / "output.txt")
+                      target.parent / cell["table"] / "output.txt", "test", cell, seed)
             return
         if not (self.commands.demo or self.is_dry) and published_start(cell) and (missing := missing_weights(cell)):
             row = cell | {"seed": seed, "scale": self.scale, "s1": self.commands.s1, "status": missing}
@@ -87,32 +102,40 @@ class Jobs:
             self.without.append((self.commands.csv(cell), row))
             return
         needs = self.pretrainings(cell, seed) or data
-        self.trained[target] = self.plan(name, self.commands.finetune(cell, seed), needs, target.parent / "output.txt")
+        self.trained[target] = self.plan(name, self.commands.finetune(cell, seed), needs,
+                                         target.parent / "output.txt", "fine-tuning", cell, seed)
 
     def add_probes(self, cells, seeds):
         """What frozen evaluation of the cells' pretrainings takes."""
-        last = "handmade", "knn", "100"                                       # a modality's last row
-        there = {(row["dataset"], row["seed"], row["modality"])
-                 for row in read_rows(self.commands.results / "probe.csv", PROBE_KEYS) if row["scale"] == self.scale
-                 and (row["features"], row["classifier"], row["label_percent"]) == last}
         for seed in seeds:
             for cell in cells:
-                dataset = cell["dataset"]
-                if not all((dataset, seed, modality) in there for modality in self.commands.probed(dataset)):
+                if not self.is_probed(cell, seed):
                     self.add_probe(cell, seed)
+
+    def is_probed(self, cell, seed):
+        last = "handmade", "knn", "100"                                       # a modality's last row
+        there = {row["modality"] for row in read_rows(self.commands.results / "probe.csv", PROBE_KEYS)
+                 if (row["dataset"], row["seed"], row["scale"]) == (cell["dataset"], seed, self.scale)
+                 and (row["features"], row["classifier"], row["label_percent"]) == last}
+        return there >= {*self.commands.probed(cell["dataset"])}
 
     def add_probe(self, cell, seed):
         name, (start,) = f"probe of {cell['dataset']}, seed {seed}", self.commands.pretrained(cell, seed).values()
         if not self.is_blocked(name, [start]):
             data = self.data(cell["dataset"])
             needs = self.pretrainings(cell, seed) or data
-            self.plan(name, self.commands.probe(cell, seed), needs, start.parent / "probe.txt")
+            self.plan(name, self.commands.probe(cell, seed), needs, start.parent / "probe.txt", "probe", cell,
+                      seed)
 
 
-def needed_first(planned):
-    """The jobs in the same order, but those before the others that others wait for."""
-    needed = {name for job in planned for name in job.needs}
-    return sorted(planned, key=lambda job: job.name not in needed)
+    def is_done(self, job):
+        """Whether another driver has done a planned job since. Data tells that itself, after a look at them."""
+        if job.kind == "pretraining":
+            return finished_scale.__wrapped__(job.log.parent / "pretrained.pt") == self.scale
+        if job.kind == "probe":
+            return self.is_probed(job.cell, job.seed)
+        return job.kind in ("fine-tuning", "test") and (
+            key_of(job.cell) + (job.seed, self.scale, self.commands.s1) in self.scored([job.cell["table"]]))
 
 
 def missing_weights(cell):

@@ -23,7 +23,7 @@ from models.methods import METHODS, build_model
 from models.omnisat import ABLATIONS
 from tables import commands, jobs, schedule
 from tables.jobs import Job
-from tables.schedule import run_all
+from tables.schedule import Machine, run_all
 from utils import weights
 from utils.errors import BUSY, STOPPED
 from utils.results import KEYS, PROBE_KEYS, finetuning_folder, folder_of, pretraining_folder, read_rows, write_row
@@ -148,7 +148,7 @@ def test_driver_runs_skips_and_reports(elsewhere, monkeypatch, capfd):
 def test_without_published_weights_a_row_says_where_they_belong(elsewhere, monkeypatch, capfd):
     """At the paper's scale; the rest goes on, and the row gives way to the score once they are there."""
     monkeypatch.setattr(weights, "FOLDER", elsewhere / "weights")
-    monkeypatch.setattr(run_tables, "run_all", lambda planned, at_a_time: {})
+    monkeypatch.setattr(run_tables, "run_all", lambda planned, *_: {})
     arguments = ["table2", "--only", "resnet50|presto|mlp,none,none,(s2|all)", "--data", str(elsewhere / "data")]
     assert run_tables.main(arguments) == 1
     rows = read_rows(elsewhere / "results" / "table2.csv")
@@ -203,7 +203,7 @@ def test_probes_are_run_once(elsewhere, capfd):
 def test_demo_begins_with_what_others_wait_for_and_ends_with_its_claims(elsewhere, monkeypatch):
     """The pretraining is the longest job, and half of the others wait for it; with --only there are no claims."""
     ran = []
-    monkeypatch.setattr(run_tables, "run_all", lambda planned, at_a_time: ran.append(planned) or {})
+    monkeypatch.setattr(run_tables, "run_all", lambda planned, *_: ran.append(planned) or {})
     monkeypatch.setattr(run_tables.subprocess, "run", lambda command,
                         cwd: ran.append(command) or subprocess.CompletedProcess(command, 0))
     assert run_tables.main(["demo"]) == 0 and run_tables.main(["demo", "--only", "none,none,s2,10$"]) == 0
@@ -279,7 +279,7 @@ def test_jobs_wait_for_what_they_need_and_run_side_by_side(tmp_path, capfd):
     planned = [job("a", note % ("a", 0.6), folder=tmp_path), job("b", note % ("b", 0), ("c", "a"), tmp_path),
                job("c", note % ("c", 0), folder=tmp_path),
                job("d", "raise SystemExit(3)", folder=tmp_path), job("e", note % ("e", 0), ("a", "d"), tmp_path)]
-    failed = run_all(planned, 2)
+    failed = run_all(planned, Machine(2))
     assert failed.keys() == {"d", "e"} and failed["d"].startswith("exit code 3") and failed["e"] == "not run, d failed"
     order = (tmp_path / "order").read_text()
     assert sorted(order) == ["a", "b", "c"] and order.index("b") == 2          # c did not wait for a, b did
@@ -288,10 +288,10 @@ def test_jobs_wait_for_what_they_need_and_run_side_by_side(tmp_path, capfd):
 def sleeping_driver(folder):
     """A driver at work on a job that sleeps: its process, and the job's process number."""
     script = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom tables.jobs import "
-              f"Job\nfrom tables.schedule import run_all\n"
+              f"Job\nfrom tables.schedule import Machine, run_all\n"
               f"run_all([Job('a', [sys.executable, '-c', 'import os, time; open(r\"{folder}/pid\", "
               f"\"w\").write(str(os.getpid())); "
-              f"time.sleep(60)'], (), Path(r'{folder}/log'))], 1)")
+              f"time.sleep(60)'], (), Path(r'{folder}/log'))], Machine())")
     driver, until = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL), time.time() + 30
     while not (folder / "pid").exists() or not (folder / "pid").read_text():
         assert time.time() < until and driver.poll() is None
@@ -326,7 +326,7 @@ def test_a_job_whose_folder_is_taken_waits(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(schedule, "RETRY", 0.1)
     tries = f"open(r'{tmp_path}/tries', 'a').write('x'); import sys; " \
             f"sys.exit({BUSY} if len(open(r'{tmp_path}/tries').read()) < 3 else 0)"
-    assert run_all([job("a", tries, folder=tmp_path), job("b", "print('after')", "a", tmp_path)], 1) == {}
+    assert run_all([job("a", tries, folder=tmp_path), job("b", "print('after')", "a", tmp_path)], Machine()) == {}
     told = capfd.readouterr().err
     assert (tmp_path / "tries").read_text() == "xxx" and told.count("waiting for it") == 1 and "after" in told
 

@@ -7,6 +7,7 @@ from pathlib import Path
 # of Slurm, torchrun and kill; Windows has no second one
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 STOPPED, BUSY = 75, 76    # exit codes: stopped by a signal, after saving; another process has the output folder
+CODE = "OMNISAT_CODE"     # variable: the file that the exit code is written to, as torchrun's own is 1 whatever it was
 
 
 class UserError(Exception):
@@ -41,6 +42,8 @@ def run(main):
         if not error.is_told:    # on a line of its own: another process may be drawing a bar
             print(f"{'' if is_one else chr(10)}{script}: {'' if isinstance(error, Stopped) else 'error: '}{text}",
                   file=sys.stderr)
+        if path := os.environ.get(CODE):
+            Path(path).write_text(str(error.code), encoding="utf-8")
         sys.exit(error.code)
     except OSError as error:
         if error.filename is None and error.errno is None:

@@ -1,6 +1,10 @@
-"""What the C library does with freed memory."""
+"""What the C library does with freed memory; how much a process has."""
 import ctypes
+import re
 import sys
+from pathlib import Path
+
+import torch
 
 
 def reuse_memory():
@@ -26,3 +30,18 @@ def give_memory_back():
     if mallopt is not None:
         mallopt(-3, 4 << 20)
         mallopt(-4, 65536)
+
+
+def memory(device, peak):
+    """GB of this process on the device: now, which also starts a new peak, or the peak since."""
+    if device.type == "cuda":
+        if not peak:
+            torch.cuda.reset_peak_memory_stats()
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 1e9
+    if sys.platform != "linux":
+        return 0.0
+    if not peak:
+        ctypes.CDLL(None).malloc_trim(0)                                      # what was freed does not count
+        Path("/proc/self/clear_refs").write_text("5")
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(rf"Vm{'HWM' if peak else 'RSS'}:\s+(\d+)", text)[1]) / 1e6
