@@ -18,9 +18,10 @@ from tables.cost import Costs, in_order, makespan
 from tables.schedule import ROOT
 from tables.text import as_text
 from utils.errors import UserError
-from utils.files import written_whole
+from utils.files import walk, written_whole
 
 TILES = {"train": 10, "test": 4}    # simulated for the calibration
+WRITERS = {"treesatai": write_treesatai, "pastis-hd": write_pastis, "flair": write_flair}
 REAL_SIDE = {"pastis-hd": 128}      # pixels, where simulated tiles are smaller than the release's
 
 
@@ -31,22 +32,25 @@ def calibration_of(commands, machine, jobs):
 
     Errors: UserError if it fails.
     """
-    known, costs = kept_calibration(commands) or {"works": {}}, Costs(commands)
-    works = {load.work for job in jobs if (load := costs.load(job))}
+    known, costs, path = kept_calibration(commands) or {}, Costs(commands), commands.results / "calibration.json"
     here = {"places": machine.places, "gpus": len(machine.gpus), "cores": machine.cores, "host": platform.node()}
-    if known.get("machine") == here and {work.name() for work in works} <= set(known["works"]):
+    if known.get("machine") != here:
+        known = {"works": {}, "generate": {}, "disk": {}, "read": {}, "classify": 0.0, "machine": here,
+                 "date": datetime.now().isoformat(timespec="seconds")}
+    works = {load.work for job in jobs if (load := costs.load(job)) and load.work.name() not in known["works"]}
+    classifies = any(job.kind == "probe" for job in jobs) and not known["classify"]
+    if not works and not classifies:
         return known
-    path = commands.results / "calibration.json"
     print(f"calibration: {len(works)} kinds of steps on a few tiles, about {SECONDS // 60} minutes; kept in {path}",
           file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        roots, generate = tiles_for(commands, {work.dataset for work in works}, folder)
-        found = measure(works, roots, machine, any(job.kind == "probe" for job in jobs))
-        found["startup"] = startup(folder, machine)
-    found |= {"generate": generate, "machine": here, "date": datetime.now().isoformat(timespec="seconds")}
+        roots, found = tiles_for(costs, {work.dataset for work in works}, folder)
+        found |= measure(works, roots, machine, classifies)
+        known = {name: value | found[name] if isinstance(value, dict) and name in found else found.get(name) or value
+                 for name, value in known.items()} | {"startup": startup(folder, machine), "device": found["device"]}
     with written_whole(path) as file:
-        json.dump(found, file, indent=1)
-    return found
+        json.dump(known, file, indent=1)
+    return known
 
 
 def kept_calibration(commands):
@@ -55,27 +59,33 @@ def kept_calibration(commands):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def tiles_for(commands, datasets, folder):
-    """{dataset: folder of its tiles}, simulated where there is no download, and the seconds to simulate a tile."""
-    roots, generate = {}, {}
+def tiles_for(costs, datasets, folder):
+    """{dataset: folder of its tiles}, simulated where there is no download; and {"generate": seconds to simulate a
+    tile, "disk": bytes of all}, each by folder.
+    """
+    commands, roots, found = costs.commands, {}, {"generate": {}, "disk": {}}
     for dataset in sorted(datasets):
-        name, root = FOLDERS[dataset], Path(folder, FOLDERS[dataset])
-        real = Path(commands.root(dataset))
+        name, root, real = FOLDERS[dataset], Path(folder, FOLDERS[dataset]), Path(commands.root(dataset))
         if not commands.demo and real.is_dir():
-            roots[dataset] = str(real)
+            roots[dataset], found["disk"][name] = str(real), size_of(real)
             continue
-        if name not in generate:
-            words, size = commands.demo.data[name] if commands.demo else [], {}
+        if name not in found["generate"]:
+            words, side = commands.demo.data[name] if commands.demo else [], {}
             if "--side" in words:
-                size["side"] = int(words[words.index("--side") + 1])
+                side["side"] = int(words[words.index("--side") + 1])
             elif not commands.demo and name in REAL_SIDE:
-                size["side"] = REAL_SIDE[name]
-            writer, start = {"treesatai": write_treesatai, "pastis-hd": write_pastis, "flair": write_flair}[name], (
-                time.perf_counter())
-            quietly(writer, root, **TILES, **size)
-            generate[name] = (time.perf_counter() - start) / sum(TILES.values())
+                side["side"] = REAL_SIDE[name]
+            start = time.perf_counter()
+            quietly(WRITERS[name], root, **TILES, **side)
+            found["generate"][name] = (time.perf_counter() - start) / sum(TILES.values())
+            found["disk"][name] = size_of(root) / sum(TILES.values()) * sum(costs.tiles(dataset).values())
         roots[dataset] = str(root)
-    return roots, generate
+    return roots, found
+
+
+def size_of(folder):
+    """Bytes of its files."""
+    return sum(os.path.getsize(os.path.join(path, name)) for path, _, names in walk(folder) for name in names)
 
 
 def measure(works, roots, machine, classifies):
@@ -89,19 +99,22 @@ def measure(works, roots, machine, classifies):
         process.stdin.close()
         processes.append(process)
     found = {"works": {}, "read": {}, "classify": 0.0, "device": ""}
-    for process in processes:
-        for line in process.stdout:
-            told = json.loads(line)
-            if "read" in told:
-                found["read"] |= told["read"]
-                found["classify"] += told["classify"]
-                found["device"] = told["device"]
-            elif "failed" in told:
-                raise UserError(f"calibration of {told['name']}: {told['failed']}")
-            else:
-                found["works"][told.pop("name")] = told
-        if process.wait():
-            raise UserError(f"calibration: a process ended with exit code {process.returncode}")
+    try:
+        for process in processes:
+            for told in map(json.loads, process.stdout):
+                if "failed" in told:
+                    raise UserError(f"calibration of {told['name']}: {told['failed']}")
+                if "read" in told:
+                    found |= {"read": found["read"] | told["read"], "classify": found["classify"] + told["classify"],
+                              "device": told["device"]}
+                else:
+                    found["works"][told.pop("name")] = told
+            if process.wait():
+                raise UserError(f"calibration: a process ended with exit code {process.returncode}")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     return found
 
 
@@ -144,11 +157,13 @@ def lines_of(planned, costs):
         loads = [load for job in jobs if (load := costs.load(job))]
         estimates, memory = [costs.seconds(job) for job in jobs], [costs.memory(load.work) for load in loads]
         most, reading = sum(each.most for each in estimates), sum(each.reading for each in estimates)
-        lines.append([table, model or "simulated tiles", f"{len(jobs)}", thousands(sum(load.trained[1] for load in loads)),
+        lines.append([table, model or "simulated tiles", f"{len(jobs)}",
+                      thousands(sum(load.trained[1] for load in loads)),
                       thousands(sum(load.steps[1] for load in loads)), gigabytes(disk(jobs, costs)),
                       f"{max((each.get('gb', 0.0) for each in memory), default=0.0):.1f}" if loads else "",
                       hours([sum(each.least for each in estimates), most]), f"{reading / most:.0%}"])
-    return ["table", "method", "jobs", "tiles, 1e3", "steps, 1e3", "checkpoints, GB", "memory, GB", "hours", "reading"], lines
+    return ["table", "method", "jobs", "tiles, 1e3", "steps, 1e3", "checkpoints, GB", "memory, GB", "hours",
+            "reading"], lines
 
 
 def disk(jobs, costs):
@@ -169,7 +184,8 @@ def plan_text(planned, costs, machine, done):
             f"({known['device']}, {platform.machine()})",
             as_text(*header),
             f"in all {hours([sum(costs.seconds(job)[end] for job in planned) for end in (0, 1)])} hours of jobs, "
-            f"{hours(spans)} hours on this machine, {gigabytes(disk(planned, costs))} GB of checkpoints",
+            f"{hours(spans)} hours on this machine, {gigabytes(disk(planned, costs))} GB of checkpoints; tiles take "
+            + ", ".join(f"{gigabytes(size)} GB of {name}" for name, size in known["disk"].items()),
             "Two numbers: if every training stops as early as it may, and if none does. Steps were timed "
             f"{known['date'][:16].replace('T', ' ')} on a few tiles, not compiled."]
     if learned:

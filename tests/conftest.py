@@ -1,5 +1,7 @@
 """Fixtures: the real files beside the project, and a hand-made miniature of TreeSatAI whose every value is known."""
 import json
+import os
+import shutil
 from pathlib import Path
 
 import h5py
@@ -10,7 +12,7 @@ import torch
 
 from datasets.simulated.demo import write_treesatai
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))    # run_tests.sh: one, beside other processes
 REAL = Path(__file__).parent.parent.parent / "shared" / "real" / "treesatai-ts"
 
 
@@ -31,10 +33,16 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A small TreeSatAI of simulated tiles, series and single dates."""
+@pytest.fixture(scope="session")
+def demo_tiles(tmp_path_factory):
+    """A small TreeSatAI of simulated tiles, series and single dates, written once; tests get copies of it."""
     return write_treesatai(tmp_path_factory.mktemp("demo") / "treesatai", train=24, test=10, seed=3)
+
+
+@pytest.fixture(scope="module")
+def demo(demo_tiles, tmp_path_factory):
+    """Those of a file of tests."""
+    return shutil.copytree(demo_tiles, tmp_path_factory.mktemp("demo") / "treesatai")
 
 
 def products(days, sensor):

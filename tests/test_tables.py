@@ -2,6 +2,7 @@
 import csv
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ import pretrain
 import probe
 import run_tables
 from datasets.sensors import SENSORS
-from datasets.simulated.demo import write_treesatai
 from engine import checkpoint, starts
 from engine.options import chosen_modalities
 from models.methods import METHODS, build_model
@@ -111,13 +111,13 @@ def test_dry_run_prints_lines_that_parse(options, number, capsys, monkeypatch, t
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(demo_tiles, tmp_path, monkeypatch):
     """The demo with few tiles and epochs, its results and runs under tmp_path."""
     for name, usual in commands.DEMOS.items():
         monkeypatch.setitem(commands.DEMOS, name, usual._replace(
             data={"treesatai": ["--train", "24", "--test", "10", "--seed", "3"]}, pretrain=["--epochs", "1"],
             finetune=["--epochs", "1", "--epoch-steps", "1", "--lr", "3e-3"]))
-    data = write_treesatai(tmp_path / "data" / "treesatai", train=24, test=10, seed=3)
+    data = shutil.copytree(demo_tiles, tmp_path / "data" / "treesatai")
     monkeypatch.setattr(commands.Commands, "root",
                         lambda self, dataset: str(folder_of(tmp_path / "data", self.s1) / data.name))
     folder, original = Path(os.path.relpath(tmp_path, ROOT)), commands.Commands.__init__
