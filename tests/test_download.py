@@ -174,10 +174,11 @@ def test_flair_comes_domain_by_domain(host, tmp_path, capsys):
 # ---- stopped and gone on --------------------------------------------------------------------------------------------
 
 def test_a_lost_connection_is_taken_up_where_it_broke(host, release, tmp_path):
-    """Within a run, by Range; nothing comes twice."""
-    host.cut["aerial.zip"] = [1_200, 0, 2_000, 0]
+    """Within a run, by Range, as often as something comes; nothing comes twice."""
+    host.cut["aerial.zip"] = [1_200, 0, 2_000, 0] + [100] * transfer.TRIES
     assert run(tmp_path) == 0 and there(tmp_path)["aerial.zip"] == release["aerial.zip"]
-    assert [start for path, start, _ in host.log if path == "aerial.zip"] == [0, 1_200, 1_200, 3_200, 3_200]
+    assert [start for path, start, _ in host.log if path == "aerial.zip"] == [
+        0, 1_200, 1_200, 3_200, *range(3_200, 3_900, 100)]
     assert host.sent() == sum(len(release[name]) for name in NEEDED)
 
 
