@@ -1,5 +1,6 @@
 """Unpack and check a downloaded dataset, once, before the tables: every file of every tile is read.
 
+    python prepare.py download treesatai-ts --root data/treesatai    # the files that the tables need; --help says more
     python prepare.py treesatai-ts --root data/treesatai       # stopped, the same command goes on where it was
     python prepare.py pastis-hd --root data/pastis-hd --fresh  # check everything again
     python prepare.py weights                                  # the published weights that some rows start from
@@ -14,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from checks import orders
+from checks import download, orders
 from checks.records import check_all, open_splits, same_tiles
 from checks.report import next_command, print_report, write_report
 from checks.tile import finding
@@ -55,7 +56,8 @@ def write_lists(args, datasets, keys, records, is_new):
 def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
-    arguments.add_argument("dataset", help=f"{', '.join(SENSORS)}, one of your own, or weights")
+    arguments.add_argument("dataset", help=f"{', '.join(SENSORS)}, one of your own, or weights; download has "
+                                             "options of its own, see prepare.py download --help")
     arguments.add_argument("--root", metavar="DIR", help="folder of what was downloaded, see README; weights go to "
                                                          "weights/")
     options.add_sensors(arguments)
@@ -119,6 +121,9 @@ def prepare(args, report, progress):
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["download"]:
+        return download.main(argv[1:])
     arguments = command_line()
     args = arguments.parse_args(argv)
     if args.dataset == "weights":

@@ -32,7 +32,7 @@ def compare(rows, what, against, setting):
              "|" + "---|" * (len(settings) + len(heads) + 2)]
 
     def score(value, each, seed, name):
-        return float(known[value, *each, seed][name])
+        return float(known[(value, *each, seed)][name])
     for value in values:
         cells = [" / ".join(f"{np.mean(found):.1f}" for found in (
             [score(value, each, seed, name) for seed in seeds if (value, *each, seed) in known]
