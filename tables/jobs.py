@@ -91,18 +91,21 @@ class Jobs:
 
     def add_probes(self, cells, seeds):
         """What frozen evaluation of the cells' pretrainings takes."""
-        last = "handmade", "knn", "100"                                       # a modality's last row
-        there = {(row["dataset"], row["seed"], row["modality"])
+        there = {(row["model"], row["features"], row["dataset"], row["seed"], row["modality"])
                  for row in read_rows(self.commands.results / "probe.csv", PROBE_KEYS) if row["scale"] == self.scale
-                 and (row["features"], row["classifier"], row["label_percent"]) == last}
+                 and (row["pretraining"], row["classifier"], row["label_percent"]) == ("none", "knn", "100")}
         for seed in seeds:
             for cell in cells:
-                dataset = cell["dataset"]
-                if not all((dataset, seed, modality) in there for modality in self.commands.probed(dataset)):
+                model = cell["model"]
+                own = model, "tokens" if model == "omnisat" else "tile"       # a modality's last rows
+                if not all((*last, cell["dataset"], seed, modality) in there for last in (own, ("handmade",) * 2)
+                           for modality in self.commands.probed(cell)):
                     self.add_probe(cell, seed)
 
     def add_probe(self, cell, seed):
-        name, (start,) = f"probe of {cell['dataset']}, seed {seed}", self.commands.pretrained(cell, seed).values()
+        whose = "" if cell["model"] == "omnisat" else f"{cell['model']}, {cell['modality']}, on "
+        name = f"probe of {whose}{cell['dataset']}, seed {seed}"
+        start, = self.commands.pretrained(cell, seed).values()
         if not self.is_blocked(name, [start]):
             data = self.data(cell["dataset"])
             needs = self.pretrainings(cell, seed) or data
