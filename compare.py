@@ -6,6 +6,7 @@
     python compare.py --demo           results/demo/TABLE.csv, simulated data and small models
     python compare.py claims --demo    what the demo is to show, claim by claim, of each seed
 
+Rows that the paper does not print, of a method of one's own or of other sensors, are shown below those that it does.
 Below them is the best that was reported since the paper, by other protocols (results/paper/later.csv).
 Where there are tables on repaired Sentinel-1 too (run_tables.sh --s1 repaired, results/repaired), they have a line
 beside ours. Prints the tables and writes beside them, for what was printed: compare.md (the same tables), compare.csv

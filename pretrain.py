@@ -99,7 +99,7 @@ def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
     arguments.add_argument("--model", choices=[name for name, method in METHODS.items() if method.pretrains()],
-                           default="omnisat", help="omnisat or a compared method")
+                           default="omnisat", help="a method of models/methods.py that pretrains itself")
     options.add_data_options(arguments)
     model = options.add_model_options(arguments, 256, 6)
     model.add_argument("--ablation", choices=ABLATIONS, default="none",

@@ -6,7 +6,9 @@
     bash run_tables.sh table3 --dry-run              only print the commands, each of them can be run alone
     bash run_tables.sh all --demo                    every table on simulated data
     bash run_tables.sh probe                         frozen evaluation of OmniSat's pretrainings, results/probe.csv
-                                                     (also --demo)
+                                                     (also --demo, --model)
+    bash run_tables.sh table2 --demo --model omnisat,mine
+                                                     the cells of these methods, one's own too
     bash run_tables.sh table2 --s1 repaired          the cells that see Sentinel-1 of TreeSatAI-TS, its scrambled files
                                                      put in order
 

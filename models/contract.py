@@ -290,7 +290,7 @@ def main(argv=None):
         arguments.error(f"the entry of {args.method} has no such cell; it fills " + ", ".join(
             f"{modality} of {dataset}" for dataset, modality in METHODS[args.method].cells()))
     found = [sentence for cell in cells for sentence in lacks(args.method, *cell)]
-    print(*found, f"{args.method}, {len(cells)} cells: {len(found) or 'nothing'} to be done", sep="\n")
+    print(*found, f"{args.method}, {len(cells)} cell(s): {len(found) or 'nothing'} to be done", sep="\n")
     return int(bool(found))
 
 

@@ -39,7 +39,7 @@ def test_the_template_keeps_it_in_every_cell(entered, capsys):
     """Also as a command, which says so."""
     entered(Mine)
     assert contract.main(["mine"]) == 0
-    assert capsys.readouterr().out == "mine, 15 cells: nothing to be done\n"
+    assert capsys.readouterr().out == "mine, 15 cell(s): nothing to be done\n"
 
 
 # ---- planted faults --------------------------------------------------------------------------------------------------
