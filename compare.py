@@ -6,6 +6,7 @@
     python compare.py --demo           results/demo/TABLE.csv, simulated data and small models
     python compare.py claims --demo    what the demo is to show, claim by claim, of each seed
 
+Rows that the paper does not print, of a method of one's own or of other sensors, are shown below those that it does.
 Below them is the best that was reported since the paper, by other protocols (results/paper/later.csv).
 Where there are tables on repaired Sentinel-1 too (run_tables.sh --s1 repaired, results/repaired), they have a line
 beside ours. Prints the tables and writes beside them, for what was printed: compare.md (the same tables), compare.csv
@@ -20,7 +21,7 @@ import sys
 from pathlib import Path
 
 from tables import claims, curves, subsets
-from tables.collect import FIGURE5, best_since, collect, differences, figure5, repairs
+from tables.collect import FIGURE5, best_since, collect, differences, figure5, printed_only, repairs
 from tables.text import LINES, as_markdown, as_text, difference_lines, figure5_lines, table_lines
 from utils.errors import UserError, run
 from utils.results import KEYS, TABLES, check_test_lists, folder_of
@@ -76,7 +77,14 @@ class Findings:
         (cells, notes), (repaired, more) = (found.get(s1, ({}, [])) for s1 in LINES)
         self.tables[name], metric = (cells, repaired), next(iter((cells or repaired).values()))["metric"]
         notes = notes + [f"S1 repaired: {note}" for note in more if note not in notes]
-        self.add_block(f"{name}: {metric} on test, %", table_lines(cells, repaired), notes)
+        printed, own = [printed_only(each) for each in (cells, repaired)], [
+            {key: cell for key, cell in each.items() if cell["paper"] is None} for each in (cells, repaired)]
+        titles = f"{name}: {metric} on test, %", f"{name}, not in the paper: {metric} on test, %"
+        for title, both in zip(titles, (printed, own)):
+            if any(both):
+                self.add_block(title, table_lines(*both), notes)
+                notes = []                                                    # of both, told once
+        cells, repaired = printed
         if cells and (found := differences(cells)):
             self.add_block(f"{name}: differences, paired by seed", difference_lines(found))
         if repaired and (found := repairs(cells, repaired) | differences(repaired)):
@@ -104,10 +112,11 @@ class Findings:
     def add_probe(self):
         path = self.folder / "probe.csv"
         self.probes = curves.collect(path, self.scale)
-        if self.probes:
-            self.add_block("probe: F1 of simple classifiers on frozen features, on test, %, between what it lies",
-                           curves.lines(self.probes))
-        else:
+        for model, found in self.probes.items():
+            whose = "" if model == curves.FIRST else f" of {model}"
+            self.add_block(f"probe{whose}: F1 of simple classifiers on frozen features, on test, %, between "
+                           "what it lies", curves.lines(found, model))
+        if not self.probes:
             self.problems.append(f"{path} has no rows of scale {self.scale} yet; run_tables.sh probe writes them")
 
     def add_subsets(self):
@@ -155,8 +164,9 @@ class Findings:
             pictures.draw_table(self.folder / f"{table}.png", cells, remark, repaired)
         if self.entries:
             pictures.draw_figure5(self.folder / "fig5.png", self.entries, remark)
-        if self.probes:
-            pictures.draw_probe(self.folder / "probe.png", self.probes, remark)
+        for model, found in self.probes.items():
+            name = "probe" if model == curves.FIRST else f"probe-{model}"
+            curves.draw(self.folder / f"{name}.png", found, model, remark)
         if self.seen:
             subsets.draw(self.folder / "subsets.png", self.seen, remark)
 

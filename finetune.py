@@ -171,7 +171,7 @@ def test(target, args, place):
 def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
-    arguments.add_argument("--model", choices=METHODS, default="omnisat", help="omnisat or a compared method")
+    arguments.add_argument("--model", choices=METHODS, default="omnisat", help="a method of models/methods.py")
     arguments.add_argument("--init", required=True, nargs="+", metavar="FILE",
                            help="pretrained.pt to start from (of satmae and scalemae one for each modality); none for "
                                 "random weights; imagenet for the published weights of a compared method's ResNet, "

@@ -99,7 +99,7 @@ def command_line():
     """The ArgumentParser."""
     arguments = options.parser(__doc__)
     arguments.add_argument("--model", choices=[name for name, method in METHODS.items() if method.pretrains()],
-                           default="omnisat", help="omnisat or a compared method")
+                           default="omnisat", help="a method of models/methods.py that pretrains itself")
     options.add_data_options(arguments)
     model = options.add_model_options(arguments, 256, 6)
     model.add_argument("--ablation", choices=ABLATIONS, default="none",
@@ -126,17 +126,17 @@ def choices(args, arguments, modality):
     Errors: UserError for what does not fit.
     """
     method = METHODS[args.model]
+    rate = method.pretraining_rate(args.dataset, modality)
     if args.model == "omnisat":
         return ({"embed_dim": args.embed_dim, "depth": args.depth, "ablation": args.ablation},
-                method.pretrain_rate if args.lr is None else args.lr, (args.embed_dim, args.depth) == (256, 6))
-    rates = method.pretrain_rates
-    if modality not in rates.get(args.dataset, ()):
+                rate if args.lr is None else args.lr, (args.embed_dim, args.depth) == (256, 6))
+    if rate is None:
         raise UserError(f"--model {args.model} is not pretrained on {modality} of {args.dataset}, but on " + "; ".join(
-            f"{' or '.join(known)} of {dataset}" for dataset, known in rates.items()))
+            f"{' or '.join(known)} of {dataset}" for dataset, known in method.pretrain_rates.items()))
     options.refuse(args, arguments, ("embed_dim", "depth", "ablation", "tiles_at_once"), args.model)
     width = options.chosen_width(args)
     return ({"num_classes": 0, "dataset": args.dataset, "width": width},
-            rates[args.dataset][modality] if args.lr is None else args.lr, width == 1)
+            rate if args.lr is None else args.lr, width == 1)
 
 
 def target_of(args, modality):

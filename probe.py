@@ -113,7 +113,7 @@ def chosen(args, saved):
     dataset, name = saved["dataset"], saved["config"]["model"]
     there = [sensor["key"] for sensor in saved["config"]["sensors"]]
     everything, seen = options.modality_name(there, dataset), {}
-    for modality in args.modalities or [everything, *(there if name == "omnisat" else [])]:
+    for modality in args.modalities or [everything, *([] if METHODS[name].pretrain_rate is None else there)]:
         seen[modality] = there if modality == everything else options.chosen_modalities(modality, dataset)
         if unknown := [key for key in seen[modality] if key not in there]:
             raise UserError(f"--modalities {modality}: {args.checkpoint} has {', '.join(there)}, not "

@@ -6,7 +6,9 @@
     bash run_tables.sh table3 --dry-run              only print the commands, each of them can be run alone
     bash run_tables.sh all --demo                    every table on simulated data
     bash run_tables.sh probe                         frozen evaluation of OmniSat's pretrainings, results/probe.csv
-                                                     (also --demo)
+                                                     (also --demo, --model)
+    bash run_tables.sh table2 --demo --model omnisat,mine
+                                                     the cells of these methods, one's own too
     bash run_tables.sh table2 --s1 repaired          the cells that see Sentinel-1 of TreeSatAI-TS, its scrambled files
                                                      put in order
     bash run_tables.sh all --seeds 0,1,2 --plan      what that will cost here: jobs, memory, disk, hours
@@ -28,7 +30,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tables.cells import key, paper_cells, sees_s1
+from tables.cells import cells_of, key, paper_cells, sees_s1
 from tables.commands import Commands
 from tables.jobs import Jobs
 from tables.schedule import ROOT, Machine, run_all
@@ -51,6 +53,10 @@ def command_line():
     arguments.add_argument("--only", metavar="PATTERN",
                            help="only cells whose line of --list matches this regular expression, e.g. "
                                 "'treesatai-ts,omnisat,.*,s2,10$'")
+    arguments.add_argument("--model", metavar="NAMES",
+                           help="comma-separated methods of models/methods.py in place of all: of the paper's, such as "
+                                "omnisat, the cells that it prints; of one's own each place of the table, pretrained "
+                                "or not, that its entry fills")
     arguments.add_argument("--seeds", type=whole_list(0), default=[0], metavar="LIST",
                            help="comma-separated; each has its own pretraining and label subset (default: 0)")
     arguments.add_argument("--gpus", type=whole_list(0), metavar="LIST",
@@ -79,8 +85,12 @@ def command_line():
 
 def chosen(args, arguments):
     """The cells that the options ask for. Where there is none, this is told, and the process ends."""
+    if args.model and args.table == "demo":
+        arguments.error("--model: the demo is OmniSat's; table2 --demo runs any method's cells on simulated tiles")
     try:
-        cells = [cell for cell in paper_cells(args.table) if re.search(args.only or "", key(cell))]
+        cells = [cell for name in dict.fromkeys(args.model.split(",")) for cell in cells_of(args.table, name)
+                 ] if args.model else paper_cells(args.table)
+        cells = [cell for cell in cells if re.search(args.only or "", key(cell))]
     except re.error as error:
         arguments.error(f"--only: {args.only!r} is no regular expression: {error}")
     if not cells:

@@ -62,7 +62,7 @@ def start_omnisat(args, method, modality):
 def start_compared(args, arguments, method, modality):
     """Start of a compared method. Errors: UserError for what it is not made for, and for options that would do nothing.
     """
-    if modality not in method.rates.get(args.dataset, ()):
+    if not method.fills(args.dataset, modality):
         raise UserError(f"--model {args.model} is not made for {modality} of {args.dataset}, but for " + "; ".join(
             f"{', '.join(rates)} of {dataset}" for dataset, rates in method.rates.items()))
     unused = ["embed_dim", "depth", "tiles_at_once"]
@@ -72,7 +72,7 @@ def start_compared(args, arguments, method, modality):
     unused += [] if method.has_width(modality) else ["width"]
     options.refuse(args, arguments, unused, f"{args.model} on {modality}")
     rate = method.finetune_rate(args.dataset, modality, args.init[0] not in WORDS), method.rates_from
-    if method.pretrain_rates and args.init[0] not in WORDS:
+    if method.pretrains() and args.init[0] not in WORDS:
         pretrained = read_pretrained(args)
         width = sizes_of(pretrained, args, ["width"])["width"]
         return Start({"dataset": args.dataset, "width": width}, "self", "none", rate, hashes(pretrained),
@@ -81,7 +81,7 @@ def start_compared(args, arguments, method, modality):
     if args.init not in (["none"], [needed]):
         raise UserError(f"--init {' '.join(args.init)}: {args.model} on {modality} starts from " + (
             f"{needed}, or none" if needed != "none" else
-            "its own pretrained.pt, or none" if method.pretrain_rates else "none: it has no published weights"))
+            "its own pretrained.pt, or none" if method.pretrains() else "none: it has no published weights"))
     is_usual, width = args.init == [needed] and not method.pretrain_rates, options.chosen_width(args)
     return Start({"dataset": args.dataset, "width": width}, method.pretraining if is_usual else "none", "none", rate,
                  args.init[0], is_usual and width == 1)

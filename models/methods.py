@@ -1,11 +1,12 @@
 """The one table of methods: what each is called, which network it is, and what the protocol asks of it.
 
-A new method is a file in models/compared/ and an entry here. Scripts, run_tables.py and tables/ take everything from
-it; networks know nothing of cells, rates and pools. Rates and pools are those of the official configurations, which
-made the printed numbers, unless rates_from says otherwise.
+A new method is a file, a copy of models/template.py, and an entry here. Scripts, run_tables.py and tables/ take
+everything from it; networks know nothing of cells, rates and pools. Rates and pools are those of the official
+configurations, which made the printed numbers, unless rates_from says otherwise.
 """
 from typing import NamedTuple, Optional
 
+from datasets import READERS, default_modalities
 from datasets.tiles import MAX_DATES
 from models.compared.fitted import RandomFeatures, Trees
 from models.compared.mosaiks import NEIGHBOURS
@@ -22,8 +23,8 @@ class Method(NamedTuple):
     network: its class, see build_model.
     rates: {dataset: {modality: learning rate of fine-tuning}}, the cells that it fills; "all" is every sensor.
     rates_from: whose the rates are.
-    rate, scratch_rates, pretrain_rate: OmniSat's, in place of rates and pretrain_rates, as it takes any sensors of any
-        dataset: of fine-tuning; {dataset: another one from random weights}; of pretraining.
+    rate, scratch_rates, pretrain_rate: in place of rates and pretrain_rates, of what takes any sensors of any dataset,
+        as OmniSat does: of fine-tuning; {dataset: another one from random weights}; of one pretraining on all sensors.
     pretrain_rates: {dataset: {modality: learning rate}} of its own pretrainings.
     sees: {modality: keys of the sensors}, where a modality is not what its name says.
     forms: {dataset: what its network makes of a series}: "date", the only one, "median" of all dates, or "seasons",
@@ -37,6 +38,7 @@ class Method(NamedTuple):
     widths: the modalities for which --width changes something; None: all.
     pools: {dataset: tiles in a forward pass}, where 128 do not fit.
     least_tiles: training tiles that it needs.
+    unused: parts of the names of parameters that have no part in some cell, and so no gradient there.
     """
     network: type
     rates: dict = {}
@@ -56,6 +58,31 @@ class Method(NamedTuple):
     widths: Optional[tuple] = None
     pools: dict = {}
     least_tiles: int = 1
+    unused: tuple = ()
+
+    def fills(self, dataset, modality):
+        """Whether it is made for a modality of a dataset."""
+        return self.rate is not None or modality in self.rates.get(dataset, ())
+
+    def cells(self):
+        """The (dataset, modality) of the paper's datasets that it fills: all sensors, and each alone."""
+        return [(dataset, modality) for dataset in READERS for modality in ("all", *default_modalities(dataset))
+                if self.fills(dataset, modality)]
+
+    def starts(self, dataset):
+        """The tables' words for how a fine-tuning on a dataset can begin."""
+        if self.pretrain_rates:
+            return ("self",) if self.pretrained_on(dataset) else ()
+        return (self.pretraining,) if self.pretrain_rate is None else ("none", "self")
+
+    def pretrained_on(self, dataset):
+        """The modalities that the tables pretrain it on."""
+        return tuple(self.pretrain_rates.get(dataset, ())) if self.pretrain_rate is None else ("all",)
+
+    def pretraining_rate(self, dataset, modality):
+        """Learning rate of a pretraining; None where there is none."""
+        found = self.pretrain_rates.get(dataset, {}).get(modality)
+        return found if self.pretrain_rate is None else self.pretrain_rate
 
     def finetune_rate(self, dataset, modality, is_pretrained):
         """Learning rate of a fine-tuning; None for what is fitted."""
@@ -94,7 +121,7 @@ AUTOENCODER = {"pretraining": "self", "sees": {"all": ("vhr", "s2")}, "pools": {
 METHODS = {
     # fine-tuning not as in the paper, 2e-5 for pretrained weights: too slow for the short trainings, see the rehearsal
     # in PAPER.md
-    "omnisat": Method(OmniSat, rate=2e-4, scratch_rates={"flair": 2e-3}, pretrain_rate=1e-4),
+    "omnisat": Method(OmniSat, rate=2e-4, scratch_rates={"flair": 2e-3}, pretrain_rate=1e-4, unused=("mask_token",)),
     "pse": Method(PixelSets, {"treesatai": {"s1": 1e-3, "s2": 4e-3, "all": 2e-3}}, published=("all",), all_bands=True),
     "vit": Method(VisionTransformer, {"treesatai": {"vhr": 1e-3, "s2": 1e-3, "s1": 1e-5, "all": 2e-3}}, all_bands=True),
     "mlp": Method(Perceptron, {"treesatai": {"s1": 1e-3, "s2": 1e-3, "all": 2e-3}}, published=("all",), all_bands=True),
@@ -119,14 +146,16 @@ METHODS = {
     # pretrained on S1 and S2 together, for one of them or both; it has no place for an image
     "croma": Method(RadarOptical, alike(("treesatai", "pastis-hd"), ("s2", "s1", "all"), 2e-5), pretraining="self",
                     pretrain_rates={"treesatai": {"all": 2e-5}, "pastis-hd": {"all": 2e-4}}, all_bands=True,
-                    sees={"all": ("s2", "s1")}, forms={"treesatai": "date", "pastis-hd": "seasons"}),
+                    sees={"all": ("s2", "s1")}, forms={"treesatai": "date", "pastis-hd": "seasons"},
+                    unused=("croma.vectors",)),
     # not in the paper: the rate, which is the paper's for OmniSat
     "dofa": Method(AnyBands, alike(("treesatai", "treesatai-ts", "pastis-hd"), EVERY, 2e-5)
                    | alike(("flair",), IMAGES, 2e-5), "section 3.4", pretraining="external", published=EVERY,
                    init="external", forms={"treesatai": "date", "treesatai-ts": "median", "pastis-hd": "median",
                                            "flair": "median"}),
     "presto": Method(PixelTransformer, {"treesatai": {"s2": 3e-4, "s1": 3e-4}}, "its authors", pretraining="external",
-                     published=("s2", "s1"), init="external", tunes_threshold=True, widths=()),
+                     published=("s2", "s1"), init="external", tunes_threshold=True, widths=(),
+                     unused=("patch_embed", "dw_embed", "month_embed")),
 }
 
 

@@ -7,7 +7,7 @@ import statistics
 from typing import NamedTuple, Optional
 
 from tables.cells import MODALITIES
-from tables.collect import best_constant, collect, paired
+from tables.collect import best_constant, collect, paired, printed_only
 from utils.errors import UserError
 from utils.results import PROBE_KEYS, read_rows
 
@@ -37,7 +37,7 @@ def collect_claims(folder, scale):
     path = folder / f"{TABLE}.csv"
     cells, _ = collect(folder, TABLE, scale)
     constant = best_constant(path, "f1_weighted", scale).get(DATASET)
-    found = of_cells(cells, constant) + of_probe(folder / "probe.csv", scale)
+    found = of_cells(printed_only(cells), constant) + of_probe(folder / "probe.csv", scale)
     if not found:
         raise UserError(f"{path}: no claim can be looked at; it needs OmniSat's cells of {DATASET}, run_tables.sh demo "
                         "writes them")

@@ -35,11 +35,12 @@ def mean_std(values):
 
 
 def collect(folder, table, scale, s1="released"):
-    """(cells, notes): the paper's cells of which we have scores at this scale, and lines on what is left out.
+    """(cells, notes): the cells of which we have scores at this scale, and lines on what is left out.
 
     s1: those on Sentinel-1 as released, or repaired.
 
-    cells: {key: {"paper": F1, "name", "metric", "ours": {seed: F1}, "mean", "std", "n", "rows"}}, in the paper's order.
+    cells: {key: {"paper": F1, "name", "metric", "ours": {seed: F1}, "mean", "std", "n", "rows"}}, in the paper's order;
+    below them those that it does not print, "paper" None, by dataset.
     Errors: UserError naming the file if there is no such cell, or if rows were scored on different test tiles.
     """
     path = folder_of(folder, s1) / f"{table}.csv"
@@ -64,7 +65,11 @@ def collect(folder, table, scale, s1="released"):
             mixed += len(random := [seed for seed, row in rows_of.items() if row["status"] == "random-weights"])
             for seed in random:
                 del rows_of[seed]
-    shown = [row for key in printed if key in scored for row in scored[key].values()]
+    datasets = [key[1] for key in printed]
+    others_last = sorted(scored.keys() - printed.keys(), key=lambda key: (
+        datasets.index(key[1]) if key[1] in datasets else len(datasets), key[:5]))
+    order = [key for key in printed if key in scored] + others_last
+    shown = [row for key in order for row in scored[key].values()]
     check_test_lists(path, shown)
     without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours
                                   if row["status"] not in SCORED)
@@ -73,26 +78,30 @@ def collect(folder, table, scale, s1="released"):
         (sum(row["status"] == "random-weights" for row in shown), "with random weights in place of published ones"),
         (mixed, "with random weights, of cells that have others with published ones, not shown"),
         (len(rows) - len(ours), f"not of scale {scale}, not shown"),
-        (len(others), f"not of --s1 {s1}, not shown"),
-        (sum(len(scored[key]) for key in scored.keys() - printed.keys()),
-         "of cells that the paper does not print, not shown")) if count]
-    cells, column = {}, None
-    for key, cell in printed.items():
-        if key in scored:
-            column = COLUMN.get(cell["metric"], cell["metric"])
-            values = {seed: float(row[column]) for seed, row in scored[key].items()}
-            mean, std = mean_std(values.values())
-            cells[key] = {"paper": float(cell["f1"]), "name": cell["printed_name"], "metric": METRICS[cell["metric"]],
-                          "ours": values, "mean": mean, "std": std, "n": len(values),
-                          "rows": list(scored[key].values())}
+        (len(others), f"not of --s1 {s1}, not shown")) if count]
+    metric, names = next(iter(printed.values()))["metric"], {cell["model"]: cell["printed_name"]
+                                                             for cell in read_cells() if cell["ablation"] == "none"}
+    cells, column = {}, COLUMN.get(metric, metric)
+    for key in order:
+        values = {seed: float(row[column]) for seed, row in scored[key].items()}
+        mean, std = mean_std(values.values())
+        paper, name = ((float(printed[key]["f1"]), printed[key]["printed_name"]) if key in printed else
+                       (None, names.get(key[2], key[2]) + (f", {key[4]}" if key[4] != "none" else "")))
+        cells[key] = {"paper": paper, "name": name, "metric": METRICS[metric], "ours": values, "mean": mean, "std": std,
+                      "n": len(values), "rows": list(scored[key].values())}
     notes += remarks(shown)
     if not cells:
-        raise UserError(f"{path} has no score yet of a cell that the paper prints: {'; '.join(notes)}")
+        raise UserError(f"{path} has no score yet: {'; '.join(notes)}")
     constant = best_constant(path, column, scale)
     if constant:
         notes.insert(0, "every class for every tile, the best constant prediction: " +
                      ", ".join(f"{value:.1f} on {dataset}" for dataset, value in constant.items()))
     return cells, notes
+
+
+def printed_only(cells):
+    """Those of the cells that the paper prints."""
+    return {key: cell for key, cell in cells.items() if cell["paper"] is not None}
 
 
 def best_constant(path, column, scale):
@@ -134,7 +143,9 @@ def paired(more, others):
 
 
 def differences(cells):
-    """The differences behind the paper's claims: {(claim, where): {percent: (the paper's, {seed: ours})}}."""
+    """The differences behind the paper's claims: {(claim, where): {percent: (the paper's, {seed: ours})}}. cells: those
+    that it prints.
+    """
     found, printed = collections.defaultdict(dict), paper_cells(next(iter(cells))[0])
     for key, cell in cells.items():
         _, dataset, _, pretraining, ablation, modality, percent = key
@@ -182,10 +193,12 @@ def machines(row):
 
 def figure5(cells, scale):
     """Rows of fig5.csv, best first: each method of table 2, pretrained or not, in its best cell with 100 % of the
-    labels.
+    labels; of the paper's methods in one that it prints.
     """
     best, rows, printed = {}, [], paper_cells("table2")
-    for key in sorted((key for key in cells if key[6] == "100"), key=lambda key: -cells[key]["mean"]):
+    known = {key[2:4] for key in printed}
+    shown = [key for key, cell in cells.items() if key[6] == "100" and (cell["paper"] or key[2:4] not in known)]
+    for key in sorted(shown, key=lambda key: -cells[key]["mean"]):
         best.setdefault(key[2:4], key)
     for method, key in best.items():
         cell = cells[key]
@@ -193,7 +206,8 @@ def figure5(cells, scale):
         def mean(column, factor=1.0):    # over the seeds that have it
             values = [float(row[column]) * factor for row in cell["rows"] if row[column]]
             return statistics.mean(values) if values else None
-        paper = max(float(row["f1"]) for k, row in printed.items() if k[2:4] == method and k[6] == "100")
+        paper = max((float(row["f1"]) for k, row in printed.items() if k[2:4] == method and k[6] == "100"),
+                    default=None)
         devices = " + ".join(sorted({machine for row in cell["rows"] for machine in machines(row)}))
         rows.append(dict(zip(FIGURE5, (
             key[2], cell["name"], key[3], key[1], key[5], mean("params", 1e-6), mean("pretrain_hours"),

@@ -122,10 +122,15 @@ class Commands:
         return self.python + ["evaluate.py", "--checkpoint", str(self.finetuned(cell, seed)), "--data-root",
                               self.root(cell["dataset"]), "--csv", self.csv(cell), *self.reading]
 
-    def probed(self, dataset):
-        """The choices of modalities that frozen evaluation is done for."""
+    def probed(self, cell):
+        """The choices of modalities that frozen evaluation is done for: probe.py's, but where the demo has fewer."""
         from datasets import default_modalities                               # torch is only loaded where it is needed
-        return self.demo and self.demo.probed or ("all", *default_modalities(dataset))
+        from engine.options import modality_name
+        method = method_of(cell)
+        if method.pretrain_rate is None:
+            seen = method.sees.get(cell["modality"], (cell["modality"],))
+            return modality_name(seen, cell["dataset"]),
+        return self.demo and self.demo.probed or ("all", *default_modalities(cell["dataset"]))
 
     def probe(self, cell, seed):
         (start,) = self.pretrained(cell, seed).values()

@@ -115,7 +115,7 @@ class Costs:
         if job.kind == "test":
             return Load(work, scored=tiles["test"], workers=args.workers)
         if job.kind == "probe":
-            seen = len(self.commands.probed(dataset))
+            seen = len(self.commands.probed(cell))
             return Load(work, scored=PASSES * seen * sum(tiles.values()), workers=args.workers)
         share = int(cell["label_percent"]) / 100 if job.kind == "fine-tuning" else 1
         test = tiles["test"] if job.kind == "fine-tuning" else 0
@@ -162,7 +162,7 @@ class Costs:
         load, known = self.load(job), (self.calibration or {})
         if job.kind == "probe":
             tiles = self.tiles(job.cell["dataset"])["train"]
-            return known.get("classify", 0.0) * tiles * PASSES * len(self.commands.probed(job.cell["dataset"]))
+            return known.get("classify", 0.0) * tiles * PASSES * len(self.commands.probed(job.cell))
         return known.get("works", {}).get(load.work.name(), {}).get("fit", 0.0) * load.scored
 
     def seconds(self, job):

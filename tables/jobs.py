@@ -113,14 +113,19 @@ class Jobs:
                     self.add_probe(cell, seed)
 
     def is_probed(self, cell, seed):
-        last = "handmade", "knn", "100"                                       # a modality's last row
-        there = {row["modality"] for row in read_rows(self.commands.results / "probe.csv", PROBE_KEYS)
-                 if (row["dataset"], row["seed"], row["scale"]) == (cell["dataset"], seed, self.scale)
-                 and (row["features"], row["classifier"], row["label_percent"]) == last}
-        return there >= {*self.commands.probed(cell["dataset"])}
+        """Whether the last rows of each choice of modalities are there: of the method's own features, and by hand."""
+        model, dataset = cell["model"], cell["dataset"]
+        there = {(row["model"], row["features"], row["modality"])
+                 for row in read_rows(self.commands.results / "probe.csv", PROBE_KEYS)
+                 if (row["dataset"], row["seed"], row["scale"]) == (dataset, seed, self.scale)
+                 and (row["pretraining"], row["classifier"], row["label_percent"]) == ("none", "knn", "100")}
+        last = (model, "tokens" if model == "omnisat" else "tile"), ("handmade", "handmade")
+        return all((*features, modality) in there for features in last for modality in self.commands.probed(cell))
 
     def add_probe(self, cell, seed):
-        name, (start,) = f"probe of {cell['dataset']}, seed {seed}", self.commands.pretrained(cell, seed).values()
+        whose = "" if cell["model"] == "omnisat" else f"{cell['model']}, {cell['modality']}, on "
+        name = f"probe of {whose}{cell['dataset']}, seed {seed}"
+        start, = self.commands.pretrained(cell, seed).values()
         if not self.is_blocked(name, [start]):
             data = self.data(cell["dataset"])
             needs = self.pretrainings(cell, seed) or data

@@ -12,16 +12,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from datasets.sentinel1 import restored
-from tables.curves import KINDS, metric_of
 
 DATASETS = {"treesatai": "TreeSatAI (single dates)", "treesatai-ts": "TreeSatAI-TS (time series)",
             "pastis-hd": "PASTIS-HD", "flair": "FLAIR"}
 MODALITIES = {"all": "all modalities", "s1": "Sentinel-1", "s2": "Sentinel-2", "vhr": "VHR image"}
 PRETRAINING = {"none": "from scratch", "self": "self-supervised", "imagenet": "ImageNet", "external": "external data"}
-BLUE, ORANGE = "#0072B2", "#D55E00"    # of Okabe and Ito: told apart by the colour-blind
-# colour and marker, by curves.KINDS
-PROBES = {("self", "tile"): (BLUE, "o"), ("self", "tokens"): (BLUE, "s"), ("none", "tile"): ("0.55", "o"),
-          ("none", "tokens"): ("0.55", "s"), ("none", "handmade"): (ORANGE, "^")}
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"    # of Okabe and Ito: told apart by the colour-blind
+# of cells by the share of the labels, such as the paper has: colour, marker, place beside the line
+LOOKS = {"10": (BLUE, "o", -0.17), "20": (BLUE, "o", -0.17), "100": (ORANGE, "s", 0.17)}
 LARGEST = 56    # diameter of figure 5's largest disc, points
 DURATIONS = {"1 s": 1 / 3600, "5 s": 1 / 720, "20 s": 1 / 180, "1 min": 1 / 60, "5 min": 1 / 12, "20 min": 1 / 3,
              "1 h": 1, "5 h": 5, "1 day": 24, "4 days": 96, "16 days": 384}    # hours
@@ -47,22 +45,18 @@ def sign(marker="o", size=6, color="0.3", **options):
 # ---- a table --------------------------------------------------------------------------------------------------------
 
 def draw_table(path, cells, remark, repaired=None):
-    """Rows are methods (ablations in table 5), panels are modalities. cells, repaired: as collect.collect gives them.
+    """Rows are methods (ablations in table 5), below them those that the paper does not print; panels are modalities.
+    cells, repaired: as collect.collect gives them.
     """
     repaired = repaired or {}
     every = cells | {key: cell for key, cell in repaired.items() if key not in cells}
+    every = dict(sorted(every.items(), key=lambda item: item[1]["paper"] is None))
     table, metric = next(iter(every))[0], next(iter(every.values()))["metric"]
-    modalities = [m for m in MODALITIES if any(key[5] == m for key in every)]
-    percents = sorted({key[6] for key in every}, key=int)
-    looks = {p: (ORANGE, "s", 0.17) if p == "100" else (BLUE, "o", -0.17) for p in percents}
-    heights, labels = {}, []    # heights: by dataset, method, ...; labels from above: a dataset, then its methods
-    for key, cell in every.items():
-        if (key[1],) not in heights:
-            heights[key[1],] = len(labels)
-            labels.append(DATASETS[key[1]])
-        if key[:5] not in heights:
-            heights[key[:5]] = len(labels)
-            labels.append(cell["name"] + ("" if table == "table5" else f", {PRETRAINING[key[3]]}"))
+    there = {key[5] for key in every}
+    modalities = [m for m in MODALITIES if m in there] + sorted(there - MODALITIES.keys())
+    looks = {p: LOOKS.get(p, (GREEN, "^", 0)) for p in sorted({key[6] for key in every}, key=int)}
+    labels = labels_of(every)
+    heights = {row: height for height, row in enumerate(labels)}
 
     seeds = ", ".join(sorted({str(cell["n"]) for cell in (*cells.values(), *repaired.values())}))
     title = (f"The cells of table {table[-1]}: {metric} on the test set, n = {seeds} seeds" if remark else
@@ -73,27 +67,28 @@ def draw_table(path, cells, remark, repaired=None):
         for key, cell in every.items():
             if key[5] == modality:
                 color, marker, shift = looks[key[6]]
-                y = heights[key[:5]] + shift * (len(looks) > 1)
+                y = heights[row_of(key, cell)] + shift * (len(looks) > 1)
                 look = {"color": color, "marker": marker}
                 if key in cells:
                     panel.errorbar(cell["mean"], y, xerr=cell["std"], markersize=4.5, capsize=2.5, linewidth=1.2,
                                    **look)
                 if key in repaired:
                     panel.plot(repaired[key]["mean"], y, markersize=7, **look | {"marker": "x"})
-                panel.plot(cell["paper"], y, markersize=9, fillstyle="none",
-                           **look | ({"color": "0.75"} if remark else {}))
-        panel.set_title(MODALITIES[modality], fontsize=10)
+                if cell["paper"] is not None:
+                    panel.plot(cell["paper"], y, markersize=9, fillstyle="none",
+                               **look | ({"color": "0.75"} if remark else {}))
+        panel.set_title(MODALITIES.get(modality, modality), fontsize=10)
         panel.set_xlabel(f"{metric} (%)")
         panel.grid(color="0.9")
         panel.set_axisbelow(True)
-    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].set_yticks(range(len(labels)), labels.values())
     panels[0].set(ylim=(len(labels) - 0.4, -0.6),
                   ylabel="ablation" if table == "table5" else "method and its pretraining")
-    for group, height in heights.items():
-        if len(group) == 1:
+    for row, height in heights.items():
+        if len(row) == 2:
             panels[0].get_yticklabels()[height].set_fontweight("bold")
             for panel in panels:
-                panel.axhline(height, color="0.55", linewidth=0.8, zorder=1)
+                panel.axhline(height, color="black" if row[0] else "0.55", linewidth=0.8, zorder=1)
     signs = [sign(marker, color=color, label=f"{p} % of the training labels")
              for p, (color, marker, _) in looks.items()]
     signs.append(sign(size=4.5, label="filled: ours, mean over seeds"))
@@ -105,6 +100,22 @@ def draw_table(path, cells, remark, repaired=None):
     figure.legend(handles=signs, loc="outside lower center", ncols=len(signs) if len(modalities) > 3 else 2,
                   fontsize=8.5)
     figure.savefig(path)
+
+
+def row_of(key, cell):
+    """Whether the paper does not print a cell, its dataset, method, ...: the row that it is drawn in."""
+    return (cell["paper"] is None, *key[1:5])
+
+
+def labels_of(cells):
+    """{row: label} from above: (is not printed, dataset), then its methods."""
+    labels = {}
+    for key, cell in cells.items():
+        row = is_below, dataset, *_ = row_of(key, cell)
+        labels.setdefault(row[:2], ("not in the paper: " if is_below else "") + DATASETS.get(dataset, dataset))
+        start = "" if key[0] == "table5" else f", {PRETRAINING.get(key[3], key[3])}"
+        labels.setdefault(row, cell["name"] + start)
+    return labels
 
 
 # ---- scrambled Sentinel-1 --------------------------------------------------------------------------------------------
@@ -228,60 +239,11 @@ def draw_figure5(path, entries, remark):
                   borderpad=2.8)
     texts = [panel.text(*point, f"{e['printed_name']}, {PRETRAINING[e['pretraining']]}\n{e['f1_weighted']:.1f}"
                         + (f"±{e['f1_std']:.1f}" if e["f1_std"] is not None else "")
-                        + f" (paper {e['paper_f1_best']:.1f})",
+                        + (f" (paper {e['paper_f1_best']:.1f})" if e["paper_f1_best"] else " (not in the paper)"),
                         fontsize=8, ha="center", va="center", zorder=5, in_layout=False)
              for e, point in zip(shown, points)]
     figure.draw_without_rendering()
     figure.set_layout_engine("none")    # the panel stays where the labels are placed for
     place_labels(panel, texts, [(*panel.transData.transform(point), max(4, diameter(hours) / 2 * figure.dpi / 72))
                                 for point, hours in zip(points, total)])
-    figure.savefig(path)
-
-
-# ---- frozen evaluation ----------------------------------------------------------------------------------------------
-
-def style_of(features):
-    """How the curve of features is drawn."""
-    return "--" if features == "tokens" else "-"
-
-
-def draw_probe(path, found, remark):
-    """F1 over the share of the labels, logistic regression: a row of panels a dataset, a panel for all sensors and for
-    each alone.
-
-    found: as curves.collect gives it.
-    """
-    datasets = list(dict.fromkeys(key[0] for key in found))
-    modalities = [name for name in MODALITIES if any(key[1] == name for key in found)]
-    title = "Logistic regression on frozen features: F1 on test, by the share of the labels"
-    figure = new_figure(3.4 * len(modalities) + 1, 3 * len(datasets) + 1.4, title, remark)
-    panels = figure.subplots(len(datasets), len(modalities), sharex=True, sharey="row", squeeze=False)
-    for dataset, row in zip(datasets, panels):
-        for modality, panel in zip(modalities, row):
-            for (pretraining, features), (color, marker) in PROBES.items():
-                cells = found.get((dataset, modality, pretraining, features, "logistic"), {})
-                if cells:
-                    means = np.array([cell[:3] for cell in cells.values()])
-                    panel.plot(list(cells), means[:, 0], color=color, marker=marker, markersize=4.5, linewidth=1.3,
-                               linestyle=style_of(features))
-                    panel.fill_between(list(cells), means[:, 1], means[:, 2], color=color, alpha=0.13, linewidth=0)
-            panel.set_xscale("log")
-            panel.set_title(f"{DATASETS[dataset]}, {MODALITIES[modality]}", fontsize=9)
-            panel.grid(color="0.92")
-            ticks = sorted({percent for key, cells in found.items() if key[0] == dataset for percent in cells})
-            panel.set_xticks(ticks, map(str, ticks))
-            panel.minorticks_off()
-        row[0].set_ylabel(f"{'macro' if metric_of(dataset) == 'f1_macro' else 'weighted'} F1 (%)")
-    for panel in panels[-1]:
-        panel.set_xlabel("share of the labels (%)")
-    seeds = sorted({cell[3] for cells in found.values() for cell in cells.values()})
-    signs = [Line2D([], [], marker=marker, markersize=5, color=color, linestyle=style_of(kind[1]), label=KINDS[kind])
-             for kind, (color, marker) in PROBES.items()]
-    spread = ("95 % of a bootstrap over the test tiles, one seed" if seeds == [1] else
-              f"± standard deviation over {seeds[-1]} seeds")
-    signs.append(sign("s", size=9, color="0.85", label=f"of each curve: {spread}"))
-    note = ("a class counts where it is more probable than not; where features tell little, that is rare, with more "
-            "labels too")
-    figure.legend(handles=signs, loc="outside lower center", ncols=6 if len(modalities) > 2 else 2, fontsize=8.5,
-                  title=note, title_fontsize=8)
     figure.savefig(path)

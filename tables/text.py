@@ -16,29 +16,33 @@ def span(numbers):
 
 
 def table_lines(cells, repaired=None):
-    """Header and lines of one table: for each method a line of the paper's cells and one of ours, and of those on
-    repaired Sentinel-1.
+    """Header and lines of one table: for each method a line of the paper's cells, if it prints any, and one of ours,
+    and of those on repaired Sentinel-1.
     """
     every = in_order(cells, repaired or {})
     percents = sorted({key[6] for key in every}, key=int)
-    columns = [(m, p) for m in MODALITIES for p in percents if any(key[5:] == (m, p) for key in every)]
+    modalities = dict.fromkeys([*MODALITIES, *(key[5] for key in every)])
+    columns = [(m, p) for m in modalities for p in percents if any(key[5:] == (m, p) for key in every)]
     lines = []
     for group in dict.fromkeys(key[:5] for key in every):
         printed = [every.get(group + column) for column in columns]
-        name = next(cell["name"] for cell in printed if cell)
-        lines.append([group[1], name, group[3], "paper", *(f"{c['paper']:.1f}" if c else "" for c in printed), ""])
+        named = [group[1], next(cell["name"] for cell in printed if cell), group[3]]
+        if any(cell and cell["paper"] for cell in printed):
+            lines.append([*named, "paper", *(f"{c['paper']:.1f}" if c else "" for c in printed), ""])
+            named = [""] * 3
         for s1, ours in (("released", cells), ("repaired", repaired or {})):
             found = [ours.get(group + column) for column in columns]
             if there := [cell for cell in found if cell]:
-                lines.append(["", "", "", LINES[s1]] + [spread(c["mean"], c["std"]) if c else "" for c in found]
+                lines.append([*named, LINES[s1]] + [spread(c["mean"], c["std"]) if c else "" for c in found]
                              + [span([cell["n"] for cell in there])])
+                named = [""] * 3
     return ["dataset", "method", "pretrained", ""] + [f"{m} {p}%" for m, p in columns] + ["n"], lines
 
 
 def in_order(cells, repaired):
-    """A cell of either for each of the paper's cells that one has, in the paper's order."""
+    """A cell of either for each place that one has, in the paper's order, below it what the paper does not print."""
     every = repaired | cells
-    return {key: every[key] for key in paper_cells(next(iter(every))[0]) if key in every}
+    return {key: every[key] for key in dict.fromkeys([*paper_cells(next(iter(every))[0]), *every]) if key in every}
 
 
 def difference_lines(found):

@@ -70,7 +70,9 @@ def test_means_differences_and_files(tmp_path, capsys):
         r"\[all - best single modality\]\ntreesatai-ts, OmniSat, pretrained: self +\+3\.7 +\+9\.5±0\.7 +2\n", out)
     assert "from scratch" not in out    # its single modalities have not all been run
     assert "2 rows without a score: 2 weights-missing" in out and "1 row not of scale paper" in out
-    assert "1 row of cells that the paper does not print" in out and "99.9" not in out and "88.8" not in out
+    assert "99.9" not in out and out.count("88.8") == 1    # which the paper does not print: a block of its own
+    assert re.search(r"\n\ntable2, not in the paper: weighted F1 on test, %\nmethod +pretrained +s2 33% +n\n"
+                     r"\[treesatai-ts\]\nOmniSat +self +ours +88\.8 +1\n\ntable2: differences", out)
     cells = {(row["pretraining"], row["modality"]): row for row in read(tmp_path / "compare.csv")}
     assert len(cells) == 5
     cell = cells["self", "all"]
@@ -79,6 +81,37 @@ def test_means_differences_and_files(tmp_path, capsys):
     markdown = (tmp_path / "compare.md").read_text()
     assert "| pretrained - scratch | treesatai-ts, OmniSat, all | +0.9 | +4.0±1.4 | 2 |" in markdown
     assert not (tmp_path / "fig5.csv").exists()    # not asked for
+
+
+def test_what_the_paper_does_not_print_stands_below_what_it_does(tmp_path, capsys):
+    """A method of one's own, in the text, the CSV and the picture, with nothing of the paper's beside it; the cells and
+    claims that it prints are as they were without.
+    """
+    write(tmp_path / "without", FUSION)
+    mine = [({"model": "mine", "pretraining": start, "modality": modality}, (50, 54))
+            for start in ("none", "self") for modality in ("all", "s2")]
+    write(tmp_path / "with", mine + FUSION + [({"model": "mine", "modality": "s2+s1", "label_percent": "50"}, (40,)),
+                                              ({"dataset": "forest"}, (99,))])
+    shown = {}
+    for name in ("without", "with"):
+        compare.main(["table2", "fig5", "claims", "--results", str(tmp_path / name)])
+        shown[name] = capsys.readouterr().out.split("\n\n")
+    assert [block for block in shown["with"] if "mine" not in block] == [
+        block for block in shown["without"] if not block.startswith("fig5")]
+    own, figure = (block for block in shown["with"] if "mine" in block)
+    assert own.splitlines()[2:] == [
+        "[treesatai-ts]",
+        "mine     none        ours  52.0±2.8  52.0±2.8             2",
+        "mine     self        ours  52.0±2.8  52.0±2.8  40.0       1-2",
+        "[forest]",
+        "OmniSat  self        ours  99.0                           1"]
+    assert re.search(r"mine +none +all .* 52\.0 +2\.8 +2$", figure, re.MULTILINE) and "99.0" not in figure
+    rows = read(tmp_path / "with" / "compare.csv")
+    assert [(row["model"], row["paper"]) for row in rows[-6:]] == [("mine", "")] * 5 + [("omnisat", "")]
+    assert rows[:-6] == read(tmp_path / "without" / "compare.csv")
+    high, low = (png_size(tmp_path / name / "table2.png")[1] for name in ("with", "without"))
+    assert 4 * 43 < high - low < 6 * 43    # two datasets and three methods more, a third of an inch each
+    assert len(read(tmp_path / "with" / "fig5.csv")) == len(read(tmp_path / "without" / "fig5.csv")) + 2
 
 
 def test_the_best_result_since_the_paper_is_a_line_of_its_own(tmp_path, capsys):
@@ -359,6 +392,13 @@ def test_probes_are_told_with_what_they_lie_between(tmp_path, capsys):
     assert re.search(r"s2 +pretrained, f\* +logistic regression +42\.0 \(39\.2 to 44\.8\) +60\.0 \(55\.5 to 66\.0\)\n",
                      capsys.readouterr().out)
     assert "99" not in (tmp_path / "compare.md").read_text() and png_size(tmp_path / "probe.png")[1] > 300
+    for row in rows[2], rows[2] | {"model": "handmade", "pretraining": "none", "features": "handmade"}:
+        write_row(tmp_path / "probe.csv", usual | {"model": "mine", "f1_macro": 70} | row, keys=PROBE_KEYS)
+    compare.main(["probe", "--results", str(tmp_path)])
+    first, own = capsys.readouterr().out.strip().split("\n\n")    # no mean mixes methods; a method has its own picture
+    assert "42.0 (39.2 to 44.8)" in first and "made by hand" in first and own.startswith("probe of mine: F1")
+    assert re.search(r"s2 +pretrained, features +logistic regression +60\.0", own) and "made by hand" in own
+    assert png_size(tmp_path / "probe-mine.png")[1] > 300
     with pytest.raises(UserError, match="no rows of scale demo yet; run_tables.sh probe writes them"):
         compare.main(["probe", "--demo", "--results", str(tmp_path)])
 
@@ -373,8 +413,7 @@ def test_errors_name_the_culprit(tmp_path, capsys):
             (["table7"], "unknown table 'table7': there are table2, table3, table4, table5, fig5"),
             (["table3"], "table3.csv: no rows yet"),
             (["table2"], r"table2.csv has only rows of scale custom, demo; shown are those of scale paper"),
-            (["table4"], "table4.csv has no score yet of a cell that the paper prints: 1 row without a score: 1 "
-                         "failed"),
+            (["table4"], "table4.csv has no score yet: 1 row without a score: 1 failed"),
             (["table5", "fig5"], "table2.csv has only rows of scale"),    # table 5 is printed before
             (["fig5", "--results", str(ten)], "table2.csv has no score yet with 100 %"),
             (["--results", str(tmp_path / "nothing")], "no rows yet: .*nothing has no table2.csv ... table5.csv")):
