@@ -66,7 +66,7 @@ def collect(folder, table, scale, s1="released"):
             for seed in random:
                 del rows_of[seed]
     datasets = [key[1] for key in printed]
-    others_last = sorted(scored.keys() - printed.keys(), key=lambda key: (
+    others_last = sorted([key for key in scored if key not in printed], key=lambda key: (
         datasets.index(key[1]) if key[1] in datasets else len(datasets), key[:5]))
     order = [key for key in printed if key in scored] + others_last
     shown = [row for key in order for row in scored[key].values()]
