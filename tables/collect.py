@@ -44,6 +44,47 @@ def collect(folder, table, scale, s1="released"):
     Errors: UserError naming the file if there is no such cell, or if rows were scored on different test tiles.
     """
     path = folder_of(folder, s1) / f"{table}.csv"
+    rows, others, ours = rows_of(folder, table, scale, s1)
+    printed, scored = paper_cells(table), collections.defaultdict(dict)
+    for row in ours:
+        if row["status"] in SCORED:
+            scored[key_of(row)][row["seed"]] = row
+    mixed = 0
+    for seeds in scored.values():                                             # another start: no sample of the same
+        if len({row["status"] for row in seeds.values()}) > 1:
+            mixed += len(random := [seed for seed, row in seeds.items() if row["status"] == "random-weights"])
+            for seed in random:
+                del seeds[seed]
+    order = printed_first(scored, printed)
+    shown = [row for key in order for row in scored[key].values()]
+    check_test_lists(path, shown)
+    without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours
+                                  if row["status"] not in SCORED)
+    notes = [f"{rows_in_words(count)} {what}" for count, what in (
+        (without.total(), "without a score: " + ", ".join(f"{n} {status}" for status, n in without.items())),
+        (sum(row["status"] == "random-weights" for row in shown), "with random weights in place of published ones"),
+        (mixed, "with random weights, of cells that have others with published ones, not shown"),
+        (len(rows) - len(ours), f"not of scale {scale}, not shown"),
+        (len(others), f"not of --s1 {s1}, not shown")) if count]
+    metric = next(iter(printed.values()))["metric"]
+    column = COLUMN.get(metric, metric)
+    cells = {key: cell_of(key, printed.get(key), scored[key], column) | {"metric": METRICS[metric]} for key in order}
+    notes += remarks(shown)
+    if not cells:
+        raise UserError(f"{path} has no score yet: {'; '.join(notes)}")
+    constant = best_constant(path, column, scale)
+    if constant:
+        notes.insert(0, "every class for every tile, the best constant prediction: " +
+                     ", ".join(f"{value:.1f} on {dataset}" for dataset, value in constant.items()))
+    return cells, notes
+
+
+def rows_of(folder, table, scale, s1):
+    """The rows of a table on this choice of Sentinel-1, those on the other, and of the first those of the scale.
+
+    Errors: UserError if there are none.
+    """
+    path = folder_of(folder, s1) / f"{table}.csv"
     if not path.exists() or not (rows := read_rows(path)):
         raise UserError(f"{path}: no rows yet; run_tables.sh {table} writes them")
     others = [row for row in rows if s1_of(row) != s1]
@@ -55,48 +96,30 @@ def collect(folder, table, scale, s1="released"):
     if not ours:
         raise UserError(f"{path} has only rows of scale {', '.join(sorted({row['scale'] for row in rows}))}; "
                         f"shown are those of scale {scale}")
-    printed, scored = paper_cells(table), collections.defaultdict(dict)
-    for row in ours:
-        if row["status"] in SCORED:
-            scored[key_of(row)][row["seed"]] = row
-    mixed = 0
-    for rows_of in scored.values():                                           # another start: no sample of the same
-        if len({row["status"] for row in rows_of.values()}) > 1:
-            mixed += len(random := [seed for seed, row in rows_of.items() if row["status"] == "random-weights"])
-            for seed in random:
-                del rows_of[seed]
+    return rows, others, ours
+
+
+def printed_first(scored, printed):
+    """The keys of cells with a score: the paper's in its order, then others, by dataset."""
     datasets = [key[1] for key in printed]
-    others_last = sorted([key for key in scored if key not in printed], key=lambda key: (
-        datasets.index(key[1]) if key[1] in datasets else len(datasets), key[:5]))
-    order = [key for key in printed if key in scored] + others_last
-    shown = [row for key in order for row in scored[key].values()]
-    check_test_lists(path, shown)
-    without = collections.Counter(row["status"].split(":")[0] or "no status" for row in ours
-                                  if row["status"] not in SCORED)
-    notes = [f"{rows_in_words(count)} {what}" for count, what in (
-        (without.total(), "without a score: " + ", ".join(f"{n} {status}" for status, n in without.items())),
-        (sum(row["status"] == "random-weights" for row in shown), "with random weights in place of published ones"),
-        (mixed, "with random weights, of cells that have others with published ones, not shown"),
-        (len(rows) - len(ours), f"not of scale {scale}, not shown"),
-        (len(others), f"not of --s1 {s1}, not shown")) if count]
-    metric, names = next(iter(printed.values()))["metric"], {cell["model"]: cell["printed_name"]
-                                                             for cell in read_cells() if cell["ablation"] == "none"}
-    cells, column = {}, COLUMN.get(metric, metric)
-    for key in order:
-        values = {seed: float(row[column]) for seed, row in scored[key].items()}
-        mean, std = mean_std(values.values())
-        paper, name = ((float(printed[key]["f1"]), printed[key]["printed_name"]) if key in printed else
-                       (None, names.get(key[2], key[2]) + (f", {key[4]}" if key[4] != "none" else "")))
-        cells[key] = {"paper": paper, "name": name, "metric": METRICS[metric], "ours": values, "mean": mean, "std": std,
-                      "n": len(values), "rows": list(scored[key].values())}
-    notes += remarks(shown)
-    if not cells:
-        raise UserError(f"{path} has no score yet: {'; '.join(notes)}")
-    constant = best_constant(path, column, scale)
-    if constant:
-        notes.insert(0, "every class for every tile, the best constant prediction: " +
-                     ", ".join(f"{value:.1f} on {dataset}" for dataset, value in constant.items()))
-    return cells, notes
+    return [key for key in printed if key in scored] + sorted(
+        [key for key in scored if key not in printed],
+        key=lambda key: (datasets.index(key[1]) if key[1] in datasets else len(datasets), key[:5]))
+
+
+def cell_of(key, printed, rows, column):
+    """What collect says of a cell. printed: its row of cells.csv, None where the paper does not print it. rows: {seed:
+    row}; column: of their F1.
+    """
+    values = {seed: float(row[column]) for seed, row in rows.items()}
+    mean, std = mean_std(values.values())
+    if printed:
+        paper, name = float(printed["f1"]), printed["printed_name"]
+    else:
+        names = {cell["model"]: cell["printed_name"] for cell in read_cells() if cell["ablation"] == "none"}
+        paper, name = None, names.get(key[2], key[2]) + (f", {key[4]}" if key[4] != "none" else "")
+    return {"paper": paper, "name": name, "ours": values, "mean": mean, "std": std, "n": len(values),
+            "rows": list(rows.values())}
 
 
 def printed_only(cells):

@@ -189,8 +189,8 @@ def plan_text(planned, costs, machine, done):
             "Two numbers: if every training stops as early as it may, and if none does. Steps were timed "
             f"{known['date'][:16].replace('T', ' ')} on a few tiles, not compiled."]
     if learned:
-        text.append(f"Corrected by what {learned[0] / 3600:.1f} hours of jobs took: {learned[0] / learned[1]:.2f} times "
-                    "what was expected.")
+        text.append(f"Corrected by what {learned[0] / 3600:.1f} hours of jobs took: {learned[0] / learned[1]:.2f} "
+                    "times what was expected.")
     return "\n".join(text)
 
 
