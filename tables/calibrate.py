@@ -67,6 +67,7 @@ class Steps:
         self.pool_step = PoolStep(self.model, self.autocast, device)
         learned = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(learned, 1e-6, fused=True) if work.mode != "fit" else None
+        self.classes = len(dataset.classes)
         self.params = sum(p.numel() for p in self.model.parameters())
 
     def batch(self, tiles):
@@ -150,9 +151,9 @@ def quadratic(steps, batch, more):
 
 def fitting(steps, batch):
     """Seconds a tile takes in what is fitted at the end."""
-    x, classes = steps.look(batch).cpu(), max(2, steps.model.method.num_classes)
+    x = steps.look(batch).cpu()
     x = x[torch.arange(ROWS) % len(x)] + 1e-3 * torch.randn(ROWS, *x.shape[1:])
-    labels = torch.rand(ROWS, classes, generator=torch.Generator().manual_seed(0)) > 0.5
+    labels = torch.rand(ROWS, steps.classes, generator=torch.Generator().manual_seed(0)) > 0.5
     return steps.timed(lambda _: steps.model.fit(x, labels, 0), None) / ROWS
 
 
