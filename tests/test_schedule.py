@@ -230,7 +230,8 @@ def test_plan_measures_once_and_says_what_is_left(tmp_path, monkeypatch, capsys)
         self.results, self.runs = tmp_path / "results", tmp_path / "runs"
     monkeypatch.setattr(Commands, "__init__", elsewhere)
     monkeypatch.chdir(ROOT)
-    command = ["table2", "--demo", "--plan", "--jobs", "1", "--only", "treesatai.*,(omnisat,none.*,s2,10|mosaiks,.*)$"]
+    cells = "treesatai.*,(omnisat,none.*,s2,10|mosaiks,.*)$"
+    command = ["table2", "--demo", "--plan", "--jobs", "1", "--only", cells]
     assert run_tables.main(command) == 0
     first = capsys.readouterr()
     assert "calibration: 2 kinds of steps" in first.err
@@ -238,7 +239,9 @@ def test_plan_measures_once_and_says_what_is_left(tmp_path, monkeypatch, capsys)
     assert "hours of jobs" in first.out and "mosaiks" in first.out and "omnisat" in first.out
     found = json.loads((tmp_path / "results" / "calibration.json").read_text())
     assert len(found["works"]) == 2 and found["startup"] > 1 and found["generate"]["treesatai"] > 0
-    assert all(each["step"] > 0 and each["params"] > 0 for each in found["works"].values())
+    assert all(each["step"] > 0 for each in found["works"].values())
+    assert {name.split()[2]: each["params"] > 0 for name, each in found["works"].items()} == {
+        "omnisat": True, "mosaiks": False}
     assert run_tables.main(command) == 0
     second = capsys.readouterr()
     assert second.out == first.out and "calibration" not in second.err
