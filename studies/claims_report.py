@@ -41,7 +41,7 @@ def scores_table(rows):
         kinds = dict.fromkeys((how, pretraining) for d, _, _, pretraining, how in known if d == data)
         if not kinds:
             continue
-        lines += [f"\n{NAMES[data].capitalize()}:\n",
+        lines += [f"\n{NAMES[data][0].upper()}{NAMES[data][1:]}:\n",
                   f"| how | pretraining | {' | '.join(f'{m} {p} %' for m, p in columns)} |",
                   "|" + "---|" * (len(columns) + 2)]
         for how, pretraining in kinds:
