@@ -12,7 +12,7 @@ import torch
 
 from datasets.simulated.demo import write_treesatai
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))    # run_tests.sh: one, beside other processes
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))    # of run_tests.sh: one
 REAL = Path(__file__).parent.parent.parent / "shared" / "real" / "treesatai-ts"
 
 

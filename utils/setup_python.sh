@@ -3,7 +3,7 @@
 find_python() {
     local candidate
     for candidate in .venv/bin/python python python3; do
-        if "$candidate" -c 'import h5py, imagecodecs, lightgbm, matplotlib, numpy, pytest, sklearn, tensorboard, tifffile, torch, tqdm, xdist' 2>/dev/null; then
+        if "$candidate" -c 'import h5py, imagecodecs, lightgbm, matplotlib, numpy, pytest, sklearn, tensorboard, tifffile, torch, tqdm' 2>/dev/null; then
             PYTHON=$candidate
             return
         fi
