@@ -10,6 +10,7 @@ import json
 import sys
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 
 from datasets import open_dataset
 from datasets.loading import collate
-from engine import distributed
+from engine import distributed, options
 from engine.pool_step import PoolStep
 from models.fast.contrastive import contrastive_loss
 from models.methods import METHODS, build_model
@@ -44,14 +45,14 @@ def some_tiles(work, root):
 
 def model_of(work, dataset):
     """A model as the script builds it, with random weights."""
-    options = ({"embed_dim": work.size[0], "depth": work.size[1], "ablation": "none"} if work.model == "omnisat" else
-               {"dataset": work.dataset, "width": work.size[0]})
+    sizes = ({"embed_dim": work.size[0], "depth": work.size[1], "ablation": "none"} if work.model == "omnisat" else
+             {"dataset": work.dataset, "width": work.size[0]})
     if work.mode != "pretrain":
-        options["num_classes"] = len(dataset.classes)
+        sizes["num_classes"] = len(dataset.classes)
     elif work.model != "omnisat":
-        options["num_classes"] = 0
+        sizes["num_classes"] = 0
     torch.manual_seed(0)
-    model = build_model(work.model, dataset.sensors, **options)
+    model = build_model(work.model, dataset.sensors, **sizes)
     model.standardize.set({sensor.key: {"mean": [0.0] * len(sensor.bands), "std": [1000.0] * len(sensor.bands)}
                            for sensor in dataset.sensors})
     return model
@@ -62,8 +63,8 @@ class Steps:
 
     def __init__(self, work, dataset, items, device):
         self.work, self.items, self.device, self.model = work, items, device, model_of(work, dataset).to(device)
-        is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_fast)
+        precision = options.chosen_precision(SimpleNamespace(precision=None), device)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
         self.pool_step = PoolStep(self.model, self.autocast, device)
         learned = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(learned, 1e-6, fused=True) if work.mode != "fit" else None

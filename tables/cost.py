@@ -65,16 +65,18 @@ class Estimate(NamedTuple):
 
 
 class Costs:
-    """What jobs of some commands (tables.commands.Commands) cost. calibration: of tables.calibrate, or None."""
+    """What jobs of some commands (tables.commands.Commands) cost. calibration: of tables.plan, None or empty if nobody
+    measured.
+    """
 
     def __init__(self, commands, calibration=None):
-        self.commands, self.calibration = commands, calibration
+        self.commands, self.calibration = commands, calibration or {}
         self.learned, self.loads = {}, {}    # learned: {group: [seconds, expected]}
 
     @property
     def basis(self):
         """What the estimates are from."""
-        return self.calibration["date"] if self.calibration else "guess"
+        return self.calibration.get("date", "guess")
 
     # ---- what it does
 
@@ -133,16 +135,15 @@ class Costs:
         """Seconds a tile takes: in a training step, in a forward pass, and to read it."""
         keys = work.keys()
         guess = sum(IMAGE if SENSORS[work.dataset][key].kind == "image" else SERIES for key in keys)
-        measured = (self.calibration or {}).get("works", {}).get(work.name())
-        step, forward = (measured["step"], measured["forward"]) if measured else (guess, guess * FORWARD)
-        read = (self.calibration or {}).get("read", {}).get(" ".join([work.dataset, *keys]), READ * guess)
-        return step, forward, read
+        measured = self.measured(work)
+        read = self.calibration.get("read", {}).get(" ".join([work.dataset, *keys]), READ * guess)
+        return measured.get("step", guess), measured.get("forward", guess * FORWARD), read
 
     def expected(self, job):
         """The Estimate from calibration or guess alone."""
-        load, startup = self.load(job), (self.calibration or {}).get("startup", STARTUP)
+        load, startup = self.load(job), self.calibration.get("startup", STARTUP)
         if load is None:
-            known = (self.calibration or {}).get("generate", {}).get(FOLDERS.get(job.cell.get("dataset")), GENERATE)
+            known = self.calibration.get("generate", {}).get(FOLDERS.get(job.cell.get("dataset")), GENERATE)
             tiles = sum(self.tiles(job.cell["dataset"]).values()) if job.kind == "data" else 0
             return Estimate(*[startup + known * tiles] * 2, 0.0)
         step, forward, read = self.of_work(load.work)
@@ -159,11 +160,11 @@ class Costs:
 
     def classifying(self, job):
         """Seconds that classifiers take, on features (probe.py) or of what is fitted."""
-        load, known = self.load(job), (self.calibration or {})
         if job.kind == "probe":
             tiles = self.tiles(job.cell["dataset"])["train"]
-            return known.get("classify", 0.0) * tiles * PASSES * len(self.commands.probed(job.cell))
-        return known.get("works", {}).get(load.work.name(), {}).get("fit", 0.0) * load.scored
+            return self.calibration.get("classify", 0.0) * tiles * PASSES * len(self.commands.probed(job.cell))
+        load = self.load(job)
+        return self.measured(load.work).get("fit", 0.0) * load.scored
 
     def seconds(self, job):
         """The Estimate, corrected by what jobs alike took, or all."""
@@ -184,9 +185,9 @@ class Costs:
             spent[0] += seconds
             spent[1] += expected
 
-    def memory(self, work):
-        """{"gb", "params"} of a process at work, {} if nobody measured."""
-        return (self.calibration or {}).get("works", {}).get(work.name(), {})
+    def measured(self, work):
+        """What tables.calibrate.measured says of a work, {} if nobody measured."""
+        return self.calibration.get("works", {}).get(work.name(), {})
 
 
 MODES = {"pretraining": "pretrain", "fine-tuning": "finetune", "test": "finetune", "probe": "pretrain"}

@@ -132,7 +132,6 @@ class Jobs:
             self.plan(name, self.commands.probe(cell, seed), needs, start.parent / "probe.txt", "probe", cell,
                       seed)
 
-
     def is_done(self, job):
         """Whether another driver has done a planned job since. Data tells that itself, after a look at them."""
         if job.kind == "pretraining":

@@ -155,7 +155,7 @@ def lines_of(planned, costs):
     lines = []
     for (table, model), jobs in groups.items():
         loads = [load for job in jobs if (load := costs.load(job))]
-        estimates, memory = [costs.seconds(job) for job in jobs], [costs.memory(load.work) for load in loads]
+        estimates, memory = [costs.seconds(job) for job in jobs], [costs.measured(load.work) for load in loads]
         most, reading = sum(each.most for each in estimates), sum(each.reading for each in estimates)
         lines.append([table, model or "simulated tiles", f"{len(jobs)}",
                       thousands(sum(load.trained[1] for load in loads)),
@@ -168,7 +168,7 @@ def lines_of(planned, costs):
 
 def disk(jobs, costs):
     """Bytes of the checkpoints that stay: weights in float32."""
-    trained = [costs.memory(load.work).get("params", 0) for job in jobs
+    trained = [costs.measured(load.work).get("params", 0) for job in jobs
                if job.kind in ("pretraining", "fine-tuning") and (load := costs.load(job))]
     return 4 * sum(trained)
 
