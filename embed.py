@@ -14,6 +14,8 @@ import sys
 import time
 from dataclasses import asdict
 
+import utils.threads  # noqa: F401, before torch
+
 import numpy as np
 import torch
 from tqdm import tqdm

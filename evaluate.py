@@ -17,6 +17,8 @@ from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
 
+import utils.threads  # noqa: F401, before torch
+
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -15,6 +15,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import utils.threads  # noqa: F401, before torch
+
 import torch
 import torch.nn.functional as F
 

@@ -9,6 +9,8 @@ best in validation). Any number of tiles may have several classes or none.
 import csv
 import json
 
+import utils.threads  # noqa: F401, before torch
+
 import torch
 from tqdm import tqdm
 

@@ -14,6 +14,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import utils.threads  # noqa: F401, before torch
+
 import torch
 
 from datasets import open_dataset, own

@@ -15,6 +15,8 @@ import json
 import sys
 from pathlib import Path
 
+import utils.threads  # noqa: F401, before torch
+
 import numpy as np
 import torch
 from tqdm import tqdm

@@ -17,6 +17,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import utils.threads  # noqa: F401, before torch
+
 import torch
 from tqdm import tqdm
 

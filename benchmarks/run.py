@@ -20,6 +20,8 @@ import platform
 import sys
 from pathlib import Path
 
+import utils.threads  # noqa: F401, before torch
+
 import torch
 from tqdm import tqdm
 

@@ -146,24 +146,31 @@ def quietly(function, *arguments, **options):
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 def lines_of(planned, costs):
-    """Header and lines: for each table and method what its jobs come to. Hours are those of places, one job after the
-    other.
+    """Header and lines: for each table what the jobs of each method come to, and all of them. Hours are those of
+    places, one job after the other.
     """
-    groups = collections.defaultdict(list)
+    tables = collections.defaultdict(lambda: collections.defaultdict(list))
     for job in planned:
-        groups[job.cell.get("table", "data") if job.kind != "probe" else "probe", job.cell.get("model", "")].append(job)
+        table = job.cell.get("table", "data") if job.kind != "probe" else "probe"
+        tables[table][job.cell.get("model", "simulated tiles")].append(job)
     lines = []
-    for (table, model), jobs in groups.items():
-        loads = [load for job in jobs if (load := costs.load(job))]
-        estimates, memory = [costs.seconds(job) for job in jobs], [costs.measured(load.work) for load in loads]
-        most, reading = sum(each.most for each in estimates), sum(each.reading for each in estimates)
-        lines.append([table, model or "simulated tiles", f"{len(jobs)}",
-                      thousands(sum(load.trained[1] for load in loads)),
-                      thousands(sum(load.steps[1] for load in loads)), gigabytes(disk(jobs, costs)),
-                      f"{max((each.get('gb', 0.0) for each in memory), default=0.0):.1f}" if loads else "",
-                      hours([sum(each.least for each in estimates), most]), f"{reading / most:.0%}"])
+    for table, methods in sorted(tables.items()):
+        if len(methods) > 1:
+            methods["all"] = [job for jobs in methods.values() for job in jobs]
+        lines += [[table, method, *figures(jobs, costs)] for method, jobs in methods.items()]
     return ["table", "method", "jobs", "tiles, 1e3", "steps, 1e3", "checkpoints, GB", "memory, GB", "hours",
             "reading"], lines
+
+
+def figures(jobs, costs):
+    """What some jobs come to, as text."""
+    loads = [load for job in jobs if (load := costs.load(job))]
+    estimates, memory = [costs.seconds(job) for job in jobs], [costs.measured(load.work) for load in loads]
+    most, reading = sum(each.most for each in estimates), sum(each.reading for each in estimates)
+    return [f"{len(jobs)}", thousands(sum(load.trained[1] for load in loads)),
+            thousands(sum(load.steps[1] for load in loads)), gigabytes(disk(jobs, costs)),
+            f"{max((each.get('gb', 0.0) for each in memory), default=0.0):.1f}" if loads else "",
+            hours([sum(each.least for each in estimates), most]), f"{reading / most:.0%}"]
 
 
 def disk(jobs, costs):

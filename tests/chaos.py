@@ -114,23 +114,22 @@ def compare(folder, kills, seed, tiles=60, epochs=4,
     """
     chance = random.Random(seed)
     data = write_treesatai(folder / "data", train=tiles, test=4, seed=seed)
-    start = folder / "pretrained-undisturbed-1" / "pretrained.pt"
-    if not start.exists():
-        subprocess.run(command("pretrain.py", 1, data, start.parent, None, epochs), cwd=ROOT, check=True,
-                       capture_output=True,
-                       env=os.environ | {"OMP_NUM_THREADS": "1"})
+    start, log = folder / "pretrained-undisturbed-1" / "pretrained.pt", folder / "log.txt"
+
+    def undisturbed(script, processes, output):
+        """Seconds of a run that nobody kills."""
+        began = time.time()
+        disturb(command(script, processes, data, output, start, epochs), log, 0, chance, 0)
+        return time.time() - began
+    first = undisturbed("pretrain.py", 1, start.parent)
     for number, (script, processes) in enumerate(cases):
         kind = {"pretrain.py": "pretrained", "finetune.py": "finetuned"}[script]
         quiet, disturbed = (folder / f"{kind}-{name}-{processes}" for name in ("undisturbed", "disturbed"))
-        began = time.time()
-        if not (quiet / f"{kind}.pt").exists():
-            disturb(command(script, processes, data, quiet, start, epochs), folder / "log.txt", 0, chance, 0)
-        seconds = 12 if start.parent == quiet else time.time() - began              # about as long as the run takes
+        seconds = first if start.parent == quiet else undisturbed(script, processes, quiet)
         share, runs = kills // len(cases) + (number < kills % len(cases)), 0
         while share > 0:
             output, runs = disturbed.with_name(f"{disturbed.name}-{runs}"), runs + 1
-            hits = disturb(command(script, processes, data, output, start, epochs), folder / "log.txt", share, chance,
-                           seconds)
+            hits = disturb(command(script, processes, data, output, start, epochs), log, share, chance, seconds)
             starts = checkpoint.load(output / f"{kind}.pt", kind)["starts"]
             share -= hits
             yield script, processes, hits, len(starts), differences(kind, quiet, output)

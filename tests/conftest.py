@@ -11,8 +11,10 @@ import tifffile
 import torch
 
 from datasets.simulated.demo import write_treesatai
+from tests.forked import start_forks
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))    # of run_tests.sh: one
+start_forks()
 REAL = Path(__file__).parent.parent.parent / "shared" / "real" / "treesatai-ts"
 
 

@@ -106,7 +106,8 @@ def worker(rank, world, meeting_point, path):
 
 def errors(world, folder):
     """{case: largest error of a gradient over its norm, of a running statistic} on `world` processes against one."""
-    multiprocessing.spawn(worker, (world, folder / f"meet{world}", folder / f"gradients{world}-"), nprocs=world)
+    multiprocessing.start_processes(worker, (world, folder / f"meet{world}", folder / f"gradients{world}-"),
+                                    nprocs=world, start_method="fork")
     found = {}
     for case in CASES:
         expected, worst = run_case(case), [0.0, 0.0]
@@ -136,7 +137,7 @@ def test_float32_is_float32_on_a_gpu():
     code = ("import torch; from engine import distributed; print(torch.backends.cudnn.allow_tf32); "
             "distributed.setup(); "
             "print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)")
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-B", "-c", code], cwd=ROOT, capture_output=True, text=True)    # not forked
     assert run.stdout.split() == ["True", "False", "False"], run.stderr
 
 

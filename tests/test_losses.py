@@ -88,7 +88,7 @@ def test_contrastive_is_equation_3(shape, naive, temperature, contrastive_loss):
     assert_same(loss, equation_3(tokens, present, temperature, naive), tokens)
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 7), (4, 2, 9), (3, 3, 36), (2, 1, 4), (1, 3, 5)])
+@pytest.mark.parametrize("shape", [(5, 3, 7), (4, 2, 9), (3, 3, 16), (2, 1, 4), (1, 3, 5)])
 @pytest.mark.parametrize("block", [1, 10, 64])
 @pytest.mark.parametrize("naive", [False, True])
 def test_contrastive_in_blocks_is_the_dense_form(shape, block, naive, monkeypatch):

@@ -2,12 +2,14 @@
 import argparse
 import copy
 import json
+import multiprocessing
 import shutil
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import benchmarks.measure
 import benchmarks.run
 import benchmarks.tasks
 import models.omnisat
@@ -40,13 +42,20 @@ def make_batch(dtype=torch.float64, tiles=5):
     return batch
 
 
+STATISTICS = {"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.1] * 3, "std": [2.] * 3},
+              "s1": {"mean": [0.] * 2, "std": [1.] * 2}}
+
+
+def build(sensors, depth):
+    torch.manual_seed(0)
+    model = OmniSat(sensors, embed_dim=32, depth=depth)
+    model.standardize.set({sensor.key: STATISTICS[sensor.key] for sensor in sensors})
+    return model
+
+
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    model = OmniSat([VHR, S2, S1], embed_dim=32, depth=2)
-    model.standardize.set({"vhr": {"mean": [120.] * 3, "std": [70.] * 3}, "s2": {"mean": [0.1] * 3, "std": [2.] * 3},
-                          "s1": {"mean": [0.] * 2, "std": [1.] * 2}})
-    return model
+    return build([VHR, S2, S1], depth=2)
 
 
 def plain_form(model):
@@ -247,9 +256,12 @@ def compiler(monkeypatch):
     pytest.param("inductor", [(5, None, 3), (5, None, 4)],
                  marks=pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")),
     ("eager", [(5, None, 3), (3, None, 3), (5, 2, 3), (5, 2, 4)])])
-def test_compiled_steps_are_the_same(model, backend, pools, compiler):
-    """What is compiled has forms of its own; tiles, parts and targets may change. The names of the weights do not."""
+def test_compiled_steps_are_the_same(backend, pools, compiler):
+    """What is compiled has forms of its own; tiles, parts and targets may change. The names of the weights do not. An
+    image, a series and one block: most of the time is the compiler's.
+    """
     compiler(backend)
+    model = build([VHR, S2], depth=1)
     compiled = copy.deepcopy(model)
     compiled.compile_networks()
     assert list(compiled.state_dict()) == list(model.state_dict())
@@ -282,10 +294,10 @@ def test_the_compilers_forms_of_the_image_networks(patch, bypass, compiler):
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
 
 
-def test_a_compiled_pool_and_the_last_of_an_epoch(model, compiler):
+def test_a_compiled_pool_and_the_last_of_an_epoch(compiler):
     """Padded to ten dates, with targets of a fixed number; the shorter pool is not compiled."""
     compiler("eager")
-    model.double()
+    model = build([VHR, S2], depth=1).double()
     compiled, device = copy.deepcopy(model), torch.device("cpu")
     compiled.compile_networks()
     no_autocast = torch.autocast("cpu", enabled=False)
@@ -337,8 +349,10 @@ def test_every_row_of_the_benchmark_runs(dataset, monkeypatch):
                               for value in others), part
 
 
-def test_the_benchmark_prints_and_saves_its_figures(capsys, tmp_path):
-    """In processes of their own, with the plain form beside ours, and the readers on generated tiles."""
+def test_the_benchmark_prints_and_saves_its_figures(capsys, tmp_path, monkeypatch):
+    """In processes of their own (here forks), with the plain form beside ours, and the readers on generated tiles."""
+    monkeypatch.setattr(benchmarks.measure.multiprocessing, "get_context", lambda _, get=multiprocessing.get_context: (
+        get("fork")))
     benchmarks.run.main(["--datasets", "treesatai-ts", "--parts", "contrastive", "reader", "--tiles", "1", "--repeats",
                          "1",
                          "--json", str(tmp_path / "figures.json")])
