@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,10 +51,17 @@ def finetuned(demo, pretrained, tmp_path_factory):
 
 
 def torchrun(processes, *command):
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                           f"--nproc_per_node={processes}",
-                           *command], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    """A script in several processes, in the environment that torchrun gives them; it itself is in test_distributed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        world = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    running = [subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                text=True, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+               for rank in range(processes)]
+    told = [process.communicate(timeout=300) for process in running]
+    return subprocess.CompletedProcess(command, max(abs(process.returncode) for process in running),
+                                       *map("".join, zip(*told)))
 
 
 # ---- the stages -----------------------------------------------------------------------------------------------------
