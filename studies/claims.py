@@ -36,6 +36,7 @@ from utils.files import written_whole
 from utils.numbers import whole, whole_list
 
 RATE = 1e-3
+TREES = 500         # of the yardstick
 SEEDS = {"forest": range(5), "crops": range(10)}    # of crops: the fold is seed % 5
 SENSORS = {"forest": ("vhr", "s2", "s1"), "crops": ("s2", "s1")}
 PERCENTS = (10, 100)
@@ -140,7 +141,7 @@ def forest_of_trees(run, tiles):
     x = {split: handmade(batch, sensors).numpy() for split, batch in tiles.splits.items()}
     y = {split: (batch["label"].numpy() > 0).astype(int) for split, batch in tiles.splits.items()}
     rows = tiles.labelled(run.percent, run.seed).numpy()
-    trees = RandomForestClassifier(500, random_state=run.seed).fit(x["train"][rows], y["train"][rows])
+    trees = RandomForestClassifier(TREES, random_state=run.seed).fit(x["train"][rows], y["train"][rows])
     shares = [p[:, 1] if p.shape[1] > 1 else np.full(len(p), float(c[0]))
               for p, c in zip(trees.predict_proba(x["test"]), trees.classes_)]
     write(run, np.stack(shares, 1) - 0.5, y["test"], began)

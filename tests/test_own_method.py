@@ -21,8 +21,11 @@ ROOT = Path(__file__).parent.parent
 ENTRY = '"mine": Method(MinePretrained, rate=1e-3, rates_from="chosen by hand", pretrain_rate=1e-3),'
 SHORT = '''
 DEMOS["demo-all"] = Demo({"treesatai": ["--train", "24", "--test", "10", "--seed", "3"]},
-                         ["--batch-size", "8", "--epochs", "1"], ["--batch-size", "8", "--epochs", "1", "--epoch-steps", "1"])
+                         ["--batch-size", "8", "--epochs", "1"],
+                         ["--batch-size", "8", "--epochs", "1", "--epoch-steps", "1"])
 DEMO_LARGE = DEMO_SMALL = dict.fromkeys(("10", "20", "100"), "1")
+probe_all = Commands.probe
+Commands.probe = lambda *cell: [*probe_all(*cell), "--label-percent", "100"]
 '''
 
 

@@ -253,12 +253,12 @@ def compiler(monkeypatch):
 
 
 @pytest.mark.parametrize("backend, pools", [
-    pytest.param("inductor", [(5, None, 3), (5, None, 4)],
+    pytest.param("inductor", [(5, None, 3)],
                  marks=pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")),
-    ("eager", [(5, None, 3), (3, None, 3), (5, 2, 3), (5, 2, 4)])])
+    ("eager", [(5, None, 3), (3, 2, 4)])])
 def test_compiled_steps_are_the_same(backend, pools, compiler):
-    """What is compiled has forms of its own; tiles, parts and targets may change. The names of the weights do not. An
-    image, a series and one block: most of the time is the compiler's.
+    """What is compiled has forms of its own; tiles, parts and targets may change, which is all traced again. The names
+    of the weights do not. An image, a series and one block: nearly all of the time is the compiler's.
     """
     compiler(backend)
     model = build([VHR, S2], depth=1)

@@ -57,6 +57,7 @@ def small(tmp_path, monkeypatch):
     for module in (training, rehearsal):
         monkeypatch.setattr(module, "EPOCH", 2)
     monkeypatch.setattr(claims, "STEPS", 4)
+    monkeypatch.setattr(claims, "TREES", 20)
     monkeypatch.setattr(claims, "PRETRAIN_STEPS", 2)
     monkeypatch.setattr(claims, "_tiles", {})
     monkeypatch.setattr(finetuning, "PRETRAIN_STEPS", 2)

@@ -126,6 +126,8 @@ def elsewhere(demo_tiles, tmp_path, monkeypatch):
         original(self, *arguments)
         self.results, self.runs = (folder_of(folder / part, self.s1) for part in ("results", "runs"))
     monkeypatch.setattr(commands.Commands, "__init__", changed)
+    probe_all = commands.Commands.probe
+    monkeypatch.setattr(commands.Commands, "probe", lambda *cell: [*probe_all(*cell), "--label-percent", "100"])
     monkeypatch.chdir(ROOT)
     return tmp_path
 
@@ -336,7 +338,7 @@ def test_two_drivers_on_one_folder_write_each_row_once(elsewhere):
     code = ("import os, sys; sys.path.insert(0, '.'); import run_tables\nfrom tables import commands, schedule\nfrom "
             "pathlib import Path\nschedule.RETRY = 1\n"
             f"usual = commands.DEMOS['demo']\ncommands.DEMOS['demo'] = "
-            f"usual._replace(data={commands.DEMOS['demo'].data!r}, finetune=['--epochs', '2'])\n"
+            f"usual._replace(data={commands.DEMOS['demo'].data!r}, finetune=['--epochs', '2', '--epoch-steps', '4'])\n"
             f"commands.Commands.root = lambda self, dataset: {str(elsewhere / 'data' / 'treesatai')!r}\n"
             "original = commands.Commands.__init__\n"
             "def changed(self, *arguments):\n    original(self, *arguments)\n"
