@@ -143,7 +143,7 @@ def gpus_here():
 
 def plan(args, cells, commands, is_shown):
     """The Jobs. is_shown: whether all is asked for that the demo's claims are about."""
-    jobs, seeds = Jobs(commands, args.dry_run), list(dict.fromkeys(map(str, args.seeds)))
+    jobs, seeds = Jobs(commands, args.dry_run or args.plan), list(dict.fromkeys(map(str, args.seeds)))
     if args.table == "probe":
         jobs.add_probes(cells, seeds)
         return jobs
@@ -178,6 +178,15 @@ def carry_out(jobs, commands, machine):
     return run_all(planned, machine, status, jobs.is_done)
 
 
+def told(failed):
+    """A line for each reason. failed: {name: why}."""
+    names = {}
+    for name, why in failed.items():
+        names.setdefault(why, []).append(name)
+    return [first + (f", and {len(others)} more" if others else "") + f": {why}"
+            for why, (first, *others) in names.items()]
+
+
 def main(argv=None):
     arguments = command_line()
     args = arguments.parse_args(argv)
@@ -198,8 +207,8 @@ def main(argv=None):
         return 0
     is_shown = demo == "demo" and not args.only                               # all that the claims are about
     jobs = plan(args, cells, commands, is_shown)
-    for name, why in jobs.blocked.items():
-        print(f"FAILED {name}: {why}", file=sys.stderr)
+    for line in told(jobs.blocked):
+        print(f"FAILED {line}", file=sys.stderr)
     if args.dry_run:
         print(*(shlex.join(job.command) for job in jobs.planned.values()), sep="\n")
         return 0
@@ -217,7 +226,7 @@ def main(argv=None):
     if failed:
         total = len(jobs.planned) + len(jobs.blocked)
         print(f"\n{len(failed)} of {total} jobs failed; the same command runs them again:", file=sys.stderr)
-        print(*(f"  {name}: {why}" for name, why in failed.items()), sep="\n", file=sys.stderr)
+        print(*(f"  {line}" for line in told(failed)), sep="\n", file=sys.stderr)
     return 1 if failed or compared else 0
 
 

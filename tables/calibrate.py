@@ -28,6 +28,7 @@ from utils.errors import UserError, run
 from utils.memory import memory
 
 SECONDS = 120             # all that is measured
+LEAST = 0.3               # of one kind of steps, when all that is left is less: then one tile, once
 READING, AT_LEAST = 1.0, 2    # seconds of reading tiles of a choice of sensors; tiles, whatever they take
 ROWS, TOKENS = 128, 1024  # of classifiers and of what is fitted; of the contrastive loss
 
@@ -115,8 +116,8 @@ class Steps:
 
 def measured(steps, seconds):
     """Seconds a tile takes in a step and in a forward pass, GB of a process in training. seconds: there are."""
-    tiles, most, function = min(2, steps.work.tiles), steps.work.tiles, steps.look if steps.optimizer is None else (
-        steps.train)
+    most, is_short = steps.work.tiles, seconds <= LEAST
+    tiles, function = min(1 if is_short else 2, most), steps.look if steps.optimizer is None else steps.train
     end, before = time.perf_counter() + seconds, memory(steps.device, peak=False)
     while True:
         batch = steps.batch(tiles)
@@ -127,12 +128,21 @@ def measured(steps, seconds):
     step = [first]
     while len(step) < 4 and time.perf_counter() + 1.5 * step[-1] < end:
         step.append(steps.timed(function, batch))
-    step = min(step[1:] or step) / tiles
-    activations = (memory(steps.device, peak=True) - before) * most / tiles
+    step, part = min(step[1:] or step) / tiles, in_a_part(steps, batch, most)
+    activations = (memory(steps.device, peak=True) - before) * part / min(tiles, part)
     gb = activations + 16e-9 * steps.params + (0.5 if steps.device.type == "cpu" else 0.0)    # Adam has 16 bytes each
-    forward = step if steps.optimizer is None else min(steps.timed(steps.look, batch) for _ in range(2)) / tiles
-    return {"step": step + quadratic(steps, batch, most - tiles), "forward": forward, "tiles": tiles,
+    forward = step if steps.optimizer is None else min(steps.timed(steps.look, batch) for _ in range(2 - is_short)) / tiles
+    again = forward if part < most and in_a_part(steps, batch, tiles) == tiles else 0.0    # of parts, in backward
+    return {"step": step + again + quadratic(steps, batch, most - tiles), "forward": forward, "tiles": tiles,
             "gb": gb, "params": steps.params}
+
+
+def in_a_part(steps, batch, tiles):
+    """Of so many tiles, those whose activations are there at a time: all, or a part of a large pool of OmniSat's."""
+    if not hasattr(steps.model, "tiles_in_a_part"):
+        return tiles
+    rows, columns = steps.model.grid(batch)
+    return min(tiles, steps.model.tiles_in_a_part(tiles, rows * columns))
 
 
 def quadratic(steps, batch, more):
@@ -180,7 +190,7 @@ def measure(asked, emit):
             dataset, items, seconds = some_tiles(work, root)
             read.setdefault(" ".join([work.dataset, *work.keys()]), seconds)
             steps = Steps(work, dataset, items, device)
-            found = measured(steps, max(0.3, left))
+            found = measured(steps, max(LEAST, left))
             if work.mode == "fit":
                 found["fit"] = fitting(steps, steps.batch(AT_LEAST))
             emit({"name": work.name(), **found})

@@ -20,7 +20,7 @@ from tables.text import as_text
 from utils.errors import UserError
 from utils.files import walk, written_whole
 
-TILES = {"train": 10, "test": 4}    # simulated for the calibration
+TILES, LARGE = {"train": 10, "test": 4}, {"train": 2, "test": 1}    # simulated for the calibration; at full size
 WRITERS = {"treesatai": write_treesatai, "pastis-hd": write_pastis, "flair": write_flair}
 REAL_SIDE = {"pastis-hd": 128}      # pixels, where simulated tiles are smaller than the release's
 
@@ -41,7 +41,8 @@ def calibration_of(commands, machine, jobs):
     classifies = any(job.kind == "probe" for job in jobs) and not known["classify"]
     if not works and not classifies:
         return known
-    print(f"calibration: {len(works)} kinds of steps on a few tiles, about {SECONDS // 60} minutes; kept in {path}",
+    print(f"calibration: {len(works)} kinds of steps on a few tiles, about {SECONDS // 60} minutes, more where one step "
+          f"takes seconds; kept in {path}",
           file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         roots, found = tiles_for(costs, {work.dataset for work in works}, folder)
@@ -70,15 +71,15 @@ def tiles_for(costs, datasets, folder):
             roots[dataset], found["disk"][name] = str(real), size_of(real)
             continue
         if name not in found["generate"]:
-            words, side = commands.demo.data[name] if commands.demo else [], {}
+            words, side, tiles = commands.demo.data[name] if commands.demo else [], {}, TILES if commands.demo else LARGE
             if "--side" in words:
                 side["side"] = int(words[words.index("--side") + 1])
             elif not commands.demo and name in REAL_SIDE:
                 side["side"] = REAL_SIDE[name]
             start = time.perf_counter()
-            quietly(WRITERS[name], root, **TILES, **side)
-            found["generate"][name] = (time.perf_counter() - start) / sum(TILES.values())
-            found["disk"][name] = size_of(root) / sum(TILES.values()) * sum(costs.tiles(dataset).values())
+            quietly(WRITERS[name], root, **tiles, **side)
+            found["generate"][name] = (time.perf_counter() - start) / sum(tiles.values())
+            found["disk"][name] = size_of(root) / sum(tiles.values()) * sum(costs.tiles(dataset).values())
         roots[dataset] = str(root)
     return roots, found
 

@@ -165,7 +165,8 @@ def test_without_published_weights_a_row_says_where_they_belong(elsewhere, monke
     write_row(elsewhere / "results" / "table2.csv", rows[0] | {"status": "ok"}, {"classes": [], "tp": []})
     assert sorted(row["status"] == "ok"
                   for row in read_rows(elsewhere / "results" / "table2.csv")) == [False] * 5 + [True]
-    assert "weights/resnet50" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "weights/resnet50" in error and ", and 3 more: weights-missing: " in error
 
 
 def test_a_cell_of_two_tables_is_trained_once(elsewhere, capfd):
