@@ -69,7 +69,7 @@ def command_line():
                            help="processes of each pretraining, one a GPU; every other job has one (default: 1)")
     arguments.add_argument("--plan", action="store_true",
                            help="print what is left to do and what it costs on this machine, and stop; what a tile "
-                                "takes is measured first, in two minutes, and kept")
+                                "takes is measured first, in some minutes, and kept")
     arguments.add_argument("--status", action="store_true",
                            help="print what the drivers of this table are at, and stop")
     arguments.add_argument("--data", metavar="DIR",

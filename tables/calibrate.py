@@ -1,4 +1,4 @@
-"""What a tile takes on this machine: each kind of training step measured on a few tiles, two minutes in all.
+"""What a tile takes on this machine: each kind of training step measured on a few tiles, in two minutes if it can.
 
     python -m tables.calibrate < asked.json > measured.jsonl     # as run_tables.sh --plan starts it, once a place
 

@@ -106,7 +106,7 @@ def test_kills_at_random_moments(tmp_path):
 
 def test_one_of_two_processes_dies_and_torchrun_starts_them_again(data, tmp_path):
     """--max-restarts goes on from the last checkpoint, to the weights of an undisturbed run without torchrun."""
-    options = [*SMALL, *MODEL, "--data-root", str(data), "--save-minutes", "0", "--epochs", "6", "--workers", "1"]
+    options = [*SMALL, *MODEL, "--data-root", str(data), "--save-minutes", "0", "--epochs", "4", "--workers", "1"]
     outputs = tmp_path / "whole", tmp_path / "restarted"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=2",
                 "pretrain.py"]
