@@ -7,9 +7,11 @@ are timed after one that is not; as many tiles are taken at once as the time all
 more tiles would add by the contrastive loss, which grows with their square, is measured by itself. Nothing is compiled.
 """
 import json
+import platform
 import sys
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -197,7 +199,16 @@ def measure(asked, emit):
         except (UserError, RuntimeError, ValueError) as error:
             emit({"name": work.name(), "failed": str(error).splitlines()[0]})
     emit({"read": read, "classify": classifying(64) if asked["classifies"] else 0.0,
-          "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"})
+          "device": name_of(device)})
+
+
+def name_of(device):
+    """Of the GPU, or of the processor (Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main():

@@ -20,7 +20,7 @@ from tables.text import as_text
 from utils.errors import UserError
 from utils.files import walk, written_whole
 
-TILES, LARGE = {"train": 10, "test": 4}, {"train": 2, "test": 1}    # simulated for the calibration; at full size
+TILES, LARGE = {"train": 10, "test": 4}, {"train": 2, "test": 1}    # simulated for the calibration; where they are large
 WRITERS = {"treesatai": write_treesatai, "pastis-hd": write_pastis, "flair": write_flair}
 REAL_SIDE = {"pastis-hd": 128}      # pixels, where simulated tiles are smaller than the release's
 
@@ -71,11 +71,11 @@ def tiles_for(costs, datasets, folder):
             roots[dataset], found["disk"][name] = str(real), size_of(real)
             continue
         if name not in found["generate"]:
-            words, side, tiles = commands.demo.data[name] if commands.demo else [], {}, TILES if commands.demo else LARGE
+            words, side, tiles = commands.demo.data[name] if commands.demo else [], {}, TILES
             if "--side" in words:
                 side["side"] = int(words[words.index("--side") + 1])
             elif not commands.demo and name in REAL_SIDE:
-                side["side"] = REAL_SIDE[name]
+                side["side"], tiles = REAL_SIDE[name], LARGE
             start = time.perf_counter()
             quietly(WRITERS[name], root, **tiles, **side)
             found["generate"][name] = (time.perf_counter() - start) / sum(tiles.values())
@@ -189,7 +189,7 @@ def plan_text(planned, costs, machine, done):
     each = "a GPU" if machine.gpus else f"{max(1, machine.cores // machine.places)} of {machine.cores} cores"
     learned = costs.learned.get(None)
     text = [f"{len(planned)} jobs to do{f', {done} done' if done else ''}; {machine.places} at a time, each on {each} "
-            f"({known['device']}, {platform.machine()})",
+            f"({known['device']})",
             as_text(*header),
             f"in all {hours([sum(costs.seconds(job)[end] for job in planned) for end in (0, 1)])} hours of jobs, "
             f"{hours(spans)} hours on this machine, {gigabytes(disk(planned, costs))} GB of checkpoints; tiles take "
