@@ -1,9 +1,10 @@
-"""Python processes that tests start, as forks of the tests' own, which has torch and the rest loaded: 5 seconds less.
+"""Python processes that tests start, as forks of the tests' own, which has torch and the rest loaded.
 
-A fork forgets what the tests have of the project, of standard output, signals and warnings. It then runs its script,
-module or text from the start, as a process of its own with its own folder, environment and exit code. Torchrun, which
-has threads when it starts its processes, remains a new process. So does all where torch has more than one thread, as
-OpenMP's threads do not outlive a fork: `OMP_NUM_THREADS=2 bash run_tests.sh` forks nothing.
+That spares each five seconds. A fork forgets what the tests have of the project, of standard output, signals and
+warnings. It then runs its script, module or text from the start, as a process of its own with its own folder,
+environment and exit code. Torchrun, which has threads when it starts its processes, remains a new process. So does all
+where torch has more than one thread, as OpenMP's threads do not outlive a fork: `OMP_NUM_THREADS=2 bash run_tests.sh`
+forks nothing.
 """
 import atexit
 import importlib
@@ -14,6 +15,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import sysconfig
 import traceback
 import types
 import warnings
@@ -91,7 +93,7 @@ def forget_the_tests(cwd, env):
 
 def is_installed(path):
     """Whether it is of Python or of a package, not of the project, nor of a copy of it."""
-    return "site-packages" in path or path.startswith((sys.prefix, sys.base_prefix))
+    return path.startswith(sysconfig.get_path("stdlib")) or "site-packages" in path or "dist-packages" in path
 
 
 def run_as_main(words):
