@@ -256,12 +256,12 @@ def compiler(monkeypatch):
     pytest.param("inductor", [(5, None, 3)],
                  marks=pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")),
     ("eager", [(5, None, 3), (3, 2, 4)])])
-def test_compiled_steps_are_the_same(backend, pools, compiler, monkeypatch):
+@torch._dynamo.config.patch(automatic_dynamic_shapes=False)    # whose algebra takes a minute
+def test_compiled_steps_are_the_same(backend, pools, compiler):
     """What is compiled has forms of its own; tiles, parts and targets may change, which is all traced again. The names
     of the weights do not. An image, a series and one block: nearly all of the time is the compiler's.
     """
     compiler(backend)
-    monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)    # whose algebra takes a minute
     model = build([VHR, S2], depth=1)
     compiled = copy.deepcopy(model)
     compiled.compile_networks()
