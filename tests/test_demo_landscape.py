@@ -2,7 +2,7 @@
 import hashlib
 import json
 import re
-from datetime import date
+from datetime import date, datetime
 
 import numpy as np
 import pytest
@@ -126,7 +126,7 @@ def test_pastis_metadata(pastis, patches, tmp_path):
             assert list(days) != sorted(days, key=int)
             days = [days[str(t)] for t in range(len(days))]
             assert days == sorted(days) and len(set(days)) == len(days)
-            first, last = (date.fromisoformat(str(days[t])) for t in (0, -1))
+            first, last = (datetime.strptime(str(days[t]), "%Y%m%d").date() for t in (0, -1))
             assert date(2018, 9, 1) <= first < last < date(2019, 12, 1)
             assert seen.setdefault((properties["TILE"], key), days) == days
             assert len(days) == length[properties["TILE"]] if key == "S2" else 65 <= len(days) <= 70

@@ -24,8 +24,8 @@ BLOCK = 10                                             # ground map values of 1 
 NODATA, VOID = -10000, 19
 CROPS = {"meadow": (1, .22), "wheat": (2, .16), "corn": (3, .15), "rapeseed": (5, .11), "sunflower": (7, .09),
          "grapevine": (8, .10), "beet": (9, .09), "orchard": (16, .08)}    # class, how often it is drawn
-REGIONS = (("t30uxv", "20180924", "20191019", 43), ("t31tfj", "20180917", "20191027", 61),    # first and last date, T
-           ("t31tfm", "20180920", "20191025", 46), ("t32ulu", "20180917", "20191012", 38))
+REGIONS = (("t30uxv", "2018-09-24", "2019-10-19", 43), ("t31tfj", "2018-09-17", "2019-10-27", 61),
+           ("t31tfm", "2018-09-20", "2019-10-25", 46), ("t32ulu", "2018-09-17", "2019-10-12", 38))    # first, last, T
 MOST = 4 * 541                                         # patches: ids of a region lie in a range of 541
 
 
