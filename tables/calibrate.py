@@ -133,7 +133,8 @@ def measured(steps, seconds):
     step, part = min(step[1:] or step) / tiles, in_a_part(steps, batch, most)
     activations = (memory(steps.device, peak=True) - before) * part / min(tiles, part)
     gb = activations + 16e-9 * steps.params + (0.5 if steps.device.type == "cpu" else 0.0)    # Adam has 16 bytes each
-    forward = step if steps.optimizer is None else min(steps.timed(steps.look, batch) for _ in range(2 - is_short)) / tiles
+    looks = 0 if steps.optimizer is None else 2 - is_short
+    forward = min(steps.timed(steps.look, batch) for _ in range(looks)) / tiles if looks else step
     again = forward if part < most and in_a_part(steps, batch, tiles) == tiles else 0.0    # of parts, in backward
     return {"step": step + again + quadratic(steps, batch, most - tiles), "forward": forward, "tiles": tiles,
             "gb": gb, "params": steps.params}

@@ -20,7 +20,7 @@ from tables.text import as_text
 from utils.errors import UserError
 from utils.files import walk, written_whole
 
-TILES, LARGE = {"train": 10, "test": 4}, {"train": 2, "test": 1}    # simulated for the calibration; where they are large
+TILES, LARGE = {"train": 10, "test": 4}, {"train": 2, "test": 1}    # simulated for the calibration; of large ones
 WRITERS = {"treesatai": write_treesatai, "pastis-hd": write_pastis, "flair": write_flair}
 REAL_SIDE = {"pastis-hd": 128}      # pixels, where simulated tiles are smaller than the release's
 
@@ -41,9 +41,8 @@ def calibration_of(commands, machine, jobs):
     classifies = any(job.kind == "probe" for job in jobs) and not known["classify"]
     if not works and not classifies:
         return known
-    print(f"calibration: {len(works)} kinds of steps on a few tiles, about {SECONDS // 60} minutes, more where one step "
-          f"takes seconds; kept in {path}",
-          file=sys.stderr, flush=True)
+    print(f"calibration: {len(works)} kinds of steps on a few tiles, about {SECONDS // 60} minutes, more where a step "
+          f"takes seconds; kept in {path}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         roots, found = tiles_for(costs, {work.dataset for work in works}, folder)
         found |= measure(works, roots, machine, classifies)
